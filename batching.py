@@ -2,9 +2,9 @@
 
     minibatches = collate(run, samples)                         # of Tokens: all that the loss needs
 
-    shares = share(lengths, ranks=8)                            # its parts: which sequences each rank trains on,
-    parts = cut(lengths, budget=16384, packed=False, parts=1)   # which of them go through the model together,
-    batch = lay_out(prompts, responses, packed=False, device)   # their input tensors
+    shares = share(lengths, groups, ranks=8)                    # its parts: which sequences each rank trains on,
+    parts = cut(lengths, groups=groups, budget=16384, ...)      # which of them go through the model together,
+    batch = lay_out(prompts, responses, layout="padded", ...)   # their input tensors
 
 Every rank must run the same number of micro-batches (their collectives pair up), so `cut` can be asked for a number of
 parts. Masks come from lengths, never from token ids: the pad token may be the end token too.
@@ -14,6 +14,7 @@ import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 
@@ -83,11 +84,17 @@ def collate(run: Run, samples: list[Sample]) -> list[list[Tokens]]:
     out: list[list[Tokens]] = []
     for minibatch in minibatches:
         lengths = [len(row.prompt) + len(row.response) for row in minibatch]
-        shares = share(lengths, run.plan.processes)
+        groups = group_numbers(minibatch) if run.layout == "by_sequence" else list(range(len(minibatch)))
+        shares = share(lengths, groups, run.plan.processes)
 
-        def cuts(chosen: list[int], parts: int, lengths: list[int] = lengths) -> list[list[int]]:
-            of_chosen = [lengths[i] for i in chosen]
-            found = cut(of_chosen, budget=cfg.micro_batch_tokens, packed=run.packed, parts=parts)
+        def cuts(chosen: list[int], parts: int, lengths: list[int] = lengths, groups: list[int] = groups):
+            found = cut(
+                [lengths[i] for i in chosen],
+                groups=[groups[i] for i in chosen],
+                budget=cfg.micro_batch_tokens,
+                padded=run.layout != "packed",
+                parts=parts,
+            )
             return [[chosen[i] for i in part] for part in found]
 
         most = max(len(cuts(chosen, 1)) for chosen in shares)
@@ -95,6 +102,14 @@ def collate(run: Run, samples: list[Sample]) -> list[list[Tokens]]:
         parts = cuts(shares[run.plan.rank], most)
         out.append([tokens_of(run, [minibatch[i] for i in part], tokens) for part in parts])
     return out
+
+
+def group_numbers(rows: Sequence[TokenRow]) -> list[int]:
+    """For each row the number of the run of equal prompts that it is in. Example: prompts A, A, B, A -> 0, 0, 1, 2."""
+    numbers = [0]
+    for before, row in pairwise(rows):
+        numbers.append(numbers[-1] + (row.prompt != before.prompt))
+    return numbers
 
 
 def tokens_of(run: Run, rows: list[TokenRow], tokens_of_update: int) -> Tokens:
@@ -110,7 +125,7 @@ def tokens_of(run: Run, rows: list[TokenRow], tokens_of_update: int) -> Tokens:
     )
     prompts, responses = [row.prompt.tolist() for row in rows], [row.response.tolist() for row in rows]
     return Tokens(
-        batch=lay_out(prompts, responses, packed=run.packed, device=device),
+        batch=lay_out(prompts, responses, layout=run.layout, device=device),
         lengths=lengths,
         advantages=torch.tensor([row.advantage for row in rows], device=device).repeat_interleave(lengths),
         weights=weights,
@@ -118,25 +133,28 @@ def tokens_of(run: Run, rows: list[TokenRow], tokens_of_update: int) -> Tokens:
     )
 
 
-def cut(lengths: Sequence[int], *, budget: int, packed: bool, parts: int) -> list[list[int]]:
-    """Indices of `lengths` in micro-batches: at least `parts` of them, each within `budget` tokens, padding included.
+def cut(lengths: Sequence[int], *, groups: Sequence[int], budget: int, padded: bool, parts: int) -> list[list[int]]:
+    """Indices of `lengths` in micro-batches: at least `parts` of them, each within `budget` tokens.
 
-    Sorted by length, so that little is padded; the longest first, so that running out of memory shows at once. A
-    sequence longer than the budget gets a micro-batch of its own. Asking for more parts than there are sequences is an
-    error of the caller.
+    Sorted by length, so that little is padded, but a group (of `groups`, a number for each sequence) stays together;
+    the longest first, so that running out of memory shows at once. A sequence longer than the budget gets a micro-batch
+    of its own. Asking for more parts than there are sequences is an error of the caller.
     """
     assert parts <= len(lengths), f"{parts} micro-batches cannot be made of {len(lengths)} sequences"
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # stable: the same cut on every run
+    longest: dict[int, int] = {}
+    for group, length in zip(groups, lengths, strict=True):
+        longest[group] = max(length, longest.get(group, 0))
+    # Ties by number: the same cut on every run.
+    order = sorted(range(len(lengths)), key=lambda i: (-longest[groups[i]], groups[i], -lengths[i], i))
     cuts: list[list[int]] = []
-    tokens = 0
+    width = tokens = 0
     for i in order:
-        # Unpacked, a part is as wide as its first, longest sequence.
-        cost = lengths[i] if packed else lengths[cuts[-1][0]] if cuts else lengths[i]
-        if not cuts or tokens + cost > budget:
+        width = max(width, lengths[i])
+        if not cuts or (width * (len(cuts[-1]) + 1) if padded else tokens + lengths[i]) > budget:
             cuts.append([])
-            tokens, cost = 0, lengths[i]
+            width, tokens = lengths[i], 0
         cuts[-1].append(i)
-        tokens += cost
+        tokens += lengths[i]
     while len(cuts) < parts:  # halve the largest until every rank has as many as the busiest one
         k = max(range(len(cuts)), key=lambda k: len(cuts[k]))
         middle = len(cuts[k]) // 2
@@ -144,54 +162,82 @@ def cut(lengths: Sequence[int], *, budget: int, packed: bool, parts: int) -> lis
     return cuts
 
 
-def share(lengths: Sequence[int], ranks: int) -> list[list[int]]:
+def share(lengths: Sequence[int], groups: Sequence[int], ranks: int) -> list[list[int]]:
     """Indices of `lengths` for each rank: as many sequences for each, and about as many tokens.
 
-    Dealt out from the longest to the shortest, to and fro (ranks 0, 1, 1, 0, 0, 1, ...): no two ranks differ by more
-    tokens than the longest sequence has more than the shortest. `ranks` divides the number of sequences.
+    Whole groups (of `groups`, a number for each sequence) where they are equally large and can be dealt out evenly,
+    else single sequences. Dealt out from the most tokens to the fewest, to and fro (ranks 0, 1, 1, 0, 0, 1, ...): no
+    two ranks differ by more tokens than the largest has more than the smallest. `ranks` divides the number of
+    sequences.
     """
     assert len(lengths) % ranks == 0, f"{len(lengths)} sequences cannot be dealt out evenly to {ranks} ranks"
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # stable: the same on every rank
+    of_group: dict[int, list[int]] = {}
+    for i, group in enumerate(groups):
+        of_group.setdefault(group, []).append(i)
+    units = list(of_group.values())
+    if len(units) % ranks or len({len(unit) for unit in units}) > 1:
+        units = [[i] for i in range(len(lengths))]
+    tokens = [sum(lengths[i] for i in unit) for unit in units]
+    order = sorted(range(len(units)), key=lambda u: -tokens[u])  # stable: the same on every rank
     shares: list[list[int]] = [[] for _ in range(ranks)]
-    for k, i in enumerate(order):
+    for k, u in enumerate(order):
         turn, place = divmod(k, ranks)
-        shares[place if turn % 2 == 0 else ranks - 1 - place].append(i)
+        shares[place if turn % 2 == 0 else ranks - 1 - place] += units[u]
     return shares
 
 
 def lay_out(
-    prompts: Sequence[list[int]], responses: Sequence[list[int]], *, packed: bool, device: torch.device
+    prompts: Sequence[list[int]], responses: Sequence[list[int]], *, layout: str, device: torch.device
 ) -> MicroBatch:
     """Input tensors of sequences prompt + response; the response tokens of all of them, one after another, are the
-    targets."""
-    rows = [p + r for p, r in zip(prompts, responses, strict=True)]
-    width = max(map(len, rows))
-    starts, offset = [], 0  # flat position of each row's first token
-    for row in rows:
-        starts.append(offset)
-        offset += len(row) if packed else width
-    predictors = torch.cat(
-        [
-            torch.arange(start + len(p) - 1, start + len(p) + len(r) - 1)
-            for start, p, r in zip(starts, prompts, responses, strict=True)
-        ]
-    )
-    targets = torch.tensor([token for r in responses for token in r])
-    if packed:
-        input_ids = torch.tensor([token for row in rows for token in row])[None]  # (1, total)
-        position_ids = torch.cat([torch.arange(len(row)) for row in rows])[None]  # restarts mark the sequences
-        attention_mask = None
-    else:
-        lengths = torch.tensor([len(row) for row in rows])
-        attention_mask = (torch.arange(width) < lengths[:, None]).long()  # (N, L)
-        position_ids = torch.arange(width).expand(len(rows), width)
-        input_ids = torch.zeros(len(rows), width, dtype=torch.long)
-        for i, row in enumerate(rows):
-            input_ids[i, : len(row)] = torch.tensor(row)
+    targets. The last token of a response predicts nothing and is no input.
+
+    padded: (N, L), for any attention. packed: end to end, for an attention that finds the sequences by their positions.
+    by_sequence: end to end, for policy.attention_by_sequence; a prompt that follows itself is laid out once.
+    """
+    inputs = [r[:-1] for r in responses]
+    width = max(len(p) + len(r) for p, r in zip(prompts, inputs, strict=True))
+    pieces: list[list[int]] = []  # tokens, in order
+    starts: list[int] = []  # position of each piece in its sequence
+    places: list[torch.Tensor] = []  # (length,) flat position of each token of a sequence
+    end = 0
+    for i, (p, r) in enumerate(zip(prompts, inputs, strict=True)):
+        if layout == "by_sequence" and i and p == prompts[i - 1]:
+            of_prompt = places[-1][: len(p)]
+        else:
+            of_prompt = torch.arange(end, end + len(p))
+            end += len(p)
+            pieces.append(p)
+            starts.append(0)
+        places.append(torch.cat([of_prompt, torch.arange(end, end + len(r))]))
+        end += len(r)
+        pieces.append(r)
+        starts.append(len(p))
+        if layout == "padded":
+            pieces.append([0] * ((i + 1) * width - end))
+            starts.append(len(p) + len(r))
+            end = (i + 1) * width
+    shape = (len(inputs), width) if layout == "padded" else (1, end)
+    input_ids = torch.tensor([token for piece in pieces for token in piece]).view(shape)
+    position_ids = torch.cat([torch.arange(s, s + len(piece)) for s, piece in zip(starts, pieces, strict=True)])
+    predictors = torch.cat([place[len(p) - 1 :] for p, place in zip(prompts, places, strict=True)])
+    attention_mask = sequences = first = None
+    if layout == "padded":
+        lengths = torch.tensor([len(place) for place in places])
+        attention_mask = (torch.arange(width) < lengths[:, None]).long()
+    elif layout == "by_sequence":
+        sequences = torch.nn.utils.rnn.pad_sequence(places, batch_first=True)  # (N, L)
+        first = torch.empty(end, dtype=torch.long)
+        for i in reversed(range(len(places))):
+            first[places[i]] = torch.arange(i * width, i * width + len(places[i]))
+    tensors = (attention_mask, sequences, first)
+    mask, sequences, first = (None if t is None else t.to(device) for t in tensors)
     return MicroBatch(
         input_ids=input_ids.to(device),
-        attention_mask=None if attention_mask is None else attention_mask.to(device),
-        position_ids=position_ids.to(device),
+        attention_mask=mask,
+        position_ids=position_ids.view(shape).to(device),
         predictors=predictors.to(device),
-        targets=targets.to(device),
+        targets=torch.tensor([token for r in responses for token in r]).to(device),
+        sequences=sequences,
+        places=first,
     )

@@ -12,8 +12,8 @@ GPU runs.
 
 Left out: tensor and context parallelism of the trainer, LoRA, quantised training.
 
-Axes: N sequences, L positions of the longest, H hidden size, V vocabulary rows, T response tokens of all sequences,
-flat.
+Axes: N sequences, L positions of the longest, P positions packed without padding, H hidden size, V vocabulary rows,
+T response tokens of all sequences, flat.
 """
 
 import copy
@@ -37,6 +37,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from bandpo.logprobs import token_logprobs
 
@@ -49,8 +50,9 @@ class PolicyOptions:
 
     sharding: str  # none | ddp | fsdp2
     precision: str  # float32 | bfloat16: of the forward and backward; master weights are float32
-    attention: str  # a transformers attn_implementation
+    attention: str  # a transformers attn_implementation, or sdpa_by_sequence
     gradient_checkpointing: bool
+    compile: bool  # torch.compile of every decoder layer
     temperature: float
     vocab_size: int  # tokens of the tokenizer; head rows beyond are masked
     chunk_tokens: int  # response tokens whose logits exist at a time
@@ -61,11 +63,49 @@ class PolicyOptions:
 class MicroBatch:
     """Sequences that go through the model together, and where their response tokens are."""
 
-    input_ids: torch.Tensor  # (N, L) right-padded, or (1, total) packed
+    input_ids: torch.Tensor  # (N, L) right-padded, or (1, P) packed: no padding
     attention_mask: torch.Tensor | None  # (N, L) 1 = token; None when packed
-    position_ids: torch.Tensor  # (N, L), from 0 in every sequence
-    predictors: torch.Tensor  # (T,) flat positions in (N, L) whose output predicts each response token
+    position_ids: torch.Tensor  # of the shape of input_ids, from 0 in every sequence
+    predictors: torch.Tensor  # (T,) flat positions in input_ids whose output predicts each response token
     targets: torch.Tensor  # (T,) the response tokens
+    sequences: torch.Tensor | None = None  # (N, L) packed positions of each sequence, for attention; any past its end
+    places: torch.Tensor | None = None  # (P,) flat position in `sequences` of each packed position
+
+
+def attention_by_sequence(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    *,
+    sequences: torch.Tensor,
+    places: torch.Tensor,
+    sliding_window: int | None = None,
+    **settings: Any,
+) -> tuple[torch.Tensor, None]:
+    """Packed positions (1, heads, P, d) laid out as sequences for PyTorch's attention, and back: (1, P, heads, d).
+
+    Everything else of a layer, nearly all of its work, sees no padding, and a prompt once for all its samples. Padding
+    is on the right, where a causal sequence does not look.
+    """
+
+    def laid_out(states: torch.Tensor) -> torch.Tensor:
+        # An embedding lookup is an index whose backward is fast on a CPU too.
+        rows = nn.functional.embedding(sequences, states[0].transpose(0, 1).flatten(1))  # (N, L, heads * d)
+        return rows.unflatten(-1, states.shape[1::2]).transpose(1, 2)  # (N, heads, L, d)
+
+    mask = None
+    if sliding_window is not None and sequences.shape[1] > sliding_window:
+        position = torch.arange(sequences.shape[1], device=query.device)
+        distance = position[:, None] - position
+        mask = (distance >= 0) & (distance < sliding_window)
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    out, _ = sdpa(module, laid_out(query), laid_out(key), laid_out(value), mask, **settings)  # (N, L, heads, d)
+    return nn.functional.embedding(places, out.flatten(0, 1).flatten(1)).unflatten(-1, out.shape[2:])[None], None
+
+
+AttentionInterface.register("sdpa_by_sequence", attention_by_sequence)
 
 
 class LogprobModel(nn.Module):
@@ -83,13 +123,15 @@ class LogprobModel(nn.Module):
         """(T,) float32 log-probs at the sampling temperature, with gradient; (T,) float32 entropy in nats, without."""
         # Sharded parameters come in the compute precision already; whole ones stay float32 and are cast per operation.
         cast = self.options.precision == "bfloat16" and self.options.sharding != "fsdp2"
+        by_sequence = {} if batch.sequences is None else {"sequences": batch.sequences, "places": batch.places}
         with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=cast):
             hidden = self.causal_lm.get_decoder()(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
                 position_ids=batch.position_ids,
                 use_cache=False,
-            ).last_hidden_state  # (N, L, H)
+                **by_sequence,
+            ).last_hidden_state  # (N, L, H), or (1, P, H) packed
             return token_logprobs(
                 hidden.flatten(0, 1)[batch.predictors],
                 self.causal_lm.get_output_embeddings().weight,
@@ -130,6 +172,9 @@ class Policy:
             for module in causal_lm.modules():
                 if isinstance(module, nn.Dropout):
                     module.p = 0.0
+        if options.compile:
+            for layer in _decoder_layers(causal_lm):
+                layer.compile(dynamic=True)  # micro-batches differ in length
         model: nn.Module = LogprobModel(causal_lm, options)
         if options.sharding == "fsdp2":
             _fully_shard(model, causal_lm, options, accelerator)
@@ -270,15 +315,19 @@ def _fully_shard(model: nn.Module, causal_lm: Any, options: PolicyOptions, accel
     dtype = getattr(torch, options.precision)
     mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) if dtype != torch.float32 else None
     settings: dict[str, Any] = {"mesh": mesh, **({"mp_policy": mixed} if mixed else {})}
-    layer_names = set(causal_lm._no_split_modules or [])
-    layers = [module for module in causal_lm.modules() if type(module).__name__ in layer_names]
-    if not layers:
-        raise RuntimeError(f"{type(causal_lm).__name__} names no layer class to shard (_no_split_modules is empty)")
-    for layer in layers:
+    for layer in _decoder_layers(causal_lm):
         fully_shard(layer, reshard_after_forward=True, **settings)
     # The rest is resharded as well, so that between phases every parameter is a DTensor that can be gathered by name.
     fully_shard(model, reshard_after_forward=True, **settings)
     assert isinstance(model, FSDPModule)
+
+
+def _decoder_layers(causal_lm: Any) -> list[nn.Module]:
+    names = set(causal_lm._no_split_modules or [])
+    layers = [module for module in causal_lm.modules() if type(module).__name__ in names]
+    if not layers:
+        raise RuntimeError(f"{type(causal_lm).__name__} names no layer class to shard (_no_split_modules is empty)")
+    return layers
 
 
 def _bytes(size: float) -> str:

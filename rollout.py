@@ -18,7 +18,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -140,17 +140,16 @@ class VllmEngine:
             raise RuntimeError("the engine must be built after Accelerator(), which starts the process group")
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # same process: weights are handed over by reference
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        if not device.startswith("cuda"):  # vLLM would compile a helper for ten seconds to gain nothing on a CPU
-            torch._dynamo.config.disable = True
         self.on_gpu = device.startswith("cuda")
         memory: dict[str, Any] = (
             {"gpu_memory_utilization": options.memory_share, "enable_sleep_mode": True}
             if self.on_gpu
-            # The CPU build has no sleep mode, and its default cache would take most of the machine's memory.
-            else {"kv_cache_memory_bytes": int(options.cpu_cache_gib * 2**30), "enforce_eager": True}
+            # The CPU build has no sleep mode, its default cache would take most of the machine's memory, and its
+            # attention computes whole blocks, by default of 128 tokens: smaller ones are faster.
+            else {"kv_cache_memory_bytes": int(options.cpu_cache_gib * 2**30), "enforce_eager": True, "block_size": 32}
         )
         logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # says that a CPU has no Triton
-        with torch.random.fork_rng(), warnings.catch_warnings():
+        with torch.random.fork_rng(), warnings.catch_warnings(), self._uncompiled():
             warnings.simplefilter("ignore", FutureWarning)  # vLLM's own imports
             from vllm import LLM
 
@@ -198,7 +197,7 @@ class VllmEngine:
         found: dict[str, tuple[int, int]] = {}  # request id -> (prompt index, sample index)
         results: list[list[Any]] = [[None] * len(row) for row in seeds]
         # Every rank of a tensor-parallel group must draw alike; the caller's own random state is not to be moved.
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), self._uncompiled():
             torch.manual_seed(seeds[0][0] if seeds and seeds[0] else 0)
             for i, (prompt, row) in enumerate(zip(prompts, seeds, strict=True)):
                 for j, seed in enumerate(row):
@@ -233,6 +232,10 @@ class VllmEngine:
             finally:  # an interrupt leaves no request behind for the next call
                 engine.abort_request(list(found))
         return results
+
+    def _uncompiled(self) -> AbstractContextManager[None]:
+        """On a CPU vLLM would compile a helper for ten seconds to gain nothing; the trainer may still compile."""
+        return nullcontext() if self.on_gpu else torch._dynamo.config.patch(disable=True)
 
     def _completion(self, output: Any, i: int, j: int) -> Completion:
         token_ids, logprobs = list(output.token_ids), list(output.logprobs.logprobs)

@@ -65,8 +65,8 @@ FREE_KEYS = {
         "keep_best",
     ),
     *("on_save_failure", "max_skipped", "mismatch_limit", "micro_batch_tokens", "logprob_chunk_tokens", "packing"),
-    *("attention", "gradient_checkpointing", "sharding", "tensor_parallel", "trust_remote_code", "samples_logged"),
-    "plots",
+    *("attention", "gradient_checkpointing", "compile", "sharding", "tensor_parallel", "trust_remote_code"),
+    *("samples_logged", "plots"),
     *("engine_memory_share", "engine_cpu_cache_gib", "engine_max_sequences", "verifier_workers", "verifier_memory_gib"),
 }
 
@@ -167,7 +167,7 @@ class Run:
             cfg.precision == "auto" and self.on_gpu and torch.cuda.is_bf16_supported()
         )
         self.precision = "bfloat16" if bf16 else "float32"
-        self.attention, self.packed = _attention(cfg)
+        self.attention, self.layout = _attention(cfg)
         self.step = 0
         self.tokens_seen = 0
         self.saved_step = 0  # nothing to save before the first step
@@ -334,15 +334,18 @@ class Run:
         return Sampling(cfg.temperature, cfg.top_p, cfg.top_k, cfg.max_response_tokens, self.task.stop_token_ids)
 
 
-def _attention(cfg: Config) -> tuple[str, bool]:
-    """The attention kernel, and whether sequences are packed."""
+def _attention(cfg: Config) -> tuple[str, str]:
+    """The attention kernel, and how sequences are laid out for it (batching.lay_out)."""
     name = cfg.attention
     if name == "auto":
         from transformers.utils.import_utils import is_flash_attn_2_available
 
         name = "flash_attention_2" if torch.cuda.is_available() and is_flash_attn_2_available() else "sdpa"
-    packed = name.startswith("flash") if cfg.packing == "auto" else cfg.packing == "on"
-    return name, packed
+    if cfg.packing == "off":
+        return name, "padded"
+    if name == "sdpa":
+        return "sdpa_by_sequence", "by_sequence"
+    return name, "packed" if name.startswith("flash") or cfg.packing == "on" else "padded"
 
 
 def _random_state() -> dict[str, Any]:
@@ -424,6 +427,7 @@ def _load_policy(run: Run, path: str) -> None:
         precision=run.precision,
         attention=run.attention,
         gradient_checkpointing=cfg.gradient_checkpointing,
+        compile=cfg.compile,
         temperature=cfg.temperature,
         vocab_size=run.task.vocab_size,
         chunk_tokens=cfg.logprob_chunk_tokens,
@@ -435,7 +439,7 @@ def _load_policy(run: Run, path: str) -> None:
         lr=cfg.lr,
         betas=(cfg.adam_beta1, cfg.adam_beta2),
         weight_decay=cfg.weight_decay,
-        fused=run.on_gpu,
+        fused=True,
     )
     if cfg.kl_coef > 0:  # the model started from, also in a resumed run
         run.reference = Policy.load(cfg.model, options, run.accelerator, trainable=False)

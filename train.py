@@ -416,8 +416,8 @@ def step_metrics(
     # Log of trainer over sampler; of the first minibatch alone with old_policy: sampler. Double: it is about rounding.
     gap = torch.cat(gaps).double()
     groups = [samples[i : i + cfg.samples_per_prompt] for i in range(0, len(samples), cfg.samples_per_prompt)]
-    lengths = [len(s.completion.token_ids) for s in samples]
-    shapes = [tokens.batch.input_ids.numel() for tokens in flat]
+    masks = [tokens.batch.attention_mask for tokens in flat]  # None: no padding
+    slots = [tokens.batch.input_ids.numel() for tokens in flat]
     reasons = ("timeout", "crash", "guard", "no_answer", "contradiction")
     sums = run.reduce(
         {
@@ -425,8 +425,8 @@ def step_metrics(
             "mismatch": (gap.expm1() - gap).sum(),  # k3 of KL(sampler, trainer): its samples are the sampler's
             "compared": float(len(gap)),
             "tokens": float(len(entropy)),
-            "slots": float(sum(shapes)),
-            "used": float(sum(len(s.prompt) for s in samples) + sum(lengths)),
+            "slots": float(sum(slots)),
+            "used": sum(n if mask is None else mask.sum() for n, mask in zip(slots, masks, strict=True)),
             "loss": updates.loss,
             "samples": float(len(samples)),
             "reward": sum(s.reward for s in samples),

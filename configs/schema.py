@@ -37,8 +37,11 @@ class Config:
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = knob(
         "auto", "attention kernel; auto: flash_attention_2 where installed, else sdpa"
     )
-    packing: Literal["auto", "on", "off"] = knob("auto", "sequences end to end, no padding; auto: with flash attention")
+    packing: Literal["auto", "on", "off"] = knob(
+        "auto", "sequences end to end, no padding; auto: unless attention: eager"
+    )
     gradient_checkpointing: bool = knob(True, "recompute activations in backward: less memory, a third more compute")
+    compile: bool = knob(False, "torch.compile of the decoder layers: a minute to start, faster steps")
     logprob_chunk_tokens: int = knob(1024, "response tokens whose logits exist at a time", unit="tokens", low=1)
     sharding: Literal["none", "ddp", "fsdp2"] = knob("fsdp2", "how the policy is cut over processes")
     reference_offload: bool = knob(True, "keep the reference policy in CPU memory between its turns")

@@ -3,6 +3,10 @@
 Tolerance of the equalities: 1e-5 of the largest log-prob or gradient entry, float32 on one thread; measured: 1e-6.
 """
 
+from array import array
+from itertools import groupby
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,16 +14,19 @@ from hypothesis import strategies as st
 from tiny import VOCABULARY, ragged, tiny_model
 
 from bandpo.objective import aggregation_weights
-from batching import cut, lay_out, share
+from batching import TokenRow, cut, group_numbers, lay_out, share
 from policy import LogprobModel, PolicyOptions
 
 CPU = torch.device("cpu")
-SEQUENCES = ragged(12, longest=24)
+# Three samples of every prompt, one after another.
+SEQUENCES = [(ragged(12, longest=24)[i - i % 3][0], r, a) for i, (_, r, a) in enumerate(ragged(12, longest=24))]
+LAYOUTS = ["padded", "packed", "by_sequence"]
 OPTIONS = PolicyOptions(
     sharding="none",
     precision="float32",
     attention="sdpa",
     gradient_checkpointing=False,
+    compile=False,
     temperature=0.7,
     vocab_size=VOCABULARY,
     chunk_tokens=16,
@@ -31,41 +38,50 @@ OPTIONS = PolicyOptions(
 
 
 @given(
-    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40),
+    sequences=st.lists(st.tuples(st.integers(1, 60), st.integers(0, 4)), min_size=1, max_size=40),
     budget=st.integers(60, 300),
-    packed=st.booleans(),
+    padded=st.booleans(),
     more=st.integers(0, 5),
 )
 @settings(max_examples=300, deadline=None)
-def test_cut_keeps_every_sequence_once_within_the_budget(lengths: list[int], budget: int, packed: bool, more: int):
-    alone = cut(lengths, budget=budget, packed=packed, parts=1)
+def test_cut_keeps_every_sequence_once_within_the_budget(
+    sequences: list[tuple[int, int]], budget: int, padded: bool, more: int
+):
+    lengths, groups = [n for n, _ in sequences], [g for _, g in sequences]
+    alone = cut(lengths, groups=groups, budget=budget, padded=padded, parts=1)
     parts = min(len(lengths), len(alone) + more)
-    cuts = cut(lengths, budget=budget, packed=packed, parts=parts)
+    cuts = cut(lengths, groups=groups, budget=budget, padded=padded, parts=parts)
     assert sorted(i for part in cuts for i in part) == list(range(len(lengths)))
     assert len(cuts) == parts and all(cuts)
     for part in cuts:
         of_part = [lengths[i] for i in part]
-        assert (sum(of_part) if packed else len(part) * max(of_part)) <= budget
-        assert of_part == sorted(of_part, reverse=True)
+        assert (len(part) * max(of_part) if padded else sum(of_part)) <= budget
     assert max(lengths) in [lengths[i] for i in cuts[0]]  # out of memory shows in the first micro-batch
+    order = [groups[i] for part in cuts for i in part]
+    assert len([g for g, _ in groupby(order)]) == len(set(groups))  # no group is met twice
 
 
 def test_cut_by_hand():
     # Longest first: 5, 4 | 3, 3, 2 would be 9 and 8 tokens packed; padded, 5 + 5 = 10 and 3 * 3 = 9.
-    assert cut([3, 5, 2, 4, 3], budget=9, packed=True, parts=1) == [[1, 3], [0, 4, 2]]
-    assert cut([3, 5, 2, 4, 3], budget=10, packed=False, parts=1) == [[1, 3], [0, 4, 2]]
-    assert cut([3, 5, 2, 4, 3], budget=9, packed=False, parts=1) == [[1], [3, 0], [4, 2]]
-    assert cut([3, 5, 2, 4, 3], budget=9, packed=True, parts=3) == [[1, 3], [0], [4, 2]]
-    assert cut([7], budget=7, packed=False, parts=1) == [[0]]
+    def alone(lengths: list[int], **keys: Any) -> list[list[int]]:
+        return cut(lengths, groups=list(range(len(lengths))), **keys)
 
-
-def test_equal_lengths_are_cut_in_their_order():
-    assert cut([4, 4, 4, 4], budget=8, packed=False, parts=1) == [[0, 1], [2, 3]]
-
-
-def test_more_parts_than_sequences_is_an_error():
+    assert alone([3, 5, 2, 4, 3], budget=9, padded=False, parts=1) == [[1, 3], [0, 4, 2]]
+    assert alone([3, 5, 2, 4, 3], budget=10, padded=True, parts=1) == [[1, 3], [0, 4, 2]]
+    assert alone([3, 5, 2, 4, 3], budget=9, padded=True, parts=1) == [[1], [3, 0], [4, 2]]
+    assert alone([3, 5, 2, 4, 3], budget=9, padded=False, parts=3) == [[1, 3], [0], [4, 2]]
+    assert alone([7], budget=7, padded=True, parts=1) == [[0]]
+    assert alone([4, 4, 4, 4], budget=8, padded=True, parts=1) == [[0, 1], [2, 3]]  # equal lengths in their order
     with pytest.raises(AssertionError, match="3 micro-batches cannot be made of 2 sequences"):
-        cut([1, 2], budget=10, packed=False, parts=3)
+        alone([1, 2], budget=10, padded=True, parts=3)
+
+
+def test_groups_stay_together():
+    # Groups of 5, 1 and of 4, 3: by length alone 5, 4, 3, 1.
+    assert cut([4, 5, 3, 1], groups=[7, 2, 7, 2], budget=100, padded=True, parts=1) == [[1, 3, 0, 2]]
+    # 5, 1 fill 10 of 12 slots; 4 makes 15. A part that begins inside a group is as wide as what follows.
+    assert cut([4, 5, 3, 1], groups=[7, 2, 7, 2], budget=12, padded=True, parts=1) == [[1, 3], [0, 2]]
+    assert cut([2, 5, 4, 1], groups=[0, 1, 2, 1], budget=8, padded=True, parts=1) == [[1], [3, 2], [0]]
 
 
 # ---- share ----
@@ -75,7 +91,7 @@ def test_more_parts_than_sequences_is_an_error():
 @settings(max_examples=300, deadline=None)
 def test_share_is_even(lengths: list[int], ranks: int):
     lengths = lengths * ranks
-    shares = share(lengths, ranks)
+    shares = share(lengths, list(range(len(lengths))), ranks)
     assert sorted(i for chosen in shares for i in chosen) == list(range(len(lengths)))
     assert {len(chosen) for chosen in shares} == {len(lengths) // ranks}
     tokens = [sum(lengths[i] for i in chosen) for chosen in shares]
@@ -83,33 +99,58 @@ def test_share_is_even(lengths: list[int], ranks: int):
 
 
 def test_share_by_hand():
-    assert share([1, 9, 3, 7, 5, 2], 2) == [[1, 2, 5], [3, 4, 0]]  # 9 3 2 and 7 5 1
+    assert share([1, 9, 3, 7, 5, 2], [0, 1, 2, 3, 4, 5], 2) == [[1, 2, 5], [3, 4, 0]]  # 9 3 2 and 7 5 1
+    assert share([1, 9, 3, 7, 5, 2, 1, 1], [0, 0, 1, 1, 2, 2, 3, 3], 2) == [[0, 1, 6, 7], [2, 3, 4, 5]]  # 10 2, 10 7
+    assert share([1, 9, 3, 7, 5, 2], [0, 0, 1, 1, 2, 2], 2) == [[1, 2, 5], [3, 4, 0]]  # three groups, two ranks
+    assert share([1, 9, 3, 7], [0, 0, 0, 1], 2) == [[1, 0], [3, 2]]  # groups of unequal size
     with pytest.raises(AssertionError, match="3 sequences cannot be dealt out evenly to 2 ranks"):
-        share([1, 2, 3], 2)
+        share([1, 2, 3], [0, 1, 2], 2)
+
+
+def test_group_numbers():
+    rows = [TokenRow(array("q", p), array("q", [1]), array("d", [0.0]), 1.0) for p in ([5, 6], [5, 6], [5], [5, 6])]
+    assert group_numbers(rows) == [0, 0, 1, 2]
 
 
 # ---- lay_out ----
 
 
 def test_lay_out_by_hand():
-    prompts, responses = [[1, 2], [3]], [[4], [5, 6, 0]]  # 0 is a token like any other
-    padded = lay_out(prompts, responses, packed=False, device=CPU)
-    assert padded.input_ids.tolist() == [[1, 2, 4, 0], [3, 5, 6, 0]]
-    assert padded.attention_mask is not None and padded.attention_mask.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
-    assert padded.position_ids.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
-    assert padded.predictors.tolist() == [1, 4, 5, 6] and padded.targets.tolist() == [4, 5, 6, 0]
-    packed = lay_out(prompts, responses, packed=True, device=CPU)
-    assert packed.input_ids.tolist() == [[1, 2, 4, 3, 5, 6, 0]] and packed.attention_mask is None
-    assert packed.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3]]
-    assert packed.predictors.tolist() == [1, 3, 4, 5] and packed.targets.tolist() == [4, 5, 6, 0]
+    prompts, responses = [[1, 2], [3]], [[4], [5, 6, 0]]  # 0 is a token like any other; the last ones are no input
+    padded = lay_out(prompts, responses, layout="padded", device=CPU)
+    assert padded.input_ids.tolist() == [[1, 2, 0], [3, 5, 6]]
+    assert padded.attention_mask is not None and padded.attention_mask.tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert padded.position_ids.tolist() == [[0, 1, 2], [0, 1, 2]]
+    assert padded.predictors.tolist() == [1, 3, 4, 5] and padded.targets.tolist() == [4, 5, 6, 0]
+    packed = lay_out(prompts, responses, layout="packed", device=CPU)
+    assert packed.input_ids.tolist() == [[1, 2, 3, 5, 6]] and packed.attention_mask is None
+    assert packed.position_ids.tolist() == [[0, 1, 0, 1, 2]]
+    assert packed.predictors.tolist() == [1, 2, 3, 4] and packed.targets.tolist() == [4, 5, 6, 0]
+    assert packed.sequences is None and packed.places is None
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_predictors_are_the_positions_before_the_targets(packed: bool):
-    batch = lay_out([p for p, _, _ in SEQUENCES], [r for _, r, _ in SEQUENCES], packed=packed, device=CPU)
-    flat = batch.input_ids.flatten()
-    assert torch.equal(flat[batch.predictors + 1], batch.targets)
-    assert batch.targets.tolist() == [token for _, r, _ in SEQUENCES for token in r]
+def test_a_prompt_is_laid_out_once_for_its_samples():
+    prompts, responses = [[1, 2], [1, 2], [3], [1, 2]], [[4, 9], [5, 6, 9], [7, 9], [8, 9]]
+    batch = lay_out(prompts, responses, layout="by_sequence", device=CPU)
+    assert batch.input_ids.tolist() == [[1, 2, 4, 5, 6, 3, 7, 1, 2, 8]] and batch.attention_mask is None
+    assert batch.position_ids.tolist() == [[0, 1, 2, 2, 3, 0, 1, 0, 1, 2]]
+    assert batch.predictors.tolist() == [1, 2, 1, 3, 4, 5, 6, 8, 9]
+    assert batch.targets.tolist() == [4, 9, 5, 6, 9, 7, 9, 8, 9]
+    assert batch.sequences is not None and batch.places is not None
+    assert batch.sequences.tolist() == [[0, 1, 2, 0], [0, 1, 3, 4], [5, 6, 0, 0], [7, 8, 9, 0]]  # 0 beyond the end
+    assert batch.places.tolist() == [0, 1, 2, 6, 7, 8, 9, 12, 13, 14]  # of a shared prompt: its first sample's
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_predictors_are_the_positions_before_the_targets(layout: str):
+    batch = lay_out([p for p, _, _ in SEQUENCES], [r for _, r, _ in SEQUENCES], layout=layout, device=CPU)
+    flat, start = batch.input_ids.flatten(), 0
+    for prompt, response, _ in SEQUENCES:
+        own = batch.predictors[start : start + len(response)]
+        assert flat[own].tolist() == [prompt[-1], *response[:-1]]
+        assert batch.targets[start : start + len(response)].tolist() == response
+        start += len(response)
+    assert start == len(batch.targets)
 
 
 # ---- the cut changes nothing ----
@@ -120,6 +161,13 @@ def logprobs_alone(model: torch.nn.Module, prompt: list[int], response: list[int
     logits = model(torch.tensor([prompt + response])).logits[0, :, :VOCABULARY] / OPTIONS.temperature
     chosen = logits.log_softmax(-1)[len(prompt) - 1 : -1]
     return chosen.gather(1, torch.tensor(response)[:, None]).squeeze(1)
+
+
+def model_for(layout: str, *, tied: bool):
+    model = tiny_model(tied=tied).eval()
+    if layout == "by_sequence":
+        model.set_attn_implementation("sdpa_by_sequence")
+    return model
 
 
 def gradient(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -133,12 +181,12 @@ def assert_close(one: torch.Tensor, other: torch.Tensor, largest: float) -> None
 
 
 @pytest.mark.parametrize("aggregation", ["seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"])
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_any_micro_batch_tokens_and_any_order_give_the_gradient_of_the_definition(
-    tied: bool, packed: bool, aggregation: str
+    tied: bool, layout: str, aggregation: str
 ):
-    causal_lm = tiny_model(tied=tied).eval()
+    causal_lm, definition = model_for(layout, tied=tied), tiny_model(tied=tied).eval()
     model = LogprobModel(causal_lm, OPTIONS)
     total = sum(len(r) for _, r, _ in SEQUENCES)
     expected_loss = torch.zeros(())
@@ -148,19 +196,27 @@ def test_any_micro_batch_tokens_and_any_order_give_the_gradient_of_the_definitio
             "token-mean": 1 / total,
             "seq-mean-token-sum-norm": 1 / (len(SEQUENCES) * 24),
         }[aggregation]
-        expected_loss = expected_loss - scale * advantage * logprobs_alone(causal_lm, prompt, response).sum()
-    expected = gradient(causal_lm, expected_loss)
+        expected_loss = expected_loss - scale * advantage * logprobs_alone(definition, prompt, response).sum()
+    expected = gradient(definition, expected_loss)
     largest = max(g.abs().max().item() for g in expected.values())
 
+    prompt_number = {tuple(p): k for k, (p, _, _) in enumerate(SEQUENCES)}
     for budget, order in [(31, 1), (64, 1), (10_000, 1), (64, -1)]:
         sequences = SEQUENCES[::order]
         loss = torch.zeros(())
-        cuts = cut([len(p) + len(r) for p, r, _ in sequences], budget=budget, packed=packed, parts=1)
+        groups = [prompt_number[tuple(p)] for p, _, _ in sequences]
+        cuts = cut(
+            [len(p) + len(r) for p, r, _ in sequences],
+            groups=groups,
+            budget=budget,
+            padded=layout != "packed",
+            parts=1,
+        )
         assert (len(cuts) == 1) == (budget == 10_000)
         for part in cuts:
             prompts, responses, advantages = zip(*[sequences[i] for i in part], strict=True)
             lengths = torch.tensor([len(r) for r in responses])
-            logprobs, _ = model(lay_out(prompts, responses, packed=packed, device=CPU))
+            logprobs, _ = model(lay_out(prompts, responses, layout=layout, device=CPU))
             weights = aggregation_weights(
                 lengths, aggregation=aggregation, sequences=len(sequences), tokens=total, max_response_tokens=24
             )
@@ -169,19 +225,36 @@ def test_any_micro_batch_tokens_and_any_order_give_the_gradient_of_the_definitio
             assert_close(value, expected[name], largest)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "sdpa_by_sequence"])
 def test_packed_sequences_do_not_see_each_other(attention: str):
     causal_lm = tiny_model(tied=True).eval()
-    causal_lm.set_attn_implementation(attention)
+    model = LogprobModel(causal_lm, OPTIONS)
+    prompts, responses = [p for p, _, _ in SEQUENCES], [r for _, r, _ in SEQUENCES]
+    layout = "by_sequence" if attention == "sdpa_by_sequence" else "packed"
+    together = sum((p + r for p, r, _ in SEQUENCES), [])[len(prompts[0]) :]
+    with torch.no_grad():
+        expected = torch.cat([logprobs_alone(causal_lm, p, r) for p, r in zip(prompts, responses, strict=True)])
+        causal_lm.set_attn_implementation(attention)
+        packed, _ = model(lay_out(prompts, responses, layout=layout, device=CPU))
+        one_long_text, _ = model(lay_out(prompts[:1], [together], layout=layout, device=CPU))
+    assert_close(packed, expected, expected.abs().max().item())
+    assert (one_long_text[-5:] - expected[-5:]).abs().max() > 0.1  # without the restarts they would
+
+
+def test_a_sliding_window_is_kept_by_sequence():
+    causal_lm = tiny_model(tied=True).eval()
+    for layer in causal_lm.model.layers:
+        layer.self_attn.sliding_window = 5  # type: ignore[union-attr]
+    causal_lm.config.layer_types = ["sliding_attention"] * 2
+    causal_lm.model.has_sliding_layers, causal_lm.config.sliding_window = True, 5
     model = LogprobModel(causal_lm, OPTIONS)
     prompts, responses = [p for p, _, _ in SEQUENCES], [r for _, r, _ in SEQUENCES]
     with torch.no_grad():
-        expected = torch.cat([logprobs_alone(causal_lm, p, r) for p, r in zip(prompts, responses, strict=True)])
-        packed, _ = model(lay_out(prompts, responses, packed=True, device=CPU))
-        one_long_text, _ = model(
-            lay_out(
-                prompts[:1], [sum((p + r for p, r, _ in SEQUENCES), [])[len(prompts[0]) :]], packed=True, device=CPU
-            )
-        )
-    assert_close(packed, expected, expected.abs().max().item())
-    assert (one_long_text[-5:] - expected[-5:]).abs().max() > 0.1  # without the restarts they would
+        expected, _ = model(lay_out(prompts, responses, layout="padded", device=CPU))
+        causal_lm.set_attn_implementation("sdpa_by_sequence")
+        found, _ = model(lay_out(prompts, responses, layout="by_sequence", device=CPU))
+        for layer in causal_lm.model.layers:
+            layer.self_attn.sliding_window = None  # type: ignore[union-attr]
+        without, _ = model(lay_out(prompts, responses, layout="by_sequence", device=CPU))
+    assert_close(found, expected, expected.abs().max().item())
+    assert (without - expected).abs().max() > 0.1

@@ -14,7 +14,7 @@ from batching import lay_out
 from policy import Policy, PolicyOptions, check_processes
 
 SEQUENCES = ragged(4, longest=8)
-BATCH = lay_out([p for p, _, _ in SEQUENCES], [r for _, r, _ in SEQUENCES], packed=False, device=torch.device("cpu"))
+BATCH = lay_out([p for p, _, _ in SEQUENCES], [r for _, r, _ in SEQUENCES], layout="padded", device=torch.device("cpu"))
 
 
 def options(**changed: object) -> PolicyOptions:
@@ -22,6 +22,7 @@ def options(**changed: object) -> PolicyOptions:
         "sharding": "none",
         "precision": "float32",
         "attention": "sdpa",
+        "compile": False,
         "gradient_checkpointing": False,
         "temperature": 1.0,
         "vocab_size": VOCABULARY,
