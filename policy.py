@@ -56,6 +56,7 @@ class PolicyOptions:
     temperature: float
     vocab_size: int  # tokens of the tokenizer; head rows beyond are masked
     chunk_tokens: int  # response tokens whose logits exist at a time
+    logprob_kernel: str  # of bandpo.logprobs
     trust_remote_code: bool
 
 
@@ -139,6 +140,7 @@ class LogprobModel(nn.Module):
                 temperature=self.options.temperature,
                 vocab_size=self.options.vocab_size,
                 chunk_tokens=self.options.chunk_tokens,
+                kernel=self.options.logprob_kernel,
             )
 
 

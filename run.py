@@ -12,6 +12,7 @@ Nothing here knows how the policy is trained: that is train.py.
 import ctypes
 import dataclasses
 import gc
+import importlib.util
 import os
 import random
 import resource
@@ -64,9 +65,16 @@ FREE_KEYS = {
         "keep_last",
         "keep_best",
     ),
-    *("on_save_failure", "max_skipped", "mismatch_limit", "micro_batch_tokens", "logprob_chunk_tokens", "packing"),
+    *(
+        "on_save_failure",
+        "max_skipped",
+        "mismatch_limit",
+        "micro_batch_tokens",
+        "logprob_chunk_tokens",
+        "logprob_kernel",
+    ),
     *("attention", "gradient_checkpointing", "compile", "sharding", "tensor_parallel", "trust_remote_code"),
-    *("samples_logged", "plots"),
+    *("packing", "samples_logged", "plots"),
     *("engine_memory_share", "engine_cpu_cache_gib", "engine_max_sequences", "verifier_workers", "verifier_memory_gib"),
 }
 
@@ -101,6 +109,7 @@ def load_task(cfg: Config, say: Callable[[str], None]) -> Task:
 
     checkpoint.safe_run_dir(cfg.output_dir, cfg.run_name)
     find_model(cfg.model)
+    _find_kernels(cfg)
     Verifier(1, cfg.verifier_timeout_s, cfg.verifier_memory_gib, cfg.reward).close()  # loads a grader of the user's
     tokenizer = AutoTokenizer.from_pretrained(cfg.model, trust_remote_code=cfg.trust_remote_code)
     stops = stop_token_ids(cfg.model, tokenizer)
@@ -132,6 +141,18 @@ def load_task(cfg: Config, say: Callable[[str], None]) -> Task:
     say(f"{len(train):,} training prompts; evaluation on {sizes or 'nothing'}")
     rows = AutoConfig.from_pretrained(cfg.model, trust_remote_code=cfg.trust_remote_code).vocab_size
     return Task(tokenizer, min(vocabulary_size(tokenizer), rows), tuple(stops), train, evals)
+
+
+def _find_kernels(cfg: Config) -> None:
+    """Raise ValueError when a kernel that was asked for by name is not installed."""
+    packages = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface", "liger": "liger_kernel"}
+    for key in ("attention", "logprob_kernel"):
+        package = packages.get(getattr(cfg, key))
+        if package and importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"{key}: {getattr(cfg, key)} needs the package {package}, which is not installed; install it, or take "
+                f"the default, {getattr(Config(), key)}"
+            )
 
 
 def _with_good_golds(problems: list[Problem], cfg: Config, say: Callable[[str], None]) -> list[Problem]:
@@ -431,6 +452,7 @@ def _load_policy(run: Run, path: str) -> None:
         temperature=cfg.temperature,
         vocab_size=run.task.vocab_size,
         chunk_tokens=cfg.logprob_chunk_tokens,
+        logprob_kernel=cfg.logprob_kernel,
         trust_remote_code=cfg.trust_remote_code,
     )
     run.policy = Policy.load(path, options, run.accelerator, trainable=True)

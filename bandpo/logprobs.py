@@ -1,13 +1,16 @@
 """Log-prob of given tokens and exact entropy from hidden states, without ever holding the logits of all tokens.
 
-    logprobs, entropy = token_logprobs(hidden, head.weight, targets, temperature=1.0, vocab_size=V, chunk_tokens=1024)
+    logprobs, entropy = token_logprobs(
+        hidden, head.weight, targets, temperature=1.0, vocab_size=V, chunk_tokens=1024, kernel="chunked"
+    )
 
 At 151,936 vocabulary rows the float32 logits of 4096 tokens take 2.5 GB, and softmax, entropy and gradient hold several
 such tensors. Here logits of `chunk_tokens` tokens exist at a time; backward computes them once more. Measured by
 `python -m bench.memory`.
 
-The same code runs on every device. liger-kernel from 0.8.3 on has a fused op that gives both numbers (a kernel for
-NVIDIA SM90, chunks of tokens like here on anything else); its place is in `token_logprobs`, once measured on one.
+`chunked` is the same code on every device. `liger` is liger-kernel's fused op (from 0.8.3 on, an optional package): on
+NVIDIA Hopper a kernel that never writes logits to memory, on anything else chunks of tokens of its own. It is held to
+our numbers by a test wherever it is installed; its speed was not measured by us.
 
 Left out: heads with a bias or with soft-capped logits, a head cut over the vocabulary (tensor parallel), gradients of
 gradients.
@@ -23,7 +26,14 @@ BLOCK_TOKENS = 64  # of a chunk, whose softmax is computed at a time: its copies
 
 
 def token_logprobs(
-    hidden: Tensor, head_weight: Tensor, targets: Tensor, *, temperature: float, vocab_size: int, chunk_tokens: int
+    hidden: Tensor,
+    head_weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float,
+    vocab_size: int,
+    chunk_tokens: int,
+    kernel: str,
 ) -> tuple[Tensor, Tensor]:
     """(T,) float32 log-probs of `targets`, with gradient to hidden states and head; (T,) float32 entropy, without.
 
@@ -34,11 +44,15 @@ def token_logprobs(
 
     Products are computed in the dtype of autocast where it is on, else in that of `hidden`; the softmax and all sums in
     float32, and so is the head's gradient while it is summed over chunks. A log-prob is never above 0.
+
+    kernel: chunked, or liger, which ignores `chunk_tokens`; raises ImportError where liger-kernel is missing.
     """
     assert hidden.dim() == 2 and len(hidden) == len(targets), f"{tuple(hidden.shape)} states, {len(targets)} targets"
     assert vocab_size <= len(head_weight), f"vocab_size {vocab_size} is more than the head's {len(head_weight)} rows"
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    if kernel == "liger" and len(targets):
+        return _liger(hidden.to(dtype), head_weight[:vocab_size].to(dtype), targets, temperature)
     return _TokenLogprobs.apply(hidden, head_weight, targets, temperature, vocab_size, chunk_tokens, dtype)
 
 
@@ -91,6 +105,19 @@ class _TokenLogprobs(torch.autograd.Function):
                 del probs, grad_logits
         grad_weight = None if grad_weight is None else grad_weight.to(head_weight.dtype)
         return grad_hidden, grad_weight, None, None, None, None, None
+
+
+def _liger(states: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    from liger_kernel.ops.fused_linear_scaled_cross_entropy import (  # pyright: ignore[reportMissingImports]
+        LigerFusedLinearScaledCrossEntropyFunction,
+    )
+
+    with torch.autocast(states.device.type, enabled=False):
+        no_id_ignored, m_tiles, with_entropy = -100, 1, True
+        loss, entropy = LigerFusedLinearScaledCrossEntropyFunction.apply(
+            states, weight, targets, temperature, no_id_ignored, m_tiles, with_entropy
+        )
+    return -loss, entropy.detach().float()
 
 
 def _logits(states: Tensor, weight: Tensor, temperature: float) -> Tensor:

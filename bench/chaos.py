@@ -104,6 +104,7 @@ class Trial:
     engine: str
     overrides: dict[str, object] = field(default_factory=dict)
     launcher: tuple[str, ...] = (sys.executable,)
+    environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     events: list[str] = field(default_factory=list)
 
@@ -115,7 +116,8 @@ class Trial:
         }
         words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
         # The number of threads decides the order of summation: the same in all runs.
-        own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", MARK: str(self.folder), **(environment or {})}
+        own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", MARK: str(self.folder)}
+        own |= {**self.environment, **(environment or {})}
 
         def limit() -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
@@ -154,9 +156,10 @@ class Trial:
         time.sleep(then_s)
         return self.running()
 
-    def send(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals, pid: int | None = None) -> None:
+        """To the process that was started, or to another one."""
         assert self.process
-        os.kill(self.process.pid, number)
+        os.kill(pid or self.process.pid, number)
         self.events.append(f"{number.name} {self.where()}")
 
     def children(self, word: bytes) -> list[int]:
@@ -188,6 +191,12 @@ class Trial:
         if done < 0:
             return "before the first metrics"
         return f"while saving step {done}" if self.saving() else f"after step {done}"
+
+
+def two_processes(folder: Path, engine: str, sharding: str) -> Trial:
+    """A run of two processes on this machine's CPU."""
+    torchrun = (str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node", "2")
+    return Trial(folder, engine, {"sharding": sharding}, torchrun, {"ACCELERATE_USE_CPU": "true"})
 
 
 def left_behind(mark: str, patience_s: float = 10.0) -> list[str]:
@@ -247,11 +256,13 @@ def kill_sometime(trial: Trial, moment: str, pace: Pace, rng: random.Random) -> 
     else:
         alive = trial.wait_until(lambda: trial.steps() > 0, rng.uniform(0.0, pace.total_s - pace.first_row_s))
     if alive:
-        trial.send(signal.SIGKILL)
+        ranks = trial.children(b"train.py")  # none of a run without a launcher: its own process
+        trial.send(signal.SIGKILL, rng.choice(ranks) if ranks else None)
         trial.code()
     return alive
 
 
+TWO = (("vllm", "fsdp2"), ("hf", "ddp"))  # engine and sharding of runs of two processes
 MOMENTS = ("starting", "sampling", "saving", "any moment")
 
 
@@ -376,6 +387,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20, help="runs to kill")
     parser.add_argument("--vllm", type=int, default=4, help="of them with vLLM's engine")
+    parser.add_argument("--two", type=int, default=4, help="more runs to kill, a rank of two processes")
     parser.add_argument("--seed", type=int, default=0, help="of moments and kinds")
     parser.add_argument("--faults", type=int, default=len(FAULTS), help="other faults to try, from the top of the list")
     options = parser.parse_args()
@@ -386,9 +398,10 @@ def main() -> int:
     started, rng, outcomes = time.monotonic(), random.Random(options.seed), []
     left_alone: dict[str, tuple[Path, Pace]] = {}
 
-    def reference(name: str, engine: str, **overrides: object) -> tuple[Path, Pace]:
+    def reference(name: str, engine: str, sharding: str = "", **overrides: object) -> tuple[Path, Pace]:
         if name not in left_alone:
-            trial = Trial(folder / f"alone_{name}", engine, overrides)
+            own = folder / f"alone_{name}"
+            trial = two_processes(own, engine, sharding) if sharding else Trial(own, engine, overrides)
             left_alone[name] = trial.folder, undisturbed(trial)
             print(f"left alone, {name}: {left_alone[name][1]}", flush=True)
         return left_alone[name]
@@ -405,6 +418,12 @@ def main() -> int:
         trial, moment = Trial(folder / f"killed_{number}", engine), MOMENTS[number % len(MOMENTS)]
         killed_run(trial, moment, pace, rng)
         judge(f"SIGKILL, {moment}", trial, alone)
+    for number in range(options.two):
+        (engine, sharding), moment = TWO[number % len(TWO)], MOMENTS[number % len(MOMENTS)]
+        alone, pace = reference(f"{engine}_{sharding}", engine, sharding)
+        trial = two_processes(folder / f"two_{number}", engine, sharding)
+        killed_run(trial, moment, pace, rng)
+        judge(f"SIGKILL of one of two ranks ({sharding}), {moment}", trial, alone)
     for number, (fault, accident) in enumerate(list(FAULTS.items())[: options.faults]):
         graded = {"reward": f"{grader}:grade"} if accident is workers_killed else {}
         alone, _ = reference("hf_own_grader" if graded else "hf", "hf", **graded)

@@ -43,6 +43,7 @@ class Config:
     gradient_checkpointing: bool = knob(True, "recompute activations in backward: less memory, a third more compute")
     compile: bool = knob(False, "torch.compile of the decoder layers: a minute to start, faster steps")
     logprob_chunk_tokens: int = knob(1024, "response tokens whose logits exist at a time", unit="tokens", low=1)
+    logprob_kernel: Literal["chunked", "liger"] = knob("chunked", "liger: liger-kernel's fused op, to be installed")
     sharding: Literal["none", "ddp", "fsdp2"] = knob("fsdp2", "how the policy is cut over processes")
     reference_offload: bool = knob(True, "keep the reference policy in CPU memory between its turns")
     trust_remote_code: bool = knob(False, "run Python code that comes with the model: only if you trust its author")

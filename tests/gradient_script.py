@@ -61,6 +61,7 @@ def write_gradients(model: str, out: Path, sharding: str, accelerator: Accelerat
         precision="float32",
         attention="sdpa",
         compile=False,
+        logprob_kernel="chunked",
         gradient_checkpointing=os.environ.get("CHECKPOINTING") == "1",
         temperature=1.0,
         vocab_size=VOCABULARY,

@@ -27,6 +27,7 @@ OPTIONS = PolicyOptions(
     attention="sdpa",
     gradient_checkpointing=False,
     compile=False,
+    logprob_kernel="chunked",
     temperature=0.7,
     vocab_size=VOCABULARY,
     chunk_tokens=16,

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from bandpo.logprobs import token_logprobs
 
 T, H, V = 23, 8, 40
-OPTIONS = {"temperature": 0.7, "vocab_size": 37, "chunk_tokens": 5}
+OPTIONS = {"temperature": 0.7, "vocab_size": 37, "chunk_tokens": 5, "kernel": "chunked"}
 
 
 def inputs(dtype: torch.dtype = torch.float32, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -27,7 +27,7 @@ def inputs(dtype: torch.dtype = torch.float32, scale: float = 1.0) -> tuple[torc
     return hidden.to(dtype), weight, torch.randint(37, (T,), generator=generator)
 
 
-def plain(hidden, weight, targets, *, temperature, vocab_size, chunk_tokens=None):
+def plain(hidden, weight, targets, *, temperature, vocab_size, chunk_tokens=None, kernel=""):
     """All logits at once."""
     table = ((hidden @ weight.T)[:, :vocab_size].float() / temperature).log_softmax(-1)
     return table.gather(1, targets[:, None]).squeeze(1), -(table.exp() * table).sum(-1)
@@ -45,7 +45,7 @@ def gradients(function, hidden, weight, targets, **options) -> list[torch.Tensor
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("vocab_size", [37, V])
 def test_equals_log_softmax_forward_and_backward(chunk_tokens: int, temperature: float, vocab_size: int):
-    options = {"temperature": temperature, "vocab_size": vocab_size, "chunk_tokens": chunk_tokens}
+    options = {"temperature": temperature, "vocab_size": vocab_size, "chunk_tokens": chunk_tokens, "kernel": "chunked"}
     found, wanted = gradients(token_logprobs, *inputs(), **options), gradients(plain, *inputs(), **options)
     for one, other in zip(found, wanted, strict=True):
         assert one.dtype == torch.float32
@@ -58,7 +58,7 @@ def test_by_hand():
     hidden, weight = torch.ones(1, 1), torch.tensor([[0.0], [math.log(3)], [50.0]])
     for temperature, p in ((1.0, 0.75), (0.5, 0.9)):
         logprobs, entropy = token_logprobs(
-            hidden, weight, torch.tensor([1]), temperature=temperature, vocab_size=2, chunk_tokens=8
+            hidden, weight, torch.tensor([1]), temperature=temperature, vocab_size=2, chunk_tokens=8, kernel="chunked"
         )
         assert logprobs.item() == pytest.approx(math.log(p), rel=1e-6)
         assert entropy.item() == pytest.approx(-p * math.log(p) - (1 - p) * math.log(1 - p), rel=1e-6)
@@ -126,7 +126,9 @@ def test_the_head_gradient_is_summed_in_float32():
     hidden = torch.full((tokens, 1), 1.0, dtype=torch.bfloat16)
     weight = torch.zeros(2, 1, requires_grad=True)
     targets = torch.zeros(tokens, dtype=torch.long)
-    logprobs, _ = token_logprobs(hidden, weight, targets, temperature=1.0, vocab_size=2, chunk_tokens=1)
+    logprobs, _ = token_logprobs(
+        hidden, weight, targets, temperature=1.0, vocab_size=2, chunk_tokens=1, kernel="chunked"
+    )
     (grad,) = torch.autograd.grad(logprobs.sum(), weight)
     assert grad.flatten().tolist() == [300, -300]  # each token adds 1 - 1/2
 
@@ -175,7 +177,9 @@ def test_no_tensor_is_larger_than_the_logits_of_a_chunk():
     for function in (token_logprobs, plain):
         with LargestResult() as largest:
             x, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-            function(x, w, targets, temperature=1.0, vocab_size=500, chunk_tokens=8)[0].sum().backward()
+            function(x, w, targets, temperature=1.0, vocab_size=500, chunk_tokens=8, kernel="chunked")[
+                0
+            ].sum().backward()
         sizes.append(largest.elements)
     assert sizes == [8 * 500, 64 * 500]
 
@@ -241,3 +245,20 @@ def test_under_fsdp2_on_two_processes(tmp_path: Path):
     assert len(worst) == 2 * (4 + 3)
     for name, gap in worst.items():
         assert gap < (1e-5 if "float32" in name else 2e-2), (name, gap)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_liger_gives_the_same_numbers(dtype: torch.dtype, tolerance: float):
+    pytest.importorskip("liger_kernel", reason="liger-kernel is not installed: it needs triton, a package for GPUs")
+    results = {}
+    for kernel in ("chunked", "liger"):
+        hidden, weight, targets = inputs(dtype)
+        hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
+        logprobs, entropy = token_logprobs(hidden, weight, targets, **{**OPTIONS, "kernel": kernel})
+        assert logprobs.dtype == entropy.dtype == torch.float32 and not entropy.requires_grad
+        (logprobs * torch.arange(len(targets))).sum().backward()
+        results[kernel] = [logprobs, entropy, hidden.grad, weight.grad]
+    for ours, theirs in zip(*results.values(), strict=True):
+        torch.testing.assert_close(
+            ours.float(), theirs.float(), rtol=tolerance, atol=tolerance * ours.abs().max().item()
+        )

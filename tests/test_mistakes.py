@@ -1,5 +1,6 @@
 """A user's mistakes: each one clear line and exit code 2, before any model is loaded."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -88,3 +89,14 @@ def test_a_dry_run_prints_everything_and_loads_nothing(capsys, toy_model, tmp_pa
     out = capsys.readouterr().out
     assert "64 prompts x 16 samples = 1,024 sequences" in out and "delta: 0.05" in out
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "key, value, package",
+    [("attention", "flash_attention_3", "flash_attn_interface"), ("logprob_kernel", "liger", "liger_kernel")],
+)
+def test_a_kernel_that_is_not_installed(capsys, toy_model, tmp_path, key: str, value: str, package: str):
+    if importlib.util.find_spec(package):
+        pytest.skip(f"{package} is installed")
+    (line,) = refused(capsys, toy_model, tmp_path, f"--{key}", value)
+    assert f"{key}: {value} needs the package {package}" in line and "install it" in line

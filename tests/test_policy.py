@@ -23,6 +23,7 @@ def options(**changed: object) -> PolicyOptions:
         "precision": "float32",
         "attention": "sdpa",
         "compile": False,
+        "logprob_kernel": "chunked",
         "gradient_checkpointing": False,
         "temperature": 1.0,
         "vocab_size": VOCABULARY,

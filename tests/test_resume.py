@@ -15,7 +15,7 @@ from launching import ACCELERATE, ONE_PROCESS, metrics
 
 import checkpoint
 import train
-from bench.chaos import SMALL, STEPS, Trial, difference, killed_run, left_behind, undisturbed
+from bench.chaos import SMALL, STEPS, Trial, difference, killed_run, left_behind, two_processes, undisturbed
 from rewards import Verifier
 from run import Run
 
@@ -239,23 +239,22 @@ def test_killed_runs_end_as_if_nothing_had_been(toy_model: str, tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_two_processes_killed_and_stopped_end_as_if_nothing_had_been(toy_model: str, tmp_path: Path):
+@pytest.mark.parametrize("engine, sharding", [("hf", "ddp"), ("vllm", "fsdp2")])
+def test_two_processes_killed_and_stopped_end_as_if_nothing_had_been(
+    toy_model: str, tmp_path: Path, engine: str, sharding: str
+):
     """One rank dies by SIGKILL; later the launcher is asked to stop; then the run is left to end."""
-    torchrun = (str(Path(sys.executable).with_name("torchrun")), "--nproc_per_node", "2", "--master_port", "29641")
-    cpus = {"ACCELERATE_USE_CPU": "true"}
-    left_alone, trial = (
-        Trial(tmp_path / name, "hf", {"sharding": "ddp"}, launcher=torchrun) for name in ("alone", "disturbed")
-    )
-    left_alone.launch(environment=cpus)
+    left_alone, trial = (two_processes(tmp_path / name, engine, sharding) for name in ("alone", "disturbed"))
+    left_alone.launch()
     assert left_alone.code() == 0, left_alone.console()[-3000:]
 
-    trial.launch(environment=cpus)
+    trial.launch()
     assert trial.wait_until(lambda: trial.steps() > 3)
     os.kill(trial.children(b"train.py")[0], signal.SIGKILL)
     assert trial.code() != 0
     assert left_behind(str(trial.folder), patience_s=60) == []
 
-    trial.launch(environment=cpus)
+    trial.launch()
     assert trial.wait_until(lambda: trial.steps() > 4)
     trial.send(signal.SIGTERM)
     trial.code()
@@ -263,7 +262,7 @@ def test_two_processes_killed_and_stopped_end_as_if_nothing_had_been(toy_model: 
     newest, _ = checkpoint.latest(trial.folder / "checkpoints")
     assert newest and checkpoint.step_of(newest) == trial.steps() - 1
 
-    trial.launch(environment=cpus)
+    trial.launch()
     assert trial.code() == 0, trial.console()[-3000:]
     assert difference(trial.folder, left_alone.folder) == ""
 
