@@ -28,6 +28,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
+import psutil
 import torch
 import yaml
 from accelerate import Accelerator
@@ -90,6 +91,24 @@ class Stopped(Exception):
 
 class StoppedTogether(Stopped):
     """As Stopped, and every rank knows already."""
+
+
+class StartUp:
+    """Seconds from the command to the first step, part by part."""
+
+    def __init__(self) -> None:
+        self.last = psutil.Process().create_time()
+        self.parts: dict[str, float] = {}
+
+    def done(self, part: str) -> None:
+        """Book the time since the last part to this one."""
+        now = time.time()
+        self.parts[part] = self.parts.get(part, 0.0) + now - self.last
+        self.last = now
+
+    def text(self) -> str:
+        parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self.parts.items())
+        return f"start-up: {sum(self.parts.values()):.1f} s ({parts})"
 
 
 @dataclass(frozen=True)
@@ -375,12 +394,15 @@ def _random_state() -> dict[str, Any]:
 
 
 @contextmanager
-def start(cfg: Config, plan: Plan, task: Task, say: Callable[[str], None]) -> Iterator[Run]:
+def start(
+    cfg: Config, plan: Plan, task: Task, say: Callable[[str], None], clock: StartUp | None = None
+) -> Iterator[Run]:
     """Everything a run needs, in an order that matters; resumes from the newest good checkpoint; closes what it opened.
 
     Raises ValueError for a run that cannot be resumed with this configuration, RuntimeError when processes, sharding
     or engine are not what was asked for.
     """
+    clock = clock or StartUp()
     # Accelerate starts the process group; the engine, built later, joins it.
     accelerator = Accelerator(
         mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))]
@@ -408,6 +430,7 @@ def start(cfg: Config, plan: Plan, task: Task, say: Callable[[str], None]) -> It
         if run.is_main:
             checkpoint.write_text(run.folder / "config.yaml", to_yaml(cfg))
             write_environment(run.folder)
+        clock.done("processes and log")
         _load_policy(run, str(resumed / "policy") if resumed else cfg.model)
         say(run.policy.memory_text(cfg.micro_batch_tokens))
         if resumed:
@@ -417,10 +440,13 @@ def start(cfg: Config, plan: Plan, task: Task, say: Callable[[str], None]) -> It
             run.unlogged = info["unlogged"]
             if run.unlogged:  # to be saved again, with the score
                 run.saved_step = -1
+        clock.done("policy")
         _start_sampling(run)
         if resumed:
             run.sync()
             _restore_random_state(resumed / f"random_state_{accelerator.process_index:05d}.pt")
+        clock.done("engine")
+        say(clock.text())
         try:
             accidents = (checkpoint.CheckpointError, FloatingPointError, EngineError)
             with one_clear_line(*accidents, code=1), _ending_all_ranks(plan):
@@ -484,7 +510,8 @@ def _start_sampling(run: Run) -> None:
         trust_remote_code=cfg.trust_remote_code,
     )
     workers = (cfg.verifier_workers, cfg.verifier_timeout_s, cfg.verifier_memory_gib)
-    run.verifier = Verifier(*workers, cfg.reward)
+    with one_clear_line(ValueError, code=2):  # a grader of the user's that loaded once and does not a second time
+        run.verifier = Verifier(*workers, cfg.reward)
     run.eval_verifier = run.verifier if cfg.reward == "math" else Verifier(*workers, "math")
     run.engine = make_engine(
         cfg.model,

@@ -45,7 +45,7 @@ from eval.evaluate import Row, evaluate
 from eval.plots import plot_run
 from rewards import Grade, Ticket, shape_reward
 from rollout import Completion
-from run import Run, Stopped, StoppedTogether, load_task, one_clear_line, start
+from run import Run, StartUp, Stopped, StoppedTogether, load_task, one_clear_line, start
 
 
 def main(argv: list[str]) -> int:
@@ -53,6 +53,8 @@ def main(argv: list[str]) -> int:
 
     Exits with 2 for a mistake in the configuration or the data, with 1 when a step or its checkpoint failed.
     """
+    clock = StartUp()
+    clock.done("imports")
     with one_clear_line(ValueError, OSError, code=2):
         cfg = load_or_exit(Config, argv)
     plan = Plan(cfg)
@@ -67,7 +69,8 @@ def main(argv: list[str]) -> int:
     if cfg.dry_run:
         say(to_yaml(cfg))
         return 0
-    with start(cfg, plan, task, say) as run:
+    clock.done("data")
+    with start(cfg, plan, task, say, clock) as run:
         if run.step == 0 or run.unlogged:  # the start policy, or a step whose evaluation was interrupted
             finish_step(run, run.unlogged)
         while run.step < cfg.max_steps and not run.agreed_to_stop():

@@ -2,26 +2,32 @@
 
     python -m bench.step --size 20m --prompts 16 --samples 8 --tokens 64 --updates 4 --steps 5 [--ragged]
     OMP_NUM_THREADS=1 taskset -c 0 python -m bench.step ...          # one core, for comparisons
-    python -m bench.step --size 3b --prompts 32 --samples 16 --tokens 2048 --prompt_tokens 256     # on a GPU
+    python -m bench.gpu                                                             # what a GPU has to show
 
 The real loop runs (run.start, train.train_step) with the real engine and verifier; medians over the steps after the
-first, which warms up. Prints a table: seconds and share of each phase, tokens per second, share of real tokens, peak
-memory, and on a GPU model FLOPs per second (2 per weight and token forward, 6 forward and backward; recomputation and
-attention not counted).
-Rewards: the answers of a random model are all wrong, so a hash of the text is used as reward (`--reward`), as varied
-as real ones.
+first, which warms up. Prints a table: seconds and share of each phase, what is neither the engine nor the model's
+forward and backward, tokens per second, share of real tokens, peak memory, and model FLOPs per second (2 per weight and
+token computed in the old-log-prob pass, 6 in an update; recomputation and attention not counted).
+
+    python -m bench.step --size 1m --steps 20 --versus clip=fixed         # two settings in turn, step by step
+
+Rewards: the answers of a random model are all wrong, so a hash of the text is used as reward, as varied as real ones.
+The learning rate is too small to change the lengths of answers.
 """
 
 import argparse
 import dataclasses
 import json
 import os
+import random
 import resource
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 REWARD = """
 import zlib
@@ -43,6 +49,9 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=4)
     parser.add_argument("--steps", type=int, default=5, help="measured, after one that warms up")
     parser.add_argument("--ragged", action="store_true", help="let the end token end answers")
+    parser.add_argument("--prompt_tokens", type=int, default=10, help="about; longer problems are padded with digits")
+    parser.add_argument("--made_up", type=int, default=0, help="no engine: random answers of this mean length")
+    parser.add_argument("--versus", nargs="*", default=[], metavar="KEY=VALUE", help="these keys in every second step")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="any key of the configuration")
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of the table")
     options = parser.parse_args()
@@ -61,10 +70,11 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     from bench.workload import make_workload, parameters
     from configs import load
     from configs.schema import Config, Plan
+    from eval.compare import paired_interval
 
     with tempfile.TemporaryDirectory() as folder:
         problems = max(options.prompts * (options.steps + 1), 64)
-        model = options.model or make_workload(Path(folder) / "model", options.size, problems=problems, seed=0)
+        model = options.model or make_workload(Path(folder) / "model", options.size, problems, options.prompt_tokens)
         reward = Path(folder) / "reward.py"
         reward.write_text(REWARD)
         keys = {
@@ -74,7 +84,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
             "run_name": "bench",
             "wandb": "disabled",
             "prompt_template": "plain",
-            "max_prompt_tokens": 64,
+            "max_prompt_tokens": options.prompt_tokens + 16,
             "max_response_tokens": options.tokens,
             "prompts_per_step": options.prompts,
             "samples_per_prompt": options.samples,
@@ -84,39 +94,57 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
             "engine_max_sequences": min(1024, options.prompts * options.samples),
             "eval_every": 0,
             "kl_coef": 0,
-            "lr": 1e-5,
+            "lr": 1e-9,
             "sharding": "fsdp2" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else "none",
             "gradient_checkpointing": torch.cuda.is_available(),
             "reward": f"{reward}:score",
             "verifier_workers": 1,
+            **({"mismatch_limit": 1e9} if options.made_up else {}),
             **dict(pair.split("=", 1) for pair in options.set),
         }
-        cfg = load(Config, [word for key, value in keys.items() for word in (f"--{key}", str(value))])
+        other = keys | dict(pair.split("=", 1) for pair in options.versus)
+        cfg, second = (load(Config, [w for k, v in ks.items() for w in (f"--{k}", str(v))]) for ks in (keys, other))
         plan = Plan(cfg)
         task = lifecycle.load_task(cfg, lambda line: None)
         if not options.ragged:
             task = dataclasses.replace(task, stop_token_ids=())
-        rows = []
+        if options.made_up:
+            lifecycle.make_engine = lambda _, given, **keys: MadeUp(options.made_up, given.dtype)
+        rows: list[dict[str, float]] = []
+        computed: list[int] = []  # positions of each micro-batch of a step
+        collate = train.collate
+
+        def counted(*args: Any) -> Any:
+            minibatches = collate(*args)
+            computed.extend(t.batch.input_ids.numel() for minibatch in minibatches for t in minibatch)
+            return minibatches
+
+        train.collate = counted
+        spent = {"generate": 0.0, "forward": 0.0, "backward": 0.0}
         with lifecycle.start(cfg, plan, task, lambda line: None) as run:
-            ready = time.perf_counter()
-            for _ in range(options.steps + 1):
+            run.engine.generate = timed(run.engine.generate, spent, "generate")
+            run.policy.model.forward = timed(run.policy.model.forward, spent, "forward")
+            torch.Tensor.backward = timed(torch.Tensor.backward, spent, "backward")
+            for number in range((options.steps + 1) * (2 if options.versus else 1)):
+                run.cfg = second if number % 2 and options.versus else cfg
+                spent.update(dict.fromkeys(spent, 0.0))
+                computed.clear()
                 cpu = time.process_time()
                 metrics = train.train_step(run)
                 assert metrics is not None
-                rows.append(metrics | {"cpu_s": time.process_time() - cpu})
-            result = {
-                "parameters": float(parameters(model)),
-                "start_to_first_step_s": time.perf_counter() - ready - sum(r["time/step_s"] for r in rows[1:]),
-            }
-        measured = rows[1:]
+                rows.append(metrics | {"cpu_s": time.process_time() - cpu, "inside_s": sum(spent.values())})
+        rows = rows[2 if options.versus else 1 :]
+        measured = rows[:: 2 if options.versus else 1]
 
         def median(key: str) -> float:
             return statistics.median(row[key] for row in measured)
 
+        result = {"parameters": float(parameters(model))}
         result |= {f"{phase}_s": median(f"time/{phase}_s") for phase in PHASES}
         result |= {
             "step_s": median("time/step_s"),
             "step_cpu_s": median("cpu_s"),
+            "outside_share": statistics.median(1 - row["inside_s"] / row["time/step_s"] for row in measured),
             "tokens_per_step": median("response/length_mean") * options.prompts * options.samples,
             "length_mean": median("response/length_mean"),
             "real_token_share": median("throughput/real_token_share"),
@@ -124,9 +152,64 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
             "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
             "mismatch_max": max(row["mismatch/max"] for row in rows),
         }
-        computed = result["tokens_per_step"] / result["length_mean"] * (result["length_mean"] + 16)
-        result["update_tflops"] = 6 * result["parameters"] * computed / result["optimize_s"] / 1e12
+        if options.versus:
+            ratios = [b["cpu_s"] / a["cpu_s"] for a, b in zip(rows[::2], rows[1::2], strict=True)]
+            result["versus_cpu_ratio"] = statistics.median(ratios)
+            result["versus_low"], result["versus_high"] = paired_interval(ratios, 0.95)
+        tflop = 2 * result["parameters"] * sum(computed) / 1e12  # of one forward pass over the step's sequences
+        anchored = tflop * (1 - 1 / options.updates) if cfg.old_policy == "trainer" else 0.0
+        result["old_tflops"] = anchored / result["old_s"] if anchored else 0.0
+        result["update_tflops"] = 3 * tflop / result["optimize_s"]
         return result
+
+
+class MadeUp:
+    """An engine that samples nothing: random tokens, lengths geometric with a given mean, cut at the limit."""
+
+    def __init__(self, mean: int, dtype: str):
+        self.mean, self.dtype, self.norms = mean, dtype, {}
+
+    def generate(self, prompts: list[list[int]], sampling: Any, *, seeds: list[list[int]], on_finish: Any, **_: Any):
+        from rollout import Completion
+
+        answers: list[list[Completion]] = [[] for _ in prompts]
+        for i, row in enumerate(seeds):
+            for j, seed in enumerate(row):
+                rng = random.Random(seed)
+                length = min(sampling.max_tokens, 1 + int(rng.expovariate(1 / self.mean)))
+                tokens = [rng.randrange(5, 24) for _ in range(length)]
+                answers[i].append(Completion(tokens, [-3.0] * length, "stop", str(seed)))
+                on_finish(i, j, answers[i][j])
+        return answers
+
+    def sync_weights(self, weights: Any) -> None:
+        import torch
+
+        dtype = getattr(torch, self.dtype)
+        self.norms = {name: tensor.to(dtype).sum(dtype=torch.float64) for name, tensor in weights if tensor.dim() == 1}
+
+    def checksum(self, names: list[str]) -> dict[str, float]:
+        return {name: self.norms[name].item() for name in names if name in self.norms}
+
+    def sleep(self) -> None:
+        pass
+
+    wake = close = sleep
+
+
+def timed(function: Callable[..., Any], spent: dict[str, float], name: str) -> Callable[..., Any]:
+    """`function`, adding its seconds to spent[name]; the GPU's work is waited for."""
+    import torch
+
+    def wrapped(*args: Any, **keys: Any) -> Any:
+        started = time.perf_counter()
+        out = function(*args, **keys)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        spent[name] += time.perf_counter() - started
+        return out
+
+    return wrapped
 
 
 def table(result: dict[str, float]) -> str:
@@ -139,9 +222,17 @@ def table(result: dict[str, float]) -> str:
     lines += [f"  {name:<10}{seconds:8.3f} s {seconds / whole:6.1%}" for name, seconds in parts.items()]
     lines.append(f"  {'step':<10}{whole:8.3f} s, {result['tokens_per_step'] / whole:,.0f} tokens/s")
     lines.append(
-        f"real tokens {result['real_token_share']:.1%} of those computed; peak memory {result['peak_gib']:.2f} GiB; "
-        f"update {result['update_tflops']:.3g} model TFLOP/s; whole process {result['wall_s']:.0f} s"
+        f"outside engine and model {result['outside_share']:.1%} of a step; "
+        f"real tokens {result['real_token_share']:.1%} of those computed; "
+        f"peak memory {result['peak_gib']:.2f} GiB; whole process {result['wall_s']:.0f} s"
     )
+    lines.append(f"model TFLOP/s: old {result['old_tflops']:.3g}, update {result['update_tflops']:.3g}")
+    if "versus_cpu_ratio" in result:
+        low, high = result["versus_low"], result["versus_high"]
+        lines.append(
+            f"CPU time, second setting over first: median {result['versus_cpu_ratio']:.4f}, "
+            f"mean in [{low:.4f}, {high:.4f}]"
+        )
     return "\n".join(lines)
 
 

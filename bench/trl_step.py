@@ -75,7 +75,7 @@ def main() -> None:
             num_generations=options.samples,
             max_completion_length=options.tokens,
             max_steps=steps * options.updates,
-            learning_rate=1e-5,
+            learning_rate=1e-9,  # as ours: the lengths of answers do not change
             lr_scheduler_type="constant",
             beta=0.0,
             num_iterations=1,

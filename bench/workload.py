@@ -1,7 +1,7 @@
 """A fixed amount of work for the step benchmarks: a random model of a given size, sums as problems, lengths fixed or
 ragged.
 
-    folder = make_workload(Path("build/bench/20m"), "20m", problems=640)    # model, tokenizer, problems.jsonl
+    folder = make_workload(Path("build/bench/20m"), "20m", 640, 10)    # model, tokenizer, problems.jsonl
 
 Lengths. Fixed: nothing ends an answer before the limit. Ragged: the tokenizer has 24 tokens, a random model samples
 them almost evenly, so the one end token makes lengths geometric with mean 24, cut at the limit: a third of it when the
@@ -40,8 +40,11 @@ SIZES = {
 TOKENS = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", *"0123456789", *"+-=? \n.,:"]
 
 
-def make_workload(folder: Path, size: str, *, problems: int, seed: int) -> Path:
-    """Write a float32 model, its tokenizer (with a chat template) and problems.jsonl; returns the folder."""
+def make_workload(folder: Path, size: str, problems: int, prompt_tokens: int) -> Path:
+    """Write a float32 model, its tokenizer (with a chat template) and problems.jsonl; returns the folder.
+
+    A problem has `prompt_tokens` tokens, or ten where that is fewer.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -61,7 +64,7 @@ def make_workload(folder: Path, size: str, *, problems: int, seed: int) -> Path:
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}\n{% endfor %}<|im_start|>assistant\n"
     )
     shape = SIZES[size]
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
@@ -77,11 +80,12 @@ def make_workload(folder: Path, size: str, *, problems: int, seed: int) -> Path:
     )
     Qwen2ForCausalLM(config).float().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    rng = random.Random(seed)
+    rng = random.Random(0)
     rows = []
     for i in range(problems):
         a, b = rng.randint(10, 99), rng.randint(10, 99)
-        rows.append(json.dumps({"id": str(i), "problem": f"{a}+{b}={i}?", "gold": str(a + b)}))
+        problem = f"{a}+{b}={i}?".rjust(prompt_tokens, "0")
+        rows.append(json.dumps({"id": str(i), "problem": problem, "gold": str(a + b)}))
     (folder / "problems.jsonl").write_text("\n".join(rows) + "\n")
     return folder
 

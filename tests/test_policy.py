@@ -1,5 +1,6 @@
 """The policy on one process: what it loads, gives out, takes back and refuses. Several: test_distributed.py."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +209,19 @@ def test_what_was_asked_for_and_not_obtained_is_refused(
     with monkeypatch.context() as m, pytest.raises(RuntimeError, match="asks for FSDP; sharding is the key `sharding`"):
         m.setenv("ACCELERATE_USE_FSDP", "true")
         check_processes(accelerator)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_layers_give_the_same_numbers(tmp_path: Path):
+    tiny_model(tied=True).save_pretrained(tmp_path)
+    found = []
+    for compiled in (False, True):
+        policy = Policy.load(str(tmp_path), options(sharding="none", compile=compiled), Accelerator())
+        logprobs, _ = policy(BATCH)
+        logprobs.sum().backward()
+        found.append([logprobs, *(p.grad for p in policy.parameters())])
+        layers = policy.causal_lm.model.layers
+        assert all((layer._compiled_call_impl is not None) == compiled for layer in layers)
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(eager, compiled, rtol=1e-4, atol=1e-5 * eager.abs().max().item())

@@ -1,0 +1,38 @@
+"""The benchmarks run, and count what they say they count. Their figures are never tested."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TOY = ["--size", "1m", "--prompts", "4", "--samples", "2", "--tokens", "32", "--prompt_tokens", "20"]
+
+
+def output_of(module: str, *words: str) -> str:
+    done = subprocess.run([sys.executable, "-m", module, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_runs_at_toy_size():
+    out = output_of("bench.gpu", *TOY, "--mean", "16", "--variants", "", "packing=off")
+    operator, phases, rest = out.split("\nphases without")
+    padded, whole = rest.split("\nwhole steps with vLLM")
+    assert "band kl" in operator
+    assert "real tokens 100.0%" in phases and "real tokens 100.0%" not in padded
+    assert all("model TFLOP/s" in part for part in (phases, padded, whole)) and "mean length 32.0" in whole
+
+
+@pytest.mark.slow
+def test_a_step_of_fixed_lengths_has_the_tokens_it_says():
+    result = json.loads(output_of("bench.step", *TOY, "--steps", "1", "--json", "--set", "engine=hf").splitlines()[-1])
+    assert result["tokens_per_step"] == 4 * 2 * 32 and result["real_token_share"] == 1
+    assert 0 < result["outside_share"] < 1
+    # Four updates; half of a minibatch's two answers' positions are of the prompt, which they share.
+    shared, own = 21, 31
+    flop = 6 * result["parameters"] * 4 * (shared + 2 * own)
+    assert result["update_tflops"] * result["optimize_s"] * 1e12 == pytest.approx(flop, rel=0.05)
