@@ -129,14 +129,15 @@ class Tracker:
             histogram = np.histogram(array, bins=64)
             self._send(step, lambda: {name: wandb.Histogram(np_histogram=histogram)})
 
-    def artifact(self, path: Path, name: str) -> None:
-        """Keeps a file or folder (a table, a figure) with the wandb run."""
-        if not self._wandb:
+    def artifact(self, paths: Sequence[Path], name: str) -> None:
+        """Keeps files (tables, figures) with the wandb run."""
+        if not self._wandb or not paths:
             return
 
         def log_artifact() -> None:
             artifact = wandb.Artifact(name, type="result")
-            artifact.add_dir(str(path)) if path.is_dir() else artifact.add_file(str(path))
+            for path in paths:
+                artifact.add_file(str(path))
             self._wandb.log_artifact(artifact)
 
         self._wandb_calls.put(log_artifact)

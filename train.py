@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
             finish_step(run, metrics)
         run.save()
         if run.is_main and cfg.plots and not run.signal:  # whoever asked to stop may not wait for pictures
-            plot_run(run.folder)
+            run.tracker.artifact(plot_run(run.folder), "plots")
         return run.exit_code()
 
 

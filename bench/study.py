@@ -34,7 +34,17 @@ from torch import Tensor
 
 from bandpo.objective import clip_bounds
 from data.toy import save_start
-from eval.compare import MIN_SEEDS, Group, area_under, end_of, last, pair_by_seed, paired_interval, text_table
+from eval.compare import (
+    MIN_SEEDS,
+    Group,
+    area_under,
+    end_of,
+    keep_on_wandb,
+    last,
+    pair_by_seed,
+    paired_interval,
+    text_table,
+)
 from eval.plots import COLOURS, STYLE, Curve, Panel, draw
 from eval.runs import Series, load_run
 
@@ -149,6 +159,7 @@ CPU = Study(
         "skewed": Setting("toy_skewed", 0, SKEWED),
         "rare_cosine": Setting("toy", 0, RARE | {"max_steps": 12, "lr_schedule": "cosine"}),
         "rarest": Setting("toy_rarest", 0, RARE),
+        "rarest_short": Setting("toy_rarest", 0, RARE | {"max_steps": 8}),
         **{f"updates{n}": Setting("toy", 0, ONE_EPOCH | {"updates_per_step": n}) for n in (1, 4, 8, 16)},
     },
     parts={
@@ -163,6 +174,9 @@ CPU = Study(
         # The search for a setting where the paper's whole result holds; not among the parts that are run unasked.
         "search_budget": Part("Fixed budget, cosine to zero", "rare_cosine", ("GRPO", "Band KL", "Band KL d=.02")),
         "search_rarest": Part("An even rarer strategy", "rarest", ("GRPO", "Band KL")),
+        "search_held_out": Part(
+            "An even rarer strategy, half the budget", "rarest_short", ("GRPO", "Band KL", "no clip")
+        ),
         "search_bounds": Part("One bound of each", "rare", ("GRPO", *ABLATIONS, "Band KL")),
         "search_collapse": Part(
             "Long run, other Bands", "skewed", ("GRPO", "Band KL", "Band KL d=.01", "Band KL d=.02", *ABLATIONS)
@@ -548,6 +562,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--jobs", type=int, default=None, help="runs at a time (default 2, on a GPU 1)")
     parser.add_argument("--report", action="store_true", help="tables and figures of the runs there are, no training")
     parser.add_argument("--figures", type=Path, default=None, help="folder of the figures (default OUT/figures)")
+    parser.add_argument("--wandb", choices=["auto", "online", "offline"], help="keep tables and figures on wandb")
     args = parser.parse_args(argv)
     study = GPU if args.gpu else CPU
     parts = args.part.split(",") if args.part else [name for name in study.parts if not name.startswith("search")]
@@ -568,6 +583,9 @@ def main(argv: Sequence[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     (out / "tables.md").write_text(text)
     print(text)
+    if args.wandb:
+        figures = args.figures or out / "figures"
+        keep_on_wandb([out / "tables.md", *figures.glob("study_*")], out / "wandb", args.wandb, "bandpo")
     return 1 if failed else 0
 
 

@@ -3,9 +3,10 @@
     python -m eval.compare runs/grpo_seed* runs/band_seed* --out figure.png
 
 prints the table and writes figure.png/.svg (entropy, reward, clip fraction, mean@K side by side), figure_NAME.png/.svg
-(one per family of eval/plots.FIGURES) and figure.md (the table). Runs whose config.yaml differs in nothing but
-REPEAT_KEYS are seeds of one group; the first run's group is the one that all others are compared with. Works on runs
-that are running, crashed, or lack an eval: what is missing is a dash, what is odd is a note under the table.
+(one per family of eval/plots.FIGURES) and figure.md (the table); with --wandb they are an artifact there as well. Runs
+whose config.yaml differs in nothing but REPEAT_KEYS are seeds of one group; the first run's group is the one that all
+others are compared with. Works on runs that are running, crashed, or lack an eval: what is missing is a dash, what is
+odd is a note under the table.
 What it leaves out: tests over many groups at once. With many rows, expect one in twenty to differ by luck.
 docs/evaluation.md says how each figure is computed.
 """
@@ -26,6 +27,7 @@ import numpy as np
 
 from eval.plots import Curve, Panel, describe, draw, sort_keys, stderr_of
 from eval.runs import Run, Series, load_run
+from tracking import Mode, Tracker
 
 # Config keys that do not make another experiment: a run that differs in these alone is a repeat.
 REPEAT_KEYS = ("run_name", "seed", "output_dir", "wandb", "wandb_project", "dry_run")
@@ -423,12 +425,25 @@ def main(argv: Sequence[str]) -> None:
         "--out", type=Path, default=Path("compare/figure.png"), help="overview figure (default %(default)s)"
     )
     parser.add_argument("--until", type=int, default=None, help="cut every run after this step")
+    parser.add_argument("--wandb", choices=["auto", "online", "offline"], help="keep table and figures on wandb")
+    parser.add_argument("--wandb_project", default="bandpo")
     args = parser.parse_args(argv)
     try:
         print(compare(args.runs, args.out, args.until))
     except ValueError as error:
         parser.error(str(error))
     print(f"\nFigures: {args.out.with_suffix('')}*.png and .svg")
+    if args.wandb:
+        files = [file for kind in ("md", "png", "svg") for file in args.out.parent.glob(f"{args.out.stem}*.{kind}")]
+        keep_on_wandb(files, args.out.with_name(f"{args.out.stem}_wandb"), args.wandb, args.wandb_project)
+
+
+def keep_on_wandb(files: Sequence[Path], folder: Path, mode: Mode, project: str) -> None:
+    """Table and figures as the artifact `comparison` of a wandb run of their own, whose files are in `folder`."""
+    names = {"files": sorted(file.name for file in files)}
+    tracker = Tracker(folder, names, mode=mode, project=project, run_id=None, max_steps=0, is_main=True)
+    tracker.artifact(sorted(files), "comparison")
+    tracker.finish()
 
 
 if __name__ == "__main__":

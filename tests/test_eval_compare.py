@@ -14,6 +14,7 @@ from statistics import fmean, stdev
 import numpy as np
 import pytest
 import yaml
+from test_tracking import records
 
 from eval.compare import compare, group_runs, label_configs, main, paired_interval
 from eval.plots import FIGURES, Curve, _band, describe, line_style, plot_run, run_panels, sort_keys
@@ -352,3 +353,14 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit, match="2"):
         main(["no/such/run"])
     assert "no/such/run is no run folder" in capsys.readouterr().err
+
+
+def test_table_and_figures_are_an_artifact_on_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    out = tmp_path / "out" / "figure.png"
+    main([*map(str, [FIXED[0], BAND[0]]), "--out", str(out), "--wandb", "offline"])
+    (file,) = (tmp_path / "out" / "figure_wandb").glob("wandb/offline-run-*/*.wandb")
+    (kept,) = [r.artifact for r in records(file) if r.WhichOneof("record_type") == "request" or r.artifact.name]
+    written = {path.name for path in out.parent.iterdir() if path.is_file()}
+    assert kept.name == "comparison" and {entry.path for entry in kept.manifest.contents} == written
+    assert {"figure.md", "figure.png", "figure.svg"} <= written

@@ -130,7 +130,7 @@ def test_other_ranks_write_and_print_nothing(tmp_path, capsys):
     it.log(0, METRICS)
     it.samples(0, [{"a": 1}])
     it.histogram(0, "h", [1.0])
-    it.artifact(tmp_path, "a")
+    it.artifact([tmp_path], "a")
     it.say("hello")
     assert list(it.progress(range(3), "optimize", "micro-batches")) == [0, 1, 2]
     it.finish()
@@ -197,7 +197,7 @@ for step in range(int(first), int(last)):
                 os.kill(int(pid), signal.SIGKILL)
 it.samples(int(last) - 1, [{"problem": "1+1", "correct": True}, {"problem": None, "correct": "no"}])
 Path(run_dir, "table.md").write_text("| a |")
-it.artifact(Path(run_dir, "table.md"), "comparison")
+it.artifact([Path(run_dir, "table.md")], "comparison")
 try:
     if event == "crash":
         raise KeyError("a bug")
