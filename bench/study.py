@@ -175,7 +175,7 @@ CPU = Study(
         "search_budget": Part("Fixed budget, cosine to zero", "rare_cosine", ("GRPO", "Band KL", "Band KL d=.02")),
         "search_rarest": Part("An even rarer strategy", "rarest", ("GRPO", "Band KL")),
         "search_held_out": Part(
-            "An even rarer strategy, half the budget", "rarest_short", ("GRPO", "Band KL", "no clip")
+            "Even rarer, half the budget", "rarest_short", ("GRPO", "Band KL", "no clip")
         ),
         "search_bounds": Part("One bound of each", "rare", ("GRPO", *ABLATIONS, "Band KL")),
         "search_collapse": Part(
