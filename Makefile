@@ -54,7 +54,7 @@ fuzz: $(STAMP) ## the verifier under two minutes of random input
 chaos: $(STAMP) ## runs killed, damaged and starved, then resumed and compared bit for bit
 	@$(BIN)/python -m bench.chaos --runs 20 --seed 0
 
-study: $(STAMP) ## docs/study.md again: all methods, several seeds (about 20 minutes on two quiet cores; resumable)
+study: $(STAMP) ## docs/study.md again: all methods, five seeds (about half an hour on two cores; resumable)
 	@$(BIN)/python -m bench.study
 
 study-gpu: $(STAMP) ## the same at 25M parameters on one GPU

@@ -106,8 +106,9 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         cfg, second = (load(Config, [w for k, v in ks.items() for w in (f"--{k}", str(v))]) for ks in (keys, other))
         plan = Plan(cfg)
         task = lifecycle.load_task(cfg, lambda line: None)
-        if not options.ragged:
-            task = dataclasses.replace(task, stop_token_ids=())
+        # One end token of 24, as TRL takes it; chat templates have a second one.
+        stops = (task.tokenizer.eos_token_id,) if options.ragged else ()
+        task = dataclasses.replace(task, stop_token_ids=stops)
         if options.made_up:
             lifecycle.make_engine = lambda _, given, **keys: MadeUp(options.made_up, given.dtype)
         rows: list[dict[str, float]] = []
