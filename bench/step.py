@@ -84,6 +84,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
             "run_name": "bench",
             "wandb": "disabled",
             "prompt_template": "plain",
+            "chat_template": False,
             "max_prompt_tokens": options.prompt_tokens + 16,
             "max_response_tokens": options.tokens,
             "prompts_per_step": options.prompts,
@@ -140,14 +141,15 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         def median(key: str) -> float:
             return statistics.median(row[key] for row in measured)
 
+        length = statistics.mean(row["response/length_mean"] for row in measured)
         result = {"parameters": float(parameters(model))}
         result |= {f"{phase}_s": median(f"time/{phase}_s") for phase in PHASES}
         result |= {
             "step_s": median("time/step_s"),
             "step_cpu_s": median("cpu_s"),
             "outside_share": statistics.median(1 - row["inside_s"] / row["time/step_s"] for row in measured),
-            "tokens_per_step": median("response/length_mean") * options.prompts * options.samples,
-            "length_mean": median("response/length_mean"),
+            "tokens_per_step": length * options.prompts * options.samples,
+            "length_mean": length,
             "real_token_share": median("throughput/real_token_share"),
             "peak_gib": max(row["memory/peak_gib"] for row in rows),
             "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,

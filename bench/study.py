@@ -174,9 +174,7 @@ CPU = Study(
         # The search for a setting where the paper's whole result holds; not among the parts that are run unasked.
         "search_budget": Part("Fixed budget, cosine to zero", "rare_cosine", ("GRPO", "Band KL", "Band KL d=.02")),
         "search_rarest": Part("An even rarer strategy", "rarest", ("GRPO", "Band KL")),
-        "search_held_out": Part(
-            "Even rarer, half the budget", "rarest_short", ("GRPO", "Band KL", "no clip")
-        ),
+        "search_held_out": Part("Even rarer, half the budget", "rarest_short", ("GRPO", "Band KL", "no clip")),
         "search_bounds": Part("One bound of each", "rare", ("GRPO", *ABLATIONS, "Band KL")),
         "search_collapse": Part(
             "Long run, other Bands", "skewed", ("GRPO", "Band KL", "Band KL d=.01", "Band KL d=.02", *ABLATIONS)

@@ -114,7 +114,7 @@ def main() -> None:
         "step_s": statistics.median(wall for wall, _ in spans),
         "step_cpu_s": statistics.median(cpu for _, cpu in spans),
         "rollout_s": statistics.median(wall for wall, _ in generated[1:]),
-        "tokens_per_step": statistics.median(tokens[1:]),
+        "tokens_per_step": statistics.mean(tokens[1:]),
         "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "optimizer_steps": trainer.state.global_step,
     }

@@ -28,6 +28,7 @@ BENCH_PYTHON = ROOT / ".venv.bench" / "bin" / "python"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--sizes", default="1m,20m")
+    parser.add_argument("--lengths", default="fixed,ragged")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4, help="measured steps of each run")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of our configuration")
@@ -38,7 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for size in options.sizes.split(","):
             model = make_workload(Path(folder) / size, size, 16 * (options.steps + 1), 10)
-            for lengths in ("fixed", "ragged"):
+            for lengths in options.lengths.split(","):
                 compare(model, size, lengths, options)
 
 
