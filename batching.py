@@ -43,6 +43,7 @@ class Tokens:
     """A micro-batch with what the loss needs of its response tokens; all (T,) float32, flat over its sequences."""
 
     batch: MicroBatch
+    rows: list[list[int]]  # token ids of each sequence, prompt and response
     lengths: torch.Tensor  # (n,) response tokens of each sequence
     advantages: torch.Tensor
     weights: torch.Tensor  # of each token's loss in the loss of the update: the aggregation
@@ -126,6 +127,7 @@ def tokens_of(run: Run, rows: list[TokenRow], tokens_of_update: int) -> Tokens:
     prompts, responses = [row.prompt.tolist() for row in rows], [row.response.tolist() for row in rows]
     return Tokens(
         batch=lay_out(prompts, responses, layout=run.layout, device=device),
+        rows=[p + r for p, r in zip(prompts, responses, strict=True)],
         lengths=lengths,
         advantages=torch.tensor([row.advantage for row in rows], device=device).repeat_interleave(lengths),
         weights=weights,

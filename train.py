@@ -382,8 +382,8 @@ def apply_update(run: Run, updates: Updates, minibatch: list[Tokens]) -> None:
     run.optimizer.zero_grad()
     if run.skipped_in_a_row >= run.cfg.max_skipped:
         path = run.folder / f"not_finite_step_{run.step + 1:06d}_rank_{run.plan.rank}.jsonl"
-        rows = [tokens.batch.input_ids.tolist() for tokens in minibatch]
-        path.write_text("\n".join(json.dumps({"text": run.task.tokenizer.batch_decode(row)}) for row in rows))
+        rows = [row for tokens in minibatch for row in tokens.rows]
+        path.write_text("".join(json.dumps({"text": run.task.tokenizer.decode(row)}) + "\n" for row in rows))
         raise FloatingPointError(
             f"step {run.step + 1}: {run.skipped_in_a_row} updates in a row had no finite gradient (max_skipped); their "
             f"sequences are in {path}; lower lr or delta, or go back to an earlier checkpoint"

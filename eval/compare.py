@@ -27,7 +27,6 @@ import numpy as np
 
 from eval.plots import Curve, Panel, describe, draw, sort_keys, stderr_of
 from eval.runs import Run, Series, load_run
-from tracking import Mode, Tracker
 
 # Config keys that do not make another experiment: a run that differs in these alone is a repeat.
 REPEAT_KEYS = ("run_name", "seed", "output_dir", "wandb", "wandb_project", "dry_run")
@@ -438,8 +437,10 @@ def main(argv: Sequence[str]) -> None:
         keep_on_wandb(files, args.out.with_name(f"{args.out.stem}_wandb"), args.wandb, args.wandb_project)
 
 
-def keep_on_wandb(files: Sequence[Path], folder: Path, mode: Mode, project: str) -> None:
+def keep_on_wandb(files: Sequence[Path], folder: Path, mode: Any, project: str) -> None:
     """Table and figures as the artifact `comparison` of a wandb run of their own, whose files are in `folder`."""
+    from tracking import Tracker  # draws wandb in, which takes a second
+
     names = {"files": sorted(file.name for file in files)}
     tracker = Tracker(folder, names, mode=mode, project=project, run_id=None, max_steps=0, is_main=True)
     tracker.artifact(sorted(files), "comparison")

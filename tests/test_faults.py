@@ -107,7 +107,7 @@ def test_too_many_in_a_row_stop_the_run_and_their_prompts_are_kept(
     line = error_of(capsys, argv(toy_model, run, **keys), 1)
     kept = run / "not_finite_step_000004_rank_0.jsonl"
     assert "step 4: 4 updates in a row had no finite gradient" in line and "lower lr" in line and str(kept) in line
-    texts = [text for row in kept.read_text().splitlines() for text in json.loads(row)["text"]]
+    texts = [json.loads(row)["text"] for row in kept.read_text().splitlines()]
     assert len(texts) == 256 and all("=" in text for text in texts)  # the sequences of the update
 
 
