@@ -32,7 +32,7 @@ def test_a_step_of_fixed_lengths_has_the_tokens_it_says():
     result = json.loads(output_of("bench.step", *TOY, "--steps", "1", "--json", "--set", "engine=hf").splitlines()[-1])
     assert result["tokens_per_step"] == 4 * 2 * 32 and result["real_token_share"] == 1
     assert 0 < result["outside_share"] < 1
-    # Four updates; half of a minibatch's two answers' positions are of the prompt, which they share.
-    shared, own = 21, 31
+    # Four updates of one prompt with two answers, which share it.
+    shared, own = 20, 31
     flop = 6 * result["parameters"] * 4 * (shared + 2 * own)
     assert result["update_tflops"] * result["optimize_s"] * 1e12 == pytest.approx(flop, rel=0.05)
