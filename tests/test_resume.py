@@ -291,4 +291,5 @@ def test_a_stopped_launcher_takes_the_trainer_along_and_nothing_is_lost(toy_mode
     trial.code()
     assert left_behind(str(trial.folder), patience_s=60) == []
     newest, warnings = checkpoint.latest(trial.folder / "checkpoints")
-    assert newest and checkpoint.step_of(newest) == metrics(trial.folder)[-1]["step"] and not warnings
+    assert newest and not warnings  # a step whose evaluation was interrupted has its line when the run goes on
+    assert checkpoint.step_of(newest) == metrics(trial.folder)[-1]["step"] + bool(checkpoint.info(newest)["unlogged"])
