@@ -2,7 +2,7 @@
 
     policy = Policy.load("path/to/model", options, accelerator)
     logprobs, entropy = policy(micro_batch)                        # (T,), (T,)
-    engine.sync_weights(policy.named_weights())                    # gathered, under Hugging Face names
+    engine.sync_weights(policy.named_weights("bfloat16"))          # gathered, under Hugging Face names
     policy.write(folder, policy.full_weights())
 
 Sharding is one key. `none`: one process. `ddp`: a full copy per process, through Accelerate. `fsdp2`: PyTorch's
@@ -18,14 +18,16 @@ T response tokens of all sequences, flat.
 
 import copy
 import os
+import urllib.request
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, init_empty_weights
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -36,12 +38,15 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from bandpo.logprobs import token_logprobs
 
 HUB_TIMEOUT_S = 10.0
+
+# On Hopper torch would prefer cuDNN's attention, which is planned anew for every shape; ours differ with each batch.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 @dataclass(frozen=True)
@@ -152,20 +157,17 @@ class Policy:
         self.causal_lm = causal_lm  # the transformers model inside it
         self.options = options
         self.accelerator = accelerator
+        self.size = sum(p.numel() for p in causal_lm.parameters())  # weights of the whole model
         self.tied = causal_lm.get_output_embeddings().weight is causal_lm.get_input_embeddings().weight
 
     @classmethod
     def load(cls, path: str, options: PolicyOptions, accelerator: Accelerator, *, trainable: bool = True) -> "Policy":
-        """Load float32 weights from a folder or hub id and shard them as `options.sharding` says.
+        """Load float32 weights from a folder or hub id and shard them as `options.sharding` says; collective.
 
-        Raises RuntimeError when the sharding asked for is not the one obtained.
+        The first process reads; the others get their part from it, so that a host holds one copy of the model.
+        Raises ValueError when weights are missing, RuntimeError when the sharding asked for is not the one obtained.
         """
-        causal_lm = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=torch.float32,
-            attn_implementation=options.attention,
-            trust_remote_code=options.trust_remote_code,
-        )
+        causal_lm = _read(path, options) if accelerator.is_main_process else _without_weights(path, options)
         # No dropout anywhere: ratios of the same policy must be one.
         causal_lm.eval().requires_grad_(trainable)
         if options.gradient_checkpointing and trainable:
@@ -180,10 +182,9 @@ class Policy:
         model: nn.Module = LogprobModel(causal_lm, options)
         if options.sharding == "fsdp2":
             _fully_shard(model, causal_lm, options, accelerator)
-        elif trainable:
-            model = accelerator.prepare_model(model, device_placement=True)
         else:
-            model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
+            _share_weights(model, accelerator)
+            model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=not trainable)
         policy = cls(model, causal_lm, options, accelerator)
         policy._check_sharding(trainable)
         return policy
@@ -200,7 +201,6 @@ class Policy:
 
     def memory_text(self, micro_batch_tokens: int) -> str:
         """What training keeps in memory on this rank, in words; of the activations an estimate."""
-        whole = sum(p.numel() for p in self.causal_lm.parameters())
         here = sum(_local(p).numel() for p in self.causal_lm.parameters())
         vocabulary = self.causal_lm.get_output_embeddings().weight.shape[0]
         sizes = {
@@ -212,8 +212,8 @@ class Policy:
         }
         words = ", ".join(f"{name} {_bytes(size)}" for name, size in sizes.items())
         return (
-            f"policy:  {whole:,} parameters, sharding {self.options.sharding}, compute in {self.options.precision}; "
-            f"a rank holds {words}"
+            f"policy:  {self.size:,} parameters, sharding {self.options.sharding}, compute in "
+            f"{self.options.precision}; a rank holds {words}"
         )
 
     def activation_bytes(self, tokens: int) -> int:
@@ -234,21 +234,18 @@ class Policy:
 
     # ---- weights out ----
 
-    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every weight in full under its Hugging Face name, in the same order on every rank (gathering is collective).
+    def named_weights(self, precision: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every weight in full under its Hugging Face name, rounded to `precision` before it is gathered.
 
-        A tied head is yielded as well: vLLM's CPU build keeps a copy of it.
+        In the same order on every rank: gathering is collective. A tied head is yielded as well: vLLM's CPU build
+        keeps a copy of it.
         """
+        dtype = getattr(torch, precision)
         for name, parameter in self.causal_lm.named_parameters():
-            full = _full(parameter)
+            full = _full(parameter.detach().to(dtype))
             yield name, full
             if self.tied and parameter is self.causal_lm.get_input_embeddings().weight:
                 yield "lm_head.weight", full
-
-    def checksum(self, names: list[str], precision: str) -> dict[str, float]:
-        """Sum of each named weight after rounding to `precision`; collective."""
-        own, dtype = dict(self.causal_lm.named_parameters()), getattr(torch, precision)
-        return {name: _full(own[name]).to(dtype).sum(dtype=torch.float64).item() for name in names}
 
     def compared_names(self, *, matrices: bool) -> list[str]:
         """Names of weights that an engine holds as they are: norms and, of `matrices`, the embedding.
@@ -297,7 +294,8 @@ class Policy:
 
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
         """Scale gradients to a global norm of at most `max_norm`; the norm before, a scalar tensor. Collective."""
-        return _full(nn.utils.clip_grad_norm_(self.parameters(), max_norm))
+        # foreach: by itself torch would take one kernel a weight for sharded ones
+        return _full(nn.utils.clip_grad_norm_(self.parameters(), max_norm, foreach=True))
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
         """Context of a backward pass: DDP sums gradients over processes only in the last one of an update."""
@@ -308,8 +306,57 @@ class Policy:
         self.model.to(device)
 
 
+def _read(path: str, options: PolicyOptions) -> Any:
+    """The model in float32 on the CPU. Raises ValueError when its files lack a weight."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=torch.float32,
+        attn_implementation=options.attention,
+        trust_remote_code=options.trust_remote_code,
+        output_loading_info=True,
+    )
+    causal_lm, told = loaded
+    if told["missing_keys"]:
+        missing = sorted(told["missing_keys"])
+        raise ValueError(f"model: {path} lacks {len(missing)} weights, among them {missing[0]}; get its files again")
+    return causal_lm
+
+
+def _without_weights(path: str, options: PolicyOptions) -> Any:
+    """The same model with parameters that take no memory yet."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=options.trust_remote_code)
+    with init_empty_weights(include_buffers=False):
+        causal_lm = AutoModelForCausalLM.from_config(
+            config,
+            dtype=torch.float32,
+            attn_implementation=options.attention,
+            trust_remote_code=options.trust_remote_code,
+        )
+    causal_lm.tie_weights()  # the context takes a tied head apart
+    return causal_lm
+
+
+def _share_weights(module: nn.Module, accelerator: Accelerator) -> None:
+    """Move a module to the device and give every process the weights of the first; those sharded already stay."""
+    if accelerator.num_processes == 1:
+        return
+    made: dict[nn.Parameter, nn.Parameter] = {}  # a tied head is one parameter under two names
+    for owner in module.modules():
+        for name, p in owner._parameters.items():
+            if p is not None and p.is_meta:
+                empty = torch.empty_like(p, device=accelerator.device)
+                owner._parameters[name] = made.setdefault(p, nn.Parameter(empty, requires_grad=p.requires_grad))
+    module.to(accelerator.device)
+    for tensor in chain(module.parameters(), module.buffers()):
+        if not isinstance(tensor, DTensor):
+            torch.distributed.broadcast(tensor.detach(), src=0)
+
+
 def _fully_shard(model: nn.Module, causal_lm: Any, options: PolicyOptions, accelerator: Accelerator) -> None:
-    """FSDP2 in place: one group per decoder layer, one for the rest (embeddings, final norm, head)."""
+    """FSDP2 in place: one group per decoder layer, one for the rest (embeddings, final norm, head).
+
+    A group is whole on the device only while it is cut.
+    """
     if not torch.distributed.is_initialized():  # one process, started without a group: a mesh of one
         backend = "nccl" if accelerator.device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
@@ -318,7 +365,9 @@ def _fully_shard(model: nn.Module, causal_lm: Any, options: PolicyOptions, accel
     mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) if dtype != torch.float32 else None
     settings: dict[str, Any] = {"mesh": mesh, **({"mp_policy": mixed} if mixed else {})}
     for layer in _decoder_layers(causal_lm):
+        _share_weights(layer, accelerator)
         fully_shard(layer, reshard_after_forward=True, **settings)
+    _share_weights(model, accelerator)
     # The rest is resharded as well, so that between phases every parameter is a DTensor that can be gathered by name.
     fully_shard(model, reshard_after_forward=True, **settings)
     assert isinstance(model, FSDPModule)
@@ -351,8 +400,8 @@ def find_model(model: str) -> None:
 
     Asks before anything heavy starts, and at once: the libraries below retry for minutes.
     """
-    from httpx2 import HTTPError
-    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.utils import build_hf_headers
 
     if Path(model).exists():
         if not (Path(model) / "config.json").is_file():
@@ -364,10 +413,11 @@ def find_model(model: str) -> None:
         return
     reason = "HF_HUB_OFFLINE is set"
     if not constants.HF_HUB_OFFLINE:
+        request = urllib.request.Request(hf_hub_url(model, "config.json"), headers=build_hf_headers(), method="HEAD")
         try:
-            HfApi().model_info(model, timeout=HUB_TIMEOUT_S)
+            urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S).close()
             return
-        except (HTTPError, OSError) as error:
+        except OSError as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
     raise ValueError(
         f"model: {model} could not be fetched from the hub ({reason}). Where the hub can be reached run "

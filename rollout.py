@@ -2,6 +2,7 @@
 
     engine = make_engine("path/to/model", EngineOptions(engine="vllm", ...), rank=0, world=1, device="cuda")
     completions = engine.generate(prompts, sampling, seeds=[[1, 2], [3, 4]], on_finish=grade, progress=None)
+    engine.sleep(); ...; engine.wake()          # its memory belongs to the trainer in between
     engine.sync_weights(named_tensors)          # after every policy update
     engine.close()
 
@@ -26,7 +27,7 @@ import torch
 
 OnFinish = Callable[[int, int, "Completion"], None]  # (prompt index, sample index, completion)
 NamedTensors = Iterable[tuple[str, torch.Tensor]]
-SYNC_BUCKET_BYTES = 1 << 30  # weights handed to the engine at a time: large enough to hide latency, small beside a GPU
+MOST_SEQUENCES = {"vllm": 1024, "hf": 256}  # decoded at once; vLLM's own default on an H100, and a batch of `generate`
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class EngineOptions:
     memory_share: float  # share of a GPU's memory for the engine (weights + KV cache)
     cpu_cache_gib: float  # KV cache on a CPU
     tensor_parallel: int  # ranks that hold one engine together
-    seed_each_sample: bool  # a random stream per sample (independent of batching), or one per call (faster on a GPU)
+    eager: bool  # neither torch.compile nor CUDA graphs: starts in seconds, samples slower; on a CPU always so
     trust_remote_code: bool
 
 
@@ -102,15 +103,15 @@ class Engine(Protocol):
         ...
 
     def checksum(self, names: list[str]) -> dict[str, float]:
-        """Sum of each named tensor as the engine holds it; names whose layout the engine changed are left out."""
+        """`weight_sum` of each named tensor as the engine holds it; without names whose layout the engine changed."""
         ...
 
     def sleep(self) -> None:
-        """Give the engine's GPU memory to the optimizer phase. Nothing to do on a CPU."""
+        """Give the engine's memory to the optimizer phase. Weights and cache are lost; a CPU engine keeps them."""
         ...
 
     def wake(self) -> None:
-        """Take the memory back; weights are those of the last `sync_weights`."""
+        """Take the memory back. The engine has no weights until the next `sync_weights`."""
         ...
 
     def close(self) -> None:
@@ -126,13 +127,35 @@ def make_engine(model: str, options: EngineOptions, *, rank: int, world: int, de
     return kinds[options.engine](model, options, rank=rank, world=world, device=device)
 
 
+def weight_sum(weight: torch.Tensor) -> float:
+    """Sum in double precision, a slice of rows at a time: a copy of an embedding in float64 would fill a small GPU."""
+    return sum(rows.sum(dtype=torch.float64) for rows in weight.split(4096)).item() if weight.numel() else 0.0  # type: ignore[union-attr]
+
+
+def sequences_at_once(
+    model_config: Any, *, engine: str, wanted: int, max_model_tokens: int, cache_bytes: float, bytes_per_number: int
+) -> int:
+    """How many sequences an engine decodes at once when nobody says: all that are wanted, as far as there is room.
+
+    `cache_bytes` is the room for keys and values. It is taken to hold sequences of half of `max_model_tokens`: most
+    answers end before the limit, and when too many do not, vLLM computes some of them twice, which is slow, not wrong.
+    """
+    config = model_config.get_text_config()
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    of_token = 2 * config.num_hidden_layers * heads * head * bytes_per_number  # keys and values
+    room = int(cache_bytes / (of_token * max(1, max_model_tokens // 2)))
+    return max(1, min(wanted, room, MOST_SEQUENCES[engine]))
+
+
 class VllmEngine:
     """vLLM in this process. Traps it takes care of, each without an error message of its own:
 
     - built before Accelerator(), it initialises torch.distributed with a world of one: N separate trainings;
-    - it reseeds torch's global generator at construction and draws from it at every call;
     - a tied output head stays stale on the CPU build unless "lm_head.weight" is sent along;
     - cached prefixes of the old weights are used after a sync unless the cache is reset.
+
+    It seeds torch's global generator at construction; every sample is drawn from a stream of its own.
     """
 
     def __init__(self, model: str, options: EngineOptions, *, rank: int, world: int, device: str):
@@ -140,46 +163,25 @@ class VllmEngine:
             raise RuntimeError("the engine must be built after Accelerator(), which starts the process group")
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # same process: weights are handed over by reference
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        self.on_gpu = device.startswith("cuda")
-        memory: dict[str, Any] = (
-            {"gpu_memory_utilization": options.memory_share, "enable_sleep_mode": True}
-            if self.on_gpu
-            # The CPU build has no sleep mode, its default cache would take most of the machine's memory, and its
-            # attention computes whole blocks, by default of 128 tokens: smaller ones are faster.
-            else {"kv_cache_memory_bytes": int(options.cpu_cache_gib * 2**30), "enforce_eager": True, "block_size": 32}
-        )
         logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # says that a CPU has no Triton
-        with torch.random.fork_rng(), warnings.catch_warnings(), self._uncompiled():
+        arguments = engine_arguments(model, options, world=world, device=device)
+        self.eager = arguments["enforce_eager"]
+        with warnings.catch_warnings(), self._uncompiled():
             warnings.simplefilter("ignore", FutureWarning)  # vLLM's own imports
             from vllm import LLM
 
             try:
-                self.llm = LLM(
-                    model=model,
-                    dtype=options.dtype,  # type: ignore[arg-type]
-                    seed=0,
-                    max_model_len=options.max_model_tokens,
-                    max_num_seqs=options.max_sequences,
-                    tensor_parallel_size=options.tensor_parallel,
-                    distributed_executor_backend="external_launcher" if world > 1 else None,
-                    logprobs_mode="processed_logprobs",  # of the distribution sampled from, not of the raw logits
-                    generation_config="vllm",  # ignore the model's own sampling defaults
-                    trust_remote_code=options.trust_remote_code,
-                    disable_log_stats=True,
-                    use_tqdm_on_load=False,
-                    **memory,
-                    logits_processors=[_only_first(options.vocab_size)],
-                )
+                self.llm = LLM(**arguments, use_tqdm_on_load=False)
             except (RuntimeError, ValueError) as error:
-                knob = "engine_memory_share" if self.on_gpu else "engine_cpu_cache_gib"
-                raise RuntimeError(
-                    f"vLLM could not start: {error}\n  Out of memory? change {knob} (now "
-                    f"{options.memory_share if self.on_gpu else options.cpu_cache_gib}), max_response_tokens or "
-                    f"engine_max_sequences. No vLLM for this machine? engine: hf"
-                ) from error
-        self.options = options
+                hint = (
+                    f"\n  Change engine_memory_share ({options.memory_share}; on a CPU engine_cpu_cache_gib, "
+                    f"{options.cpu_cache_gib}), max_response_tokens or engine_max_sequences ({options.max_sequences})."
+                )
+                is_memory = "memory" in str(error).lower()
+                raise RuntimeError(f"vLLM could not start: {error}{hint if is_memory else ''}") from error
         self.tokenizer = self.llm.get_tokenizer()
         self.requests = 0
+        self.asleep = False
 
     def generate(
         self,
@@ -196,9 +198,7 @@ class VllmEngine:
         engine = self.llm.llm_engine
         found: dict[str, tuple[int, int]] = {}  # request id -> (prompt index, sample index)
         results: list[list[Any]] = [[None] * len(row) for row in seeds]
-        # Every rank of a tensor-parallel group must draw alike; the caller's own random state is not to be moved.
-        with torch.random.fork_rng(), self._uncompiled():
-            torch.manual_seed(seeds[0][0] if seeds and seeds[0] else 0)
+        with self._uncompiled():
             for i, (prompt, row) in enumerate(zip(prompts, seeds, strict=True)):
                 for j, seed in enumerate(row):
                     params = SamplingParams(
@@ -208,7 +208,7 @@ class VllmEngine:
                         max_tokens=sampling.max_tokens,
                         stop_token_ids=list(sampling.stop_token_ids),
                         ignore_eos=True,  # the stop ids above are all there are
-                        seed=seed if self.options.seed_each_sample else None,
+                        seed=seed,  # its own stream: a sample does not depend on what else is in the batch
                         logprobs=0,  # the sampled token's alone
                         flat_logprobs=True,
                         detokenize=False,
@@ -234,8 +234,8 @@ class VllmEngine:
         return results
 
     def _uncompiled(self) -> AbstractContextManager[None]:
-        """On a CPU vLLM would compile a helper for ten seconds to gain nothing; the trainer may still compile."""
-        return nullcontext() if self.on_gpu else torch._dynamo.config.patch(disable=True)
+        """Eager, vLLM would still compile a helper for ten seconds to gain nothing; the trainer may compile."""
+        return torch._dynamo.config.patch(disable=True) if self.eager else nullcontext()
 
     def _completion(self, output: Any, i: int, j: int) -> Completion:
         token_ids, logprobs = list(output.token_ids), list(output.logprobs.logprobs)
@@ -245,47 +245,75 @@ class VllmEngine:
         return Completion(token_ids, logprobs, output.finish_reason, text)
 
     def sync_weights(self, weights: NamedTensors) -> None:
-        if self.on_gpu:
-            for bucket in _buckets(weights):
-                self.llm.apply_model(lambda m, b=bucket: len(m.load_weights(b)))  # type: ignore[operator]
-        else:  # the CPU build repacks matrices at load, so they are loaded anew
-            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        # Layer by layer into the tensors that are in use, so that CUDA graphs stay valid. The CPU build repacks
+        # matrices at load; this does it again.
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("the engine kept cached prefixes of the old weights: a request is still running")
 
     def checksum(self, names: list[str]) -> dict[str, float]:
         def sums(model: torch.nn.Module) -> dict[str, float]:
             own = dict(model.named_parameters())
-            return {
-                name: own[name].sum(dtype=torch.float64).item() for name in names if name in own and own[name].numel()
-            }
+            return {name: weight_sum(own[name]) for name in names if name in own and own[name].numel()}
 
         return self.llm.apply_model(sums)[0]
 
     def sleep(self) -> None:
-        if self.on_gpu:
-            self.llm.sleep(level=1)
+        self.llm.sleep(level=2)  # weights are thrown away: the next sync brings all of them
+        self.asleep = True
 
     def wake(self) -> None:
-        if self.on_gpu:
+        if self.asleep:
             self.llm.wake_up()
+            self.asleep = False
 
     def close(self) -> None:
+        self.wake()  # memory that is not there cannot be freed
         self.llm.llm_engine.engine_core.shutdown()
 
 
-def _only_first(vocab_size: int) -> type:
+def engine_arguments(model: str, options: EngineOptions, *, world: int, device: str) -> dict[str, Any]:
+    """What vLLM is started with on a device, cpu or cuda."""
+    on_cpu = device.startswith("cpu")
+    memory: dict[str, Any] = (
+        # The CPU build has no sleep mode, its default cache would take most of the machine's memory, and its
+        # attention computes whole blocks, by default of 128 tokens: smaller ones are faster.
+        {"kv_cache_memory_bytes": int(options.cpu_cache_gib * 2**30), "block_size": 32}
+        if on_cpu
+        else {"gpu_memory_utilization": options.memory_share, "enable_sleep_mode": True}
+    )
+    return {
+        **memory,
+        "model": model,
+        "dtype": options.dtype,
+        "seed": 0,
+        "max_model_len": options.max_model_tokens,
+        "max_num_seqs": options.max_sequences,
+        "tensor_parallel_size": options.tensor_parallel,
+        "distributed_executor_backend": "external_launcher" if world > 1 else None,
+        "logprobs_mode": "processed_logprobs",  # of the distribution sampled from, not of the raw logits
+        "generation_config": "vllm",  # ignore the model's own sampling defaults
+        "trust_remote_code": options.trust_remote_code,
+        "enforce_eager": options.eager or on_cpu,
+        "disable_log_stats": True,
+        "logits_processors": [only_tokenizer_rows(options.vocab_size)],
+    }
+
+
+def only_tokenizer_rows(vocab_size: int) -> type:
     """A logits processor for models whose head has rows beyond the tokenizer (Qwen2.5: 151,936 against 151,665).
 
-    Such ids are sampled at temperature 1 and mean nothing; the trainer masks the same rows.
+    Such ids are sampled at temperature 1 and mean nothing; the trainer masks the same rows. One class for both of
+    vLLM's model runners: the first, which the CPU build takes, and the second, which a GPU takes.
     """
-    from vllm.v1.sample.logits_processor import LogitsProcessor
+    from vllm.v1.sample.logits_processor import LogitsProcessor as FirstRunners
+    from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as SecondRunners
 
-    class OnlyTokenizerRows(LogitsProcessor):
-        def __init__(self, vllm_config: object, device: torch.device, is_pin_memory: bool):
+    class OnlyTokenizerRows(FirstRunners, SecondRunners):
+        def __init__(self, *about: object):
             pass
 
-        def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        def apply(self, logits: torch.Tensor, *about: object) -> torch.Tensor:
             logits[:, vocab_size:] = -float("inf")
             return logits
 
@@ -296,19 +324,6 @@ def _only_first(vocab_size: int) -> type:
             pass
 
     return OnlyTokenizerRows
-
-
-def _buckets(weights: NamedTensors) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    """Lists of named tensors of about SYNC_BUCKET_BYTES each, in order."""
-    bucket, size = [], 0
-    for name, tensor in weights:
-        bucket.append((name, tensor))
-        size += tensor.numel() * tensor.element_size()
-        if size >= SYNC_BUCKET_BYTES:
-            yield bucket
-            bucket, size = [], 0
-    if bucket:
-        yield bucket
 
 
 class HfEngine:
@@ -378,8 +393,8 @@ class HfEngine:
         )
         # generate() fills unset fields from the model's own file; an empty one keeps its sampling defaults out.
         self.model.generation_config = GenerationConfig()
-        with torch.random.fork_rng(), _failing_as_one():
-            torch.manual_seed(seed)
+        torch.manual_seed(seed)
+        with _failing_as_one():
             out = self.model.generate(
                 input_ids=input_ids,
                 attention_mask=mask,
@@ -405,7 +420,7 @@ class HfEngine:
 
     def checksum(self, names: list[str]) -> dict[str, float]:
         own = self.model.state_dict()
-        return {name: own[name].sum(dtype=torch.float64).item() for name in names if name in own}
+        return {name: weight_sum(own[name]) for name in names if name in own}
 
     def sleep(self) -> None:
         pass

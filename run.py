@@ -11,10 +11,8 @@ Nothing here knows how the policy is trained: that is train.py.
 
 import ctypes
 import dataclasses
-import gc
 import importlib.util
 import os
-import random
 import resource
 import signal
 import sys
@@ -32,7 +30,7 @@ import psutil
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, set_seed
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from transformers.utils.logging import disable_progress_bar
 
 import checkpoint
@@ -50,7 +48,7 @@ from data import (
 )
 from policy import Policy, PolicyOptions, check_processes, find_model
 from rewards import Verifier, check_golds
-from rollout import Engine, EngineError, EngineOptions, Sampling, make_engine
+from rollout import Engine, EngineError, EngineOptions, Sampling, make_engine, sequences_at_once, weight_sum
 from tracking import Tracker, write_environment
 
 # Keys that may differ when a run is resumed: they change what is shown, kept or how fast it goes, not what is learnt.
@@ -202,11 +200,8 @@ class Run:
         self.root = self.folder / "checkpoints"
         self.device = accelerator.device
         self.is_main = accelerator.is_main_process
-        self.on_gpu = self.device.type == "cuda"
-        bf16 = cfg.precision == "bfloat16" or (
-            cfg.precision == "auto" and self.on_gpu and torch.cuda.is_bf16_supported()
-        )
-        self.precision = "bfloat16" if bf16 else "float32"
+        has_bf16 = self.device.type != "cpu" and torch.cuda.is_bf16_supported()
+        self.precision = {"auto": "bfloat16" if has_bf16 else "float32"}.get(cfg.precision, cfg.precision)
         self.attention, self.layout = _attention(cfg)
         self.step = 0
         self.tokens_seen = 0
@@ -216,6 +211,7 @@ class Run:
         self.skipped_in_a_row = 0
         self.unlogged: dict[str, float] = {}  # metrics of the last step while its evaluation is still to be made
         self.times: dict[str, float] = {}
+        self.peak_gib = 0.0  # of memory in use at the end of a phase
         self.signal = 0
         self.lock: TextIO | None = None
         self.policy: Policy
@@ -255,20 +251,14 @@ class Run:
         """Times a phase as time/<name>_s, GPU work included."""
         start = time.perf_counter()
         yield
-        if self.on_gpu:
-            torch.cuda.synchronize()
+        torch.get_device_module(self.device).synchronize()
         self.times[f"time/{name}_s"] = self.times.get(f"time/{name}_s", 0.0) + time.perf_counter() - start
+        self.peak_gib = max(self.peak_gib, memory_in_use_gib(self.device))
 
     def take_times(self) -> dict[str, float]:
         """Phase times since the last call (this rank's)."""
         times, self.times = self.times, {}
         return times
-
-    def peak_gib(self) -> float:
-        """Peak memory of this process: of the GPU, or resident."""
-        if self.on_gpu:
-            return torch.cuda.max_memory_allocated() / 2**30
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
     # ---- stopping ----
 
@@ -293,13 +283,18 @@ class Run:
 
     def sync(self) -> None:
         """New weights into the engine, and the check that they arrived. Raises RuntimeError when they did not."""
-        if self.on_gpu:
-            gc.collect()
-            torch.cuda.empty_cache()
-        self.engine.wake()
-        self.engine.sync_weights(self.policy.named_weights())
         names = self.policy.compared_names(matrices=self.cfg.tensor_parallel == 1)
-        ours, theirs = self.policy.checksum(names, self.precision), self.engine.checksum(names)
+        ours: dict[str, float] = {}
+
+        def summed() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, weight in self.policy.named_weights(self.precision):
+                if name in names:
+                    ours[name] = weight_sum(weight)
+                yield name, weight
+
+        self.engine.wake()  # which also empties torch's cache: the engine takes its memory elsewhere
+        self.engine.sync_weights(summed())
+        theirs = self.engine.checksum(names)
         # The same numbers summed in double precision: any real update of a weight shows, the order of the sum does not.
         wrong = [n for n, value in theirs.items() if not abs(value - ours[n]) <= 1e-6]
         if wrong or not theirs:
@@ -335,7 +330,6 @@ class Run:
         try:
             if not error:
                 with checkpoint.writing():
-                    torch.save(_random_state(), folder / f"random_state_{self.accelerator.process_index:05d}.pt")
                     if self.is_main:
                         self.policy.write(folder / "policy", weights)
                         self.task.tokenizer.save_pretrained(folder / "policy")
@@ -388,9 +382,13 @@ def _attention(cfg: Config) -> tuple[str, str]:
     return name, "packed" if name.startswith("flash") or cfg.packing == "on" else "padded"
 
 
-def _random_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"python": random.getstate(), "torch": torch.get_rng_state(), "cuda": cuda}
+def memory_in_use_gib(device: torch.device) -> float:
+    """What a GPU holds now, of whatever program: the trainer's tensors, the engine's, the libraries' own. On a CPU the
+    largest resident size of this process so far."""
+    if device.type == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    free, total = torch.cuda.mem_get_info(device)
+    return (total - free) / 2**30
 
 
 @contextmanager
@@ -412,7 +410,6 @@ def start(
         disable_progress_bar()
     run = Run(cfg, plan, task, accelerator)
     _die_with_launcher()
-    set_seed(cfg.seed)
     with one_clear_line(ValueError, checkpoint.CheckpointError, code=2):
         run.lock = checkpoint.lock_run(run.folder) if run.is_main else None
         resumed = _find_checkpoint(run, say)
@@ -444,7 +441,6 @@ def start(
         _start_sampling(run)
         if resumed:
             run.sync()
-            _restore_random_state(resumed / f"random_state_{accelerator.process_index:05d}.pt")
         clock.done("engine")
         say(clock.text())
         try:
@@ -502,11 +498,11 @@ def _start_sampling(run: Run) -> None:
         dtype=run.precision,
         vocab_size=run.task.vocab_size,
         max_model_tokens=cfg.max_prompt_tokens + cfg.max_response_tokens,
-        max_sequences=cfg.engine_max_sequences,
+        max_sequences=cfg.engine_max_sequences or _sequences_at_once(run),
         memory_share=cfg.engine_memory_share,
         cpu_cache_gib=cfg.engine_cpu_cache_gib,
         tensor_parallel=cfg.tensor_parallel,
-        seed_each_sample=cfg.seed_each_sample,
+        eager=cfg.engine_eager,
         trust_remote_code=cfg.trust_remote_code,
     )
     workers = (cfg.verifier_workers, cfg.verifier_timeout_s, cfg.verifier_memory_gib)
@@ -519,6 +515,24 @@ def _start_sampling(run: Run) -> None:
         rank=run.accelerator.process_index,
         world=run.accelerator.num_processes,
         device=str(run.device),
+    )
+
+
+def _sequences_at_once(run: Run) -> int:
+    """From what is left of the engine's share of the device for keys and values beside the weights."""
+    cfg, number = run.cfg, {"float32": 4, "bfloat16": 2}[run.precision]
+    if run.device.type == "cpu":
+        cache = cfg.engine_cpu_cache_gib * 2**30
+    else:
+        device_bytes = torch.cuda.mem_get_info(run.device)[1]
+        cache = cfg.engine_memory_share * device_bytes - run.policy.size * number / cfg.tensor_parallel
+    return sequences_at_once(
+        run.policy.causal_lm.config,
+        engine=cfg.engine,
+        wanted=run.plan.sequences // run.plan.processes * cfg.tensor_parallel,
+        max_model_tokens=cfg.max_prompt_tokens + cfg.max_response_tokens,
+        cache_bytes=cache * cfg.tensor_parallel,
+        bytes_per_number=number,
     )
 
 
@@ -558,17 +572,6 @@ def _refuse_changed_keys(path: Path, cfg: Config) -> None:
             f"run_name: {cfg.run_name!r} cannot be resumed with other settings ({keys}); "
             "choose another run_name, or give the old values"
         )
-
-
-def _restore_random_state(path: Path) -> None:
-    """This rank's generators as they were. A rank that was not there when the checkpoint was written keeps its own."""
-    if not path.exists():
-        return
-    state = torch.load(path, weights_only=True)
-    random.setstate(state["python"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 @contextmanager

@@ -26,6 +26,7 @@ import time
 from dataclasses import dataclass, field
 
 import torch
+from accelerate.utils import set_seed
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from bandpo.objective import (
@@ -87,6 +88,7 @@ def main(argv: list[str]) -> int:
 def train_step(run: Run) -> dict[str, float] | None:
     """One step of the algorithm, a line per phase. None when the run was asked to stop before the first update."""
     started = time.perf_counter()
+    set_seed(draw(run.cfg.seed, run.step, run.plan.rank))  # whatever draws from a global generator: nothing to resume
     with run.phase("rollout"):  # answers are graded while others are still being sampled
         samples = rollout(run)
     if run.agreed_to_stop():
@@ -442,7 +444,7 @@ def step_metrics(
             **{reason: float(sum(s.grade.reason == reason for s in samples)) for reason in reasons},
         }
     )
-    peaks = run.largest({"mismatch/max": gap.abs().max(), "memory/peak_gib": run.peak_gib()})
+    peaks = run.largest({"mismatch/max": gap.abs().max(), "memory/peak_gib": run.peak_gib})
     run.tokens_seen += int(sums["tokens"])
     assert updates.clip is not None
     metrics = {

@@ -42,8 +42,9 @@ def token_logprobs(
     `vocab_size`. Rows of the head from `vocab_size` on are no tokens (padded vocabularies): probability 0, gradient 0.
     Logits are divided by `temperature`, above 0; both results are of that distribution.
 
-    Products are computed in the dtype of autocast where it is on, else in that of `hidden`; the softmax and all sums in
-    float32, and so is the head's gradient while it is summed over chunks. A log-prob is never above 0.
+    Factors of products have the dtype of autocast where it is on, else that of `hidden`; the softmax and all sums are
+    float32, and so is the head's gradient while it is summed over chunks. In bfloat16 a product keeps float32 on a GPU
+    and is rounded on a CPU, which has no such kernel. A log-prob is never above 0.
 
     kernel: chunked, or liger, which ignores `chunk_tokens`; raises ImportError where liger-kernel is missing.
     """
@@ -101,7 +102,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 if grad_weight is not None and dtype == torch.float32:  # no second tensor of the head's size
                     grad_weight[:vocab_size].addmm_(grad_logits.T, states)
                 elif grad_weight is not None:
-                    grad_weight[:vocab_size] += grad_logits.T @ states
+                    grad_weight[:vocab_size] += _product(grad_logits.T, states)
                 del probs, grad_logits
         grad_weight = None if grad_weight is None else grad_weight.to(head_weight.dtype)
         return grad_hidden, grad_weight, None, None, None, None, None
@@ -122,4 +123,11 @@ def _liger(states: Tensor, weight: Tensor, targets: Tensor, temperature: float) 
 
 def _logits(states: Tensor, weight: Tensor, temperature: float) -> Tensor:
     """(C, V) float32 logits at temperature."""
-    return (states @ weight.T).float().div_(temperature)
+    return _product(states, weight.T).div_(temperature)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Matrix product in float32. Logits that are rounded to bfloat16 are off by .01 to .05."""
+    if left.dtype == torch.float32 or left.device.type == "cpu":
+        return (left @ right).float()
+    return torch.mm(left, right, out_dtype=torch.float32)

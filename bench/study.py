@@ -147,7 +147,7 @@ RARE |= {"max_steps": 16, "eval_every": 4, "save_every": 0}
 ONE_EPOCH = RARE | {"epochs_per_step": 1, "lr": 3e-4, "max_steps": 12, "eval_every": 12}
 SKEWED = SMALL | {"prompts_per_step": 32, "updates_per_step": 16, "epochs_per_step": 2, "lr": 3e-4}
 SKEWED |= {"max_steps": 110, "eval_every": 55, "save_every": 40}
-LARGE = COMMON | {"precision": "bfloat16", "engine": "vllm", "seed_each_sample": False, "micro_batch_tokens": 65536}
+LARGE = COMMON | {"precision": "bfloat16", "engine": "vllm", "micro_batch_tokens": 65536}
 LARGE |= {"max_prompt_tokens": 64, "max_response_tokens": 96, "prompts_per_step": 256, "updates_per_step": 16}
 LARGE |= {"epochs_per_step": 2, "lr": 3e-5, "max_steps": 60, "eval_every": 15, "save_every": 20}
 

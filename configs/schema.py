@@ -67,15 +67,13 @@ class Config:
     )
     top_p: float = knob(1.0, "nucleus sampling; 1: off", source=PAPER, above=0, high=1)
     top_k: int = knob(0, "sample among the k likeliest tokens; 0: off", source=PAPER, low=0)
-    seed_each_sample: bool = knob(
-        True, "a random stream for every sample, so that samples do not depend on batching; off is faster on a GPU"
-    )
     dynamic_sampling: bool = knob(False, "replace groups whose rewards are all equal", source=DAPO)
     max_refills: int = knob(10, "of dynamic sampling in a step; then groups without signal stay", low=0)
     tensor_parallel: int = knob(1, "processes that share one engine", low=1)
     engine_memory_share: float = knob(0.6, "of a GPU's memory, for the engine while it samples", above=0, below=1)
     engine_cpu_cache_gib: float = knob(0.25, "KV cache of the engine on a CPU", unit="GiB", above=0)
-    engine_max_sequences: int = knob(256, "sequences decoded at once", low=1)
+    engine_max_sequences: int | None = knob(None, "decoded at once; null: all that the cache holds", low=1)
+    engine_eager: bool = knob(False, "no CUDA graphs in the engine: quick to start, slow to sample; on a CPU always so")
 
     reward: str = knob("math", "math: tolerant; answer_line: the paper's; file.py:function: yours", section="Reward")
     reward_right: float = knob(1.0, "for a right answer", source=PAPER)
@@ -212,10 +210,7 @@ class Config:
                 self.surrogate == "gspo" and self.clip != "fixed",
                 f"surrogate: gspo judges the ratio of a sequence by the interval of its tokens (clip: {self.clip})",
             ),
-            (
-                self.seed_each_sample and self.engine == "hf",
-                "seed_each_sample: engine hf has one random stream a batch; samples depend on how work is cut",
-            ),
+            (self.engine == "hf", "engine: hf has one random stream a batch; samples depend on how work is cut"),
         ]
         return [line for doubtful, line in doubts if doubtful]
 
@@ -229,6 +224,7 @@ class Plan:
         self.minibatches = max(1, cfg.updates_per_step // cfg.epochs_per_step)
         self.prompts_per_minibatch = cfg.prompts_per_step // self.minibatches  # over all processes
         self.sequences_per_minibatch = self.prompts_per_minibatch * cfg.samples_per_prompt
+        self.sequences = cfg.prompts_per_step * cfg.samples_per_prompt  # of a step, over all processes
 
     def slots(self, rank: int) -> list[int]:
         """Positions in the step's batch of prompts that are this rank's, minibatch after minibatch.
@@ -241,13 +237,13 @@ class Plan:
 
     def text(self, cfg: Config) -> str:
         """The arithmetic in words."""
-        sequences = cfg.prompts_per_step * cfg.samples_per_prompt
         return (
-            f"a step:  {cfg.prompts_per_step} prompts x {cfg.samples_per_prompt} samples = {sequences:,} sequences\n"
+            f"a step:  {cfg.prompts_per_step} prompts x {cfg.samples_per_prompt} samples = {self.sequences:,} "
+            "sequences\n"
             f"updates: {cfg.updates_per_step} a step = {self.minibatches} minibatches of "
             f"{self.sequences_per_minibatch:,} sequences x {cfg.epochs_per_step} epoch(s)\n"
-            f"a rank:  {sequences // self.processes:,} sequences a step on each of {self.processes} process(es), "
+            f"a rank:  {self.sequences // self.processes:,} sequences a step on each of {self.processes} process(es), "
             f"micro-batches of {cfg.micro_batch_tokens:,} tokens at most\n"
             f"in all:  {cfg.max_steps:,} steps, {cfg.max_steps * cfg.updates_per_step:,} updates, "
-            f"{cfg.max_steps * sequences:,} sequences"
+            f"{cfg.max_steps * self.sequences:,} sequences"
         )

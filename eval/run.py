@@ -70,6 +70,7 @@ class EvalConfig:
     engine_memory_share: float = knob(0.9, "of a GPU's memory", above=0, below=1)
     engine_cpu_cache_gib: float = knob(0.25, "KV cache on a CPU", unit="GiB", above=0)
     engine_max_sequences: int = knob(256, "sequences decoded at once", low=1)
+    engine_eager: bool = knob(False, "no CUDA graphs in the engine: quick to start, slow to sample; on a CPU always so")
     trust_remote_code: bool = knob(False, "run Python code that comes with the model; off unless you trust its author")
     verifier_workers: int = knob(4, "grading processes", low=1)
     verifier_timeout_s: float = knob(3.0, "for one answer", unit="s", above=0)
@@ -173,7 +174,7 @@ def prepare(config: EvalConfig) -> tuple[Prompts, Work]:
         memory_share=config.engine_memory_share,
         cpu_cache_gib=config.engine_cpu_cache_gib,
         tensor_parallel=1,
-        seed_each_sample=True,
+        eager=config.engine_eager,
         trust_remote_code=config.trust_remote_code,
     )
     stops = tuple(stop_token_ids(config.model, tokenizer))

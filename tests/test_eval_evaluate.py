@@ -23,7 +23,7 @@ OPTIONS = EngineOptions(
     memory_share=0.5,
     cpu_cache_gib=0.1,
     tensor_parallel=1,
-    seed_each_sample=True,
+    eager=True,
     trust_remote_code=False,
 )
 

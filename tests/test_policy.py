@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from batching import lay_out
 from policy import Policy, PolicyOptions, check_processes
+from rollout import weight_sum
 
 SEQUENCES = ragged(4, longest=8)
 BATCH = lay_out([p for p, _, _ in SEQUENCES], [r for _, r, _ in SEQUENCES], layout="padded", device=torch.device("cpu"))
@@ -44,6 +45,10 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     path = tmp_path_factory.mktemp("model")
     tiny_model(tied=request.param).bfloat16().save_pretrained(path)  # the precision models come in
     return str(path)
+
+
+def sums(policy: Policy, precision: str) -> dict[str, float]:
+    return {name: weight_sum(weight) for name, weight in policy.named_weights(precision)}
 
 
 def one_update(policy: Policy, optimizer: torch.optim.Optimizer) -> None:
@@ -81,9 +86,9 @@ def test_the_same_policy_has_the_same_logprobs_with_and_without_gradient(folder:
 
 def test_named_weights_are_the_model_in_a_fixed_order(folder: str, accelerator: Accelerator):
     policy = Policy.load(folder, options(), accelerator)
-    pairs = list(policy.named_weights())
+    pairs = list(policy.named_weights("float32"))
     names = [name for name, _ in pairs]
-    assert len(set(names)) == len(names) and names == [name for name, _ in policy.named_weights()]
+    assert len(set(names)) == len(names) and names == [name for name, _ in policy.named_weights("float32")]
     expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
     assert set(names) == set(expected)  # with lm_head.weight, tied or not
     for name, value in pairs:
@@ -95,11 +100,11 @@ def test_checksums_see_every_update_and_cover_what_an_engine_keeps(folder: str, 
     names = policy.compared_names(matrices=True)
     assert "model.embed_tokens.weight" in names and "model.norm.weight" in names
     assert set(names) - set(policy.compared_names(matrices=False)) == {"model.embed_tokens.weight"}
-    before = policy.checksum(names, "float32")
+    before = sums(policy, "float32")
     expected = dict(policy.causal_lm.named_parameters())["model.norm.weight"].double().sum().item()
     assert before["model.norm.weight"] == pytest.approx(expected, abs=1e-12)
     one_update(policy, torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.0))  # as small as they get
-    after = policy.checksum(names, "float32")
+    after = sums(policy, "float32")
     assert all(abs(after[name] - before[name]) > 1e-6 for name in ("model.embed_tokens.weight", "model.norm.weight"))
 
 
@@ -107,7 +112,15 @@ def test_checksums_are_of_the_precision_of_the_engine(folder: str, accelerator: 
     policy = Policy.load(folder, options(), accelerator)
     with torch.no_grad():
         policy.causal_lm.model.norm.weight.fill_(1.001)  # 1.0 in bfloat16
-    assert policy.checksum(["model.norm.weight"], "bfloat16")["model.norm.weight"] == 64.0
+    assert sums(policy, "bfloat16")["model.norm.weight"] == 64.0
+
+
+def test_a_checksum_covers_every_row_and_holds_a_slice_in_double_precision():
+    weight = torch.arange(3 * 4096 + 5, dtype=torch.float32).view(-1, 1)
+    assert weight_sum(weight) == len(weight) * (len(weight) - 1) / 2
+    assert weight_sum(weight[:0]) == 0
+    # A million ones and then a million times 2^-24: lost in float32, there in double precision.
+    assert weight_sum(torch.cat([torch.ones(1 << 20), torch.full((1 << 20,), 2.0**-24)])) == (1 << 20) * (1 + 2.0**-24)
 
 
 def test_written_weights_load_as_they_are(folder: str, accelerator: Accelerator, tmp_path: Path):
@@ -132,7 +145,7 @@ def test_optimizer_state_comes_back(folder: str, accelerator: Accelerator, tmp_p
     again.load_optimizer(tmp_path / "optimizer.pt", moments)
     one_update(policy, optimizer)
     one_update(again, moments)
-    for (name, one), (_, other) in zip(policy.named_weights(), again.named_weights(), strict=True):
+    for (name, one), (_, other) in zip(policy.named_weights("float32"), again.named_weights("float32"), strict=True):
         assert torch.equal(one, other), name
 
 
