@@ -12,6 +12,7 @@ REQUIREMENTS := $(if $(filter gpu,$(DEVICE)),requirements.txt,requirements-cpu.t
 STAMP := $(VENV)/.installed-$(DEVICE)
 TORCH_CPU := torch==2.13.0+cpu
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+TRITON := triton==3.7.1# the release that torch 2.13.0 takes on a GPU
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test quick check smoke fuzz chaos study study-gpu bench bench-env clean
@@ -39,7 +40,11 @@ endif
 demo: $(STAMP) ## the main job on a bare machine: GRPO against Band on the synthetic task, with a table and a picture
 	@$(BIN)/python demo.py
 
-test: $(STAMP) ## all tests
+# Triton in a folder of its own: on a CPU tests alone use it, to interpret the kernels that a GPU would run.
+$(VENV)/triton: $(STAMP)
+	@rm -rf $@ && $(BIN)/python -m pip install -qq --no-deps --target $@ $(TRITON)
+
+test: $(STAMP) $(VENV)/triton ## all tests
 	@$(BIN)/python -m pytest
 
 quick: $(STAMP) ## tests without the slow ones

@@ -17,6 +17,7 @@ Axes: P prompts, S samples of a prompt, T response tokens.
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -173,12 +174,10 @@ class VllmEngine:
             try:
                 self.llm = LLM(**arguments, use_tqdm_on_load=False)
             except (RuntimeError, ValueError) as error:
-                hint = (
-                    f"\n  Change engine_memory_share ({options.memory_share}; on a CPU engine_cpu_cache_gib, "
-                    f"{options.cpu_cache_gib}), max_response_tokens or engine_max_sequences ({options.max_sequences})."
-                )
-                is_memory = "memory" in str(error).lower()
-                raise RuntimeError(f"vLLM could not start: {error}{hint if is_memory else ''}") from error
+                key = "engine_cpu_cache_gib" if "kv_cache_memory_bytes" in arguments else "engine_memory_share"
+                hint = f"\n  change {key}, max_response_tokens or engine_max_sequences ({options.max_sequences})"
+                of_memory = re.search("memory|KV cache", str(error))
+                raise RuntimeError(f"vLLM could not start: {error}{hint if of_memory else ''}") from error
         self.tokenizer = self.llm.get_tokenizer()
         self.requests = 0
         self.asleep = False

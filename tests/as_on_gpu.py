@@ -1,15 +1,14 @@
 """Runs a program on a CPU by the road that vLLM takes on a GPU: `python tests/as_on_gpu.py train.py --config ...`
 
-A GPU takes vLLM's second model runner, whose kernels are Triton's; vLLM's CPU build takes the first and repacks matrices.
-Here Triton interprets the same kernels, slowly, and matrices stay as they are. Triton is in a folder of its own beside
-the environment (`make .venv/triton`), since vLLM's CPU build is made to run without it.
+A GPU takes vLLM's second model runner, whose kernels are Triton's; vLLM's CPU build takes the first and repacks
+matrices. Here Triton interprets the same kernels, slowly, and matrices stay as they are. Triton is in a folder of its
+own beside the environment (`make .venv/triton`), since vLLM's CPU build is made to run without it.
 """
 
 import os
 import runpy
 import sys
 from pathlib import Path
-from typing import ClassVar
 
 ROOT = Path(__file__).resolve().parent.parent
 TRITON = ROOT / ".venv" / "triton"

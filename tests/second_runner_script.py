@@ -1,0 +1,83 @@
+"""An engine by the road of a GPU, asked what a GPU is asked: see tests/test_as_on_gpu.py.
+
+    python tests/as_on_gpu.py tests/second_runner_script.py MODEL_FOLDER OTHER_WEIGHTS
+
+Prints one JSON object. OTHER_WEIGHTS is a model of the same shape, handed over after a sleep.
+"""
+
+import json
+import sys
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from rollout import Completion, EngineOptions, Sampling, VllmEngine
+
+TOKENS = 22  # of the tokenizer; the head has more rows
+SAMPLING = Sampling(temperature=0.8, top_p=1.0, top_k=0, max_tokens=6, stop_token_ids=(1,))
+OPTIONS = EngineOptions(
+    engine="vllm",
+    dtype="float32",
+    vocab_size=TOKENS,
+    max_model_tokens=32,
+    max_sequences=8,
+    memory_share=0.6,
+    cpu_cache_gib=0.05,
+    tensor_parallel=1,
+    eager=True,
+    trust_remote_code=False,
+)
+PROMPTS = [[3, 4, 5], [6, 7], [8, 9, 10, 11]]
+SEEDS = [[1, 2], [3, 4], [5, 6]]
+
+
+def gap(model: Any, prompts: list[list[int]], completions: list[list[Completion]]) -> float:
+    """Largest difference between the engine's log-probs and those of transformers' model."""
+    worst = 0.0
+    for prompt, row in zip(prompts, completions, strict=True):
+        for completion in row:
+            tokens = completion.token_ids
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1, :TOKENS]
+            expected = (logits / SAMPLING.temperature).log_softmax(-1)[range(len(tokens)), tokens]
+            worst = max(worst, (expected - torch.tensor(completion.logprobs)).abs().max().item())
+    return worst
+
+
+def main(folder: str, other_folder: str) -> None:
+    engine = VllmEngine(folder, OPTIONS, rank=0, world=1, device="cpu")
+
+    def sample(order: list[int]) -> list[list[Completion]]:
+        prompts, seeds = [PROMPTS[i] for i in order], [SEEDS[i] for i in order]
+        return engine.generate(prompts, SAMPLING, seeds=seeds, on_finish=None, progress=None)
+
+    together, again, alone = sample([0, 1, 2]), sample([2, 0]), sample([1])
+    model, other = (AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32) for f in (folder, other_folder))
+    before = gap(model, PROMPTS, together)
+    engine.sleep()
+    engine.wake()
+    weights: list[tuple[str, Any]] = list(other.named_parameters())
+    if other.config.tie_word_embeddings:
+        weights.append(("lm_head.weight", other.get_input_embeddings().weight))
+    engine.sync_weights((name, weight.detach()) for name, weight in weights)
+    after = sample([0, 1, 2])
+    result = {
+        "runner": type(engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner).__module__,
+        "largest_id": max(t for row in together for c in row for t in c.token_ids),
+        "gap_before": before,
+        "gap_after_sync": gap(other, PROMPTS, after),
+        "gap_to_old_weights": gap(model, PROMPTS, after),
+        "same_in_another_batch": [
+            [c.token_ids for c in row] == [c.token_ids for c in first]
+            for row, first in zip([*again, *alone], [together[2], together[0], together[1]], strict=True)
+        ],
+        "different_seeds_differ": together[0][0].token_ids != together[0][1].token_ids,
+        "compared": sorted(engine.checksum([name for name, _ in weights])),
+    }
+    engine.close()
+    print("RESULT " + json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
