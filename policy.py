@@ -17,8 +17,6 @@ T response tokens of all sequences, flat.
 """
 
 import copy
-import os
-import urllib.request
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -42,8 +40,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from bandpo.logprobs import token_logprobs
-
-HUB_TIMEOUT_S = 10.0
 
 # On Hopper torch would prefer cuDNN's attention, which is planned anew for every shape; ours differ with each batch.
 torch.backends.cuda.enable_cudnn_sdp(False)
@@ -199,32 +195,14 @@ class Policy:
                 f"{self.accelerator.num_processes} process(es); ddp needs several, none is for one, fsdp2 is for both"
             )
 
-    def memory_text(self, micro_batch_tokens: int) -> str:
-        """What training keeps in memory on this rank, in words; of the activations an estimate."""
+    def text(self) -> str:
+        """What the policy is, in words."""
         here = sum(_local(p).numel() for p in self.causal_lm.parameters())
-        vocabulary = self.causal_lm.get_output_embeddings().weight.shape[0]
-        sizes = {
-            "weights": here * 4,
-            "gradients": here * 4,
-            "AdamW": here * 8,
-            f"activations of {micro_batch_tokens:,} tokens, about": self.activation_bytes(micro_batch_tokens),
-            "logits of a chunk": min(self.options.chunk_tokens, micro_batch_tokens) * vocabulary * 4,
-        }
-        words = ", ".join(f"{name} {_bytes(size)}" for name, size in sizes.items())
+        sizes = {"weights": 4 * here, "gradients": 4 * here, "AdamW": 8 * here}
         return (
             f"policy:  {self.size:,} parameters, sharding {self.options.sharding}, compute in "
-            f"{self.options.precision}; a rank holds {words}"
+            f"{self.options.precision}; a rank holds {', '.join(f'{k} {_bytes(v)}' for k, v in sizes.items())}"
         )
-
-    def activation_bytes(self, tokens: int) -> int:
-        """An estimate of what autograd keeps for backward of a micro-batch of so many tokens, padding included."""
-        config, compute = self.causal_lm.config.get_text_config(), 2 if self.options.precision == "bfloat16" else 4
-        # A decoder layer keeps for a token about ten tensors as wide as the hidden state (its input, the norms'
-        # insides, q, k, v, the attention's output) and four as wide as the MLP. Checkpointed: its input alone, and one
-        # layer's at a time.
-        layer, layers = 10 * config.hidden_size + 4 * config.intermediate_size, config.num_hidden_layers
-        kept = layers * config.hidden_size + layer if self.options.gradient_checkpointing else layers * layer
-        return tokens * kept * compute
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return self.model.parameters()
@@ -392,64 +370,3 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
 def _full(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def find_model(model: str) -> None:
-    """Raise ValueError when `model` is neither a folder with a model, nor in the local cache, nor on a hub within
-    reach.
-
-    Asks before anything heavy starts, and at once: the libraries below retry for minutes.
-    """
-    from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.utils import build_hf_headers
-
-    if Path(model).exists():
-        if not (Path(model) / "config.json").is_file():
-            raise ValueError(f"model: {model} has no config.json; name a folder in Hugging Face format")
-        return
-    if model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise ValueError(f"model: {model} is not a folder that exists, nor a hub id such as Qwen/Qwen2.5-3B-Instruct")
-    if isinstance(try_to_load_from_cache(model, "config.json"), str):
-        return
-    reason = "HF_HUB_OFFLINE is set"
-    if not constants.HF_HUB_OFFLINE:
-        request = urllib.request.Request(hf_hub_url(model, "config.json"), headers=build_hf_headers(), method="HEAD")
-        try:
-            urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S).close()
-            return
-        except OSError as error:
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
-    raise ValueError(
-        f"model: {model} could not be fetched from the hub ({reason}). Where the hub can be reached run "
-        f"`hf download {model} --local-dir DIR`, then start with --model DIR"
-    )
-
-
-def check_processes(accelerator: Accelerator) -> None:
-    """Raise RuntimeError when Accelerate does not run the processes that were asked for, or wants to shard by itself.
-
-    It says nothing when it does not recognise a launch of CPU processes: each would train on its own and overwrite the
-    other's files, or one alone would be started.
-    """
-    promised = int(os.environ.get("WORLD_SIZE", 1))
-    cpu_launch = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N ..."
-    if accelerator.num_processes != promised:
-        raise RuntimeError(
-            f"the launcher started {promised} processes, Accelerate sees {accelerator.num_processes}. On CPUs start "
-            f"with: {cpu_launch}"
-        )
-    # accelerate launch gives one process an address only when more than one was asked for.
-    launched_alone = "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ
-    if launched_alone and "MASTER_PORT" in os.environ:
-        raise RuntimeError(
-            "several processes were asked for, accelerate launch started one. On GPUs add --multi_gpu; on CPUs start "
-            f"with: {cpu_launch} (MASTER_PORT is set: unset it if one process was meant)"
-        )
-    plugins = [
-        name for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"
-    ]
-    if plugins:
-        raise RuntimeError(
-            f"the accelerate configuration asks for {plugins[0]}; sharding is the key `sharding` here: set "
-            "distributed_type: MULTI_GPU, as configs/accelerate/ does"
-        )

@@ -133,22 +133,6 @@ def weight_sum(weight: torch.Tensor) -> float:
     return sum(rows.sum(dtype=torch.float64) for rows in weight.split(4096)).item() if weight.numel() else 0.0  # type: ignore[union-attr]
 
 
-def sequences_at_once(
-    model_config: Any, *, engine: str, wanted: int, max_model_tokens: int, cache_bytes: float, bytes_per_number: int
-) -> int:
-    """How many sequences an engine decodes at once when nobody says: all that are wanted, as far as there is room.
-
-    `cache_bytes` is the room for keys and values. It is taken to hold sequences of half of `max_model_tokens`: most
-    answers end before the limit, and when too many do not, vLLM computes some of them twice, which is slow, not wrong.
-    """
-    config = model_config.get_text_config()
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    of_token = 2 * config.num_hidden_layers * heads * head * bytes_per_number  # keys and values
-    room = int(cache_bytes / (of_token * max(1, max_model_tokens // 2)))
-    return max(1, min(wanted, room, MOST_SEQUENCES[engine]))
-
-
 class VllmEngine:
     """vLLM in this process. Traps it takes care of, each without an error message of its own:
 

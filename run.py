@@ -1,8 +1,6 @@
-"""What surrounds the training loop: problems and prompts, start-up, resuming, saving, stopping, adding up over ranks.
+"""What surrounds the training loop: start-up, resuming, saving, stopping, adding up over ranks.
 
-    task = load_task(cfg)                  # tokenizer, prompts, stop ids; finds the user's mistakes before a model is
-    loaded with start(cfg, plan, task) as run:    # processes, policy, engine, verifier, log; resumes when the run has
-    a checkpoint
+    with start(cfg, plan, task) as run:    # processes, policy, engine, verifier, log; resumes from a checkpoint
         with run.phase("rollout"): ...     # timed as time/rollout_s
         run.sync(); run.save(); run.log(metrics)
 
@@ -11,7 +9,6 @@ Nothing here knows how the policy is trained: that is train.py.
 
 import ctypes
 import dataclasses
-import importlib.util
 import os
 import resource
 import signal
@@ -21,7 +18,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,21 +30,14 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from transformers.utils.logging import disable_progress_bar
 
 import checkpoint
+from checks import check_processes
 from configs import diff, to_yaml
+from configs.memory import Size, cache_a_token
 from configs.schema import Config, Plan
-from data import (
-    Problem,
-    PromptBuilder,
-    build_prompts,
-    check_leaks,
-    load_problems,
-    set_name,
-    stop_token_ids,
-    vocabulary_size,
-)
-from policy import Policy, PolicyOptions, check_processes, find_model
-from rewards import Verifier, check_golds
-from rollout import Engine, EngineError, EngineOptions, Sampling, make_engine, sequences_at_once, weight_sum
+from policy import Policy, PolicyOptions
+from rewards import Verifier
+from rollout import MOST_SEQUENCES, Engine, EngineError, EngineOptions, Sampling, make_engine, weight_sum
+from task import Task
 from tracking import Tracker, write_environment
 
 # Keys that may differ when a run is resumed: they change what is shown, kept or how fast it goes, not what is learnt.
@@ -107,88 +96,6 @@ class StartUp:
     def text(self) -> str:
         parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self.parts.items())
         return f"start-up: {sum(self.parts.values()):.1f} s ({parts})"
-
-
-@dataclass(frozen=True)
-class Task:
-    """What the policy is trained and evaluated on."""
-
-    tokenizer: Any
-    vocab_size: int
-    stop_token_ids: tuple[int, ...]
-    train: list[tuple[Problem, list[int]]]  # problem, prompt token ids
-    evals: dict[str, list[tuple[Problem, list[int]]]]  # by set
-
-
-def load_task(cfg: Config, say: Callable[[str], None]) -> Task:
-    """Load problems, check their golds, build prompts. Raises ValueError or OSError naming what to mend."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    checkpoint.safe_run_dir(cfg.output_dir, cfg.run_name)
-    find_model(cfg.model)
-    _find_kernels(cfg)
-    Verifier(1, cfg.verifier_timeout_s, cfg.verifier_memory_gib, cfg.reward).close()  # loads a grader of the user's
-    tokenizer = AutoTokenizer.from_pretrained(cfg.model, trust_remote_code=cfg.trust_remote_code)
-    stops = stop_token_ids(cfg.model, tokenizer)
-    builder = PromptBuilder(
-        tokenizer, template=cfg.prompt_template, system_prompt=cfg.system_prompt, chat_template=cfg.chat_template
-    )
-    eval_sets = [cfg.eval_data] if isinstance(cfg.eval_data, str) else cfg.eval_data
-    for line in check_leaks(cfg.train_data, eval_sets):
-        say(line)
-
-    def prompts(sets: str | list[str]) -> list[tuple[Problem, list[int]]]:
-        report = load_problems(sets)
-        for line in report.lines:
-            say(line)
-        problems = _with_good_golds(report.problems, cfg, say)
-        kept, dropped = build_prompts(problems, builder, max_prompt_tokens=cfg.max_prompt_tokens)
-        if dropped:
-            say(f"{sets}: {dropped} prompts longer than max_prompt_tokens {cfg.max_prompt_tokens} dropped")
-        return kept
-
-    train = prompts(cfg.train_data)
-    if len(train) < cfg.prompts_per_step:
-        raise ValueError(
-            f"prompts_per_step: {cfg.prompts_per_step} is more than the {len(train)} usable problems of train_data "
-            f"{cfg.train_data}; use at most {len(train)}"
-        )
-    evals = {set_name(name): prompts(name) for name in eval_sets} if cfg.eval_every else {}
-    sizes = ", ".join(f"{name} ({len(rows)})" for name, rows in evals.items())
-    say(f"{len(train):,} training prompts; evaluation on {sizes or 'nothing'}")
-    rows = AutoConfig.from_pretrained(cfg.model, trust_remote_code=cfg.trust_remote_code).vocab_size
-    return Task(tokenizer, min(vocabulary_size(tokenizer), rows), tuple(stops), train, evals)
-
-
-def _find_kernels(cfg: Config) -> None:
-    """Raise ValueError when a kernel that was asked for by name is not installed."""
-    packages = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface", "liger": "liger_kernel"}
-    for key in ("attention", "logprob_kernel"):
-        package = packages.get(getattr(cfg, key))
-        if package and importlib.util.find_spec(package) is None:
-            raise ValueError(
-                f"{key}: {getattr(cfg, key)} needs the package {package}, which is not installed; install it, or take "
-                f"the default, {getattr(Config(), key)}"
-            )
-
-
-def _with_good_golds(problems: list[Problem], cfg: Config, say: Callable[[str], None]) -> list[Problem]:
-    """Without those whose gold does not verify against itself: no answer to them could be rewarded."""
-    if cfg.reward != "math":
-        return problems
-    reasons = check_golds([problem.gold for problem in problems])
-    bad = [f"{p.id}: gold {p.gold!r}: {reason}" for p, reason in zip(problems, reasons, strict=True) if reason]
-    if bad and (cfg.bad_gold == "refuse" or len(bad) == len(problems)):
-        raise ValueError(
-            f"bad_gold: {len(bad)} of {len(problems)} gold answers do not verify against themselves; the first:\n  "
-            + "\n  ".join(bad[:10])
-            + "\nmend them, or set bad_gold: drop to train without them"
-        )
-    for line in bad[:10]:
-        say(f"dropped {line}")
-    if bad:
-        say(f"{len(bad)} problems dropped whose gold does not verify against itself")
-    return [problem for problem, reason in zip(problems, reasons, strict=True) if not reason]
 
 
 class Run:
@@ -429,7 +336,7 @@ def start(
             write_environment(run.folder)
         clock.done("processes and log")
         _load_policy(run, str(resumed / "policy") if resumed else cfg.model)
-        say(run.policy.memory_text(cfg.micro_batch_tokens))
+        say(run.policy.text())
         if resumed:
             run.policy.load_optimizer(resumed / "optimizer.pt", run.optimizer)
             run.step = run.saved_step = checkpoint.step_of(resumed)
@@ -498,7 +405,14 @@ def _start_sampling(run: Run) -> None:
         dtype=run.precision,
         vocab_size=run.task.vocab_size,
         max_model_tokens=cfg.max_prompt_tokens + cfg.max_response_tokens,
-        max_sequences=cfg.engine_max_sequences or _sequences_at_once(run),
+        max_sequences=cfg.engine_max_sequences
+        or sequences_at_once(
+            cfg,
+            Size.of(run.policy.causal_lm.config),
+            wanted=run.plan.sequences // run.plan.processes * cfg.tensor_parallel,
+            bytes_per_number={"float32": 4, "bfloat16": 2}[run.precision],
+            device_bytes=None if run.device.type == "cpu" else torch.cuda.mem_get_info(run.device)[1],
+        ),
         memory_share=cfg.engine_memory_share,
         cpu_cache_gib=cfg.engine_cpu_cache_gib,
         tensor_parallel=cfg.tensor_parallel,
@@ -518,22 +432,23 @@ def _start_sampling(run: Run) -> None:
     )
 
 
-def _sequences_at_once(run: Run) -> int:
-    """From what is left of the engine's share of the device for keys and values beside the weights."""
-    cfg, number = run.cfg, {"float32": 4, "bfloat16": 2}[run.precision]
-    if run.device.type == "cpu":
-        cache = cfg.engine_cpu_cache_gib * 2**30
+def sequences_at_once(
+    cfg: Config, size: Size, *, wanted: int, bytes_per_number: int, device_bytes: float | None
+) -> int:
+    """How many sequences an engine decodes at once when nobody says: all that are wanted, as far as there is room.
+
+    The room for keys and values is what the weights leave of the engine's share of `device_bytes`, or the cache on a
+    CPU (None). It is taken to hold sequences of half the longest length: most answers end before the limit, and when
+    too many do not, vLLM computes some of them twice, which is slow and not wrong.
+    """
+    if device_bytes is None:
+        room = cfg.engine_cpu_cache_gib * 2**30
     else:
-        device_bytes = torch.cuda.mem_get_info(run.device)[1]
-        cache = cfg.engine_memory_share * device_bytes - run.policy.size * number / cfg.tensor_parallel
-    return sequences_at_once(
-        run.policy.causal_lm.config,
-        engine=cfg.engine,
-        wanted=run.plan.sequences // run.plan.processes * cfg.tensor_parallel,
-        max_model_tokens=cfg.max_prompt_tokens + cfg.max_response_tokens,
-        cache_bytes=cache * cfg.tensor_parallel,
-        bytes_per_number=number,
-    )
+        share = cfg.engine_memory_share * device_bytes * cfg.tensor_parallel  # of the ranks that share an engine
+        room = share - size.parameters * bytes_per_number
+    tokens = room / cache_a_token(size, bytes_per_number)
+    whole = cfg.max_prompt_tokens + cfg.max_response_tokens
+    return max(1, min(wanted, int(tokens / (whole / 2)), MOST_SEQUENCES[cfg.engine]))
 
 
 def _find_checkpoint(run: Run, say: Callable[[str], None]) -> Path | None:

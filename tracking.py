@@ -38,7 +38,6 @@ from typing import Any, Literal
 from urllib.parse import urlparse
 
 import numpy as np
-import wandb
 from tqdm import tqdm
 
 Mode = Literal["auto", "online", "offline", "disabled"]
@@ -113,6 +112,8 @@ class Tracker:
             self._next_glimpse_s = time.monotonic() + GLIMPSE_EVERY_S
             self.say("    " + " | ".join(f"{key}: {_one_line(value)}" for key, value in rows[0].items()))
         if self._wandb:
+            import wandb
+
             cells: list[Any] = [
                 [v if isinstance(v, (bool, int, float)) else str(v) for v in r.values()] for r in rows[:TABLE_ROWS]
             ]
@@ -123,6 +124,8 @@ class Tracker:
         """Sends a histogram (64 bins, finite values) to wandb. `values`: what numpy reads, or a CPU tensor."""
         if not self._wandb:
             return
+        import wandb
+
         array = np.asarray(values, dtype=np.float64).ravel()
         array = array[np.isfinite(array)]
         if array.size:
@@ -133,6 +136,7 @@ class Tracker:
         """Keeps files (tables, figures) with the wandb run."""
         if not self._wandb or not paths:
             return
+        import wandb
 
         def log_artifact() -> None:
             artifact = wandb.Artifact(name, type="result")
@@ -188,6 +192,8 @@ class Tracker:
         """Online if it can be, else offline, else not at all; one line says which and why."""
         if mode == "disabled":
             return
+        import wandb  # here and below, and not above: it takes a second, and a run without it needs none
+
         try:
             reason = "as asked" if mode == "offline" else cannot_upload()
             if reason == "disabled":
@@ -216,6 +222,8 @@ class Tracker:
         self._wandb_thread.start()
 
     def _init_wandb(self, mode: Literal["online", "offline"], project: str, config: dict[str, Any]) -> Any:
+        import wandb
+
         return wandb.init(
             project=project,
             name=self._run_dir.name,
@@ -284,6 +292,8 @@ def console_line(step: int, max_steps: int, metrics: Mapping[str, float], eta_s:
 
 def cannot_upload() -> str:
     """Why wandb cannot be used online here, in words; empty when a key exists and the host answers in time."""
+    import wandb
+
     settings = wandb.setup().settings
     if settings.mode in ("offline", "dryrun"):
         return "as set by WANDB_MODE or `wandb offline`"

@@ -23,6 +23,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -40,13 +41,15 @@ from bandpo.objective import (
 from bandpo.radius import scheduled_delta, token_radius
 from batching import Sample, Tokens, collate
 from configs import load_or_exit, to_yaml
+from configs.memory import memory_text
 from configs.schema import Config, Plan
 from data import batch_indices
 from eval.evaluate import Row, evaluate
 from eval.plots import plot_run
 from rewards import Grade, Ticket, shape_reward
 from rollout import Completion
-from run import Run, StartUp, Stopped, StoppedTogether, load_task, one_clear_line, start
+from run import Run, StartUp, Stopped, StoppedTogether, one_clear_line, start
+from task import load_task, look_at_task
 
 
 def main(argv: list[str]) -> int:
@@ -66,10 +69,9 @@ def main(argv: list[str]) -> int:
 
     say(plan.text(cfg))
     with one_clear_line(ValueError, OSError, code=2):
+        if cfg.dry_run:
+            return dry_run(cfg, plan, say)
         task = load_task(cfg, say)
-    if cfg.dry_run:
-        say(to_yaml(cfg))
-        return 0
     clock.done("data")
     with start(cfg, plan, task, say, clock) as run:
         if run.step == 0 or run.unlogged:  # the start policy, or a step whose evaluation was interrupted
@@ -83,6 +85,17 @@ def main(argv: list[str]) -> int:
         if run.is_main and cfg.plots and not run.signal:  # whoever asked to stop may not wait for pictures
             run.tracker.artifact(plot_run(run.folder), "plots")
         return run.exit_code()
+
+
+def dry_run(cfg: Config, plan: Plan, say: Callable[[str], None]) -> int:
+    """Everything that can be told without loading a model, then the configuration; the exit code, 0."""
+    size, missing = look_at_task(cfg, say)
+    if size:
+        say(memory_text(cfg, size, plan.processes))
+    say(to_yaml(cfg))
+    for line in missing:
+        say(f"not looked at, since the hub is not within reach: {line}")
+    return 0
 
 
 def train_step(run: Run) -> dict[str, float] | None:

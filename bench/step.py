@@ -71,6 +71,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     from configs import load
     from configs.schema import Config, Plan
     from eval.compare import paired_interval
+    from task import load_task
 
     with tempfile.TemporaryDirectory() as folder:
         problems = max(options.prompts * (options.steps + 1), 64)
@@ -106,7 +107,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         other = keys | dict(pair.split("=", 1) for pair in options.versus)
         cfg, second = (load(Config, [w for k, v in ks.items() for w in (f"--{k}", str(v))]) for ks in (keys, other))
         plan = Plan(cfg)
-        task = lifecycle.load_task(cfg, lambda line: None)
+        task = load_task(cfg, lambda line: None)
         # One end token of 24, as TRL takes it; chat templates have a second one.
         stops = (task.tokenizer.eos_token_id,) if options.ragged else ()
         task = dataclasses.replace(task, stop_token_ids=stops)

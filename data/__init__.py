@@ -10,10 +10,12 @@ from data.order import batch_indices, epoch_order
 from data.problem import Problem
 from data.prompts import TEMPLATES, PromptBuilder, build_prompts, stop_token_ids, vocabulary_size
 from data.registry import SETS, check_leaks, set_name
+from data.tables import HubUnreachable
 
 __all__ = [
     "SETS",
     "TEMPLATES",
+    "HubUnreachable",
     "LoadReport",
     "Problem",
     "PromptBuilder",

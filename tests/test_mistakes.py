@@ -7,6 +7,11 @@ from pathlib import Path
 import pytest
 
 import train
+from configs import load
+from configs.memory import MODELS
+from configs.schema import Config
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -88,7 +93,34 @@ def test_a_dry_run_prints_everything_and_loads_nothing(capsys, toy_model, tmp_pa
     assert train.main(argv) == 0
     out = capsys.readouterr().out
     assert "64 prompts x 16 samples = 1,024 sequences" in out and "delta: 0.05" in out
+    assert "problems, generated" in out and "memory:  a rank holds" in out and "not looked at" not in out
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs").glob("*.yaml")))
+def test_a_dry_run_needs_neither_model_nor_hub(capsys, tmp_path, monkeypatch, name: str):
+    monkeypatch.chdir(tmp_path)  # where no demo has left its model
+    assert train.main(["--config", name, "--output_dir", str(tmp_path / "runs"), "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    told = [line.partition("within reach: ")[2] for line in out.splitlines() if line.startswith("not looked at")]
+    sets = [line.split(":")[0] for line in told]
+    cfg = load(Config, ["--config", name])
+    from_hub = [] if "toy_train" in cfg.train_data else [("train_data", cfg.train_data), ("eval_data", cfg.eval_data)]
+    assert sets == [
+        f"model {cfg.model}",
+        *(f"{key} {name}" for key, names in from_hub for name in ([names] if isinstance(names, str) else names)),
+    ]
+    assert "in all:  " in out and f"run_name: {cfg.run_name}" in out
+    assert ("memory:  a rank holds about" in out) == (cfg.model in MODELS)
+
+
+def test_a_dry_run_finds_mistakes_beside_what_is_out_of_reach(capsys, tmp_path, data):
+    """The hub's model and evaluation sets are out of reach; the training file, which is not, has a broken gold."""
+    with data.open("a") as file:
+        file.write(json.dumps({"problem": "1+1+1+1=", "gold": r"\frac{1}{"}) + "\n")
+    model, keys = "Qwen/Qwen2.5-3B-Instruct", ["--reward", "math", "--bad_gold", "refuse", "--dry_run"]
+    lines = refused(capsys, model, tmp_path, "--eval_data", "aime24", "--train_data", data, *keys)
+    assert "1 of 81 gold answers" in lines[0]
 
 
 @pytest.mark.parametrize(

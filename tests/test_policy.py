@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny import ROWS, VOCABULARY, ragged, tiny_model
+from tiny import VOCABULARY, ragged, tiny_model
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from batching import lay_out
-from policy import Policy, PolicyOptions, check_processes
+from checks import check_processes
+from configs.memory import Size, activations_a_token
+from policy import Policy, PolicyOptions
 from rollout import weight_sum
 
 SEQUENCES = ragged(4, longest=8)
@@ -184,10 +186,9 @@ def test_fsdp2_on_one_process_is_sharded_and_the_same(accelerator: Accelerator, 
 def test_start_up_tells_the_memory(folder: str, accelerator: Accelerator):
     policy = Policy.load(folder, options(), accelerator)
     count = sum(p.numel() for p in policy.parameters())
-    text = policy.memory_text(64)
-    assert f"{count:,} parameters" in text and "AdamW" in text and "activations of 64 tokens" in text
+    text = policy.text()
+    assert f"{count:,} parameters" in text
     assert f"weights {count * 4 / 2**20:.1f} MiB" in text and f"AdamW {count * 8 / 2**20:.1f} MiB" in text
-    assert f"logits of a chunk {16 * ROWS * 4 / 2**20:.1f} MiB" in text
 
 
 def test_the_estimate_of_activations_is_near_what_autograd_keeps(accelerator: Accelerator, tmp_path: Path):
@@ -203,7 +204,7 @@ def test_the_estimate_of_activations_is_near_what_autograd_keeps(accelerator: Ac
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         logprobs, _ = policy(BATCH)
-    estimate = policy.activation_bytes(BATCH.input_ids.numel())
+    estimate = 4 * BATCH.input_ids.numel() * activations_a_token(Size.of(policy.causal_lm.config), checkpointing=False)
     assert 0.5 < sum(kept.values()) / estimate < 2
 
 

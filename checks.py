@@ -1,0 +1,88 @@
+"""What can be told before anything expensive starts: is the model within reach, are the kernels there, did the launcher
+start what was asked for?
+
+Every check raises with one clear line that names the key, the value and what to do.
+"""
+
+import importlib.util
+import os
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from configs.schema import Config
+from data import HubUnreachable
+
+HUB_TIMEOUT_S = 10.0
+
+
+def find_model(model: str) -> None:
+    """Raise ValueError when `model` is neither a folder with a model nor a hub id, HubUnreachable when it is a hub id,
+    not in the local cache, and the hub does not give it.
+
+    Asks before anything heavy starts, and at once: the libraries below retry for minutes.
+    """
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]  (of its own client)
+
+    if Path(model).exists():
+        if not (Path(model) / "config.json").is_file():
+            raise ValueError(f"model: {model} has no config.json; name a folder in Hugging Face format")
+        return
+    if model.count("/") != 1 or model.startswith((".", "/", "~")):
+        raise ValueError(f"model: {model} is not a folder that exists, nor a hub id such as Qwen/Qwen2.5-3B-Instruct")
+    if isinstance(try_to_load_from_cache(model, "config.json"), str):
+        return
+    reason = "HF_HUB_OFFLINE is set"
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            HfApi().model_info(model, timeout=HUB_TIMEOUT_S)
+            return
+        except (HTTPError, OSError) as error:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
+    raise HubUnreachable(
+        f"model: {model} could not be fetched from the hub ({reason}). Where the hub can be reached run "
+        f"`hf download {model} --local-dir DIR`, then start with --model DIR"
+    )
+
+
+def find_kernels(cfg: Config) -> None:
+    """Raise ValueError when a kernel that was asked for by name is not installed."""
+    packages = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface", "liger": "liger_kernel"}
+    for key in ("attention", "logprob_kernel"):
+        package = packages.get(getattr(cfg, key))
+        if package and importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"{key}: {getattr(cfg, key)} needs the package {package}, which is not installed; install it, or take "
+                f"the default, {getattr(Config(), key)}"
+            )
+
+
+def check_processes(accelerator: Accelerator) -> None:
+    """Raise RuntimeError when Accelerate does not run the processes that were asked for, or wants to shard by itself.
+
+    It says nothing when it does not recognise a launch of CPU processes: each would train on its own and overwrite the
+    other's files, or one alone would be started.
+    """
+    promised = int(os.environ.get("WORLD_SIZE", 1))
+    cpu_launch = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N ..."
+    if accelerator.num_processes != promised:
+        raise RuntimeError(
+            f"the launcher started {promised} processes, Accelerate sees {accelerator.num_processes}. On CPUs start "
+            f"with: {cpu_launch}"
+        )
+    # accelerate launch gives one process an address only when more than one was asked for.
+    launched_alone = "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ
+    if launched_alone and "MASTER_PORT" in os.environ:
+        raise RuntimeError(
+            "several processes were asked for, accelerate launch started one. On GPUs add --multi_gpu; on CPUs start "
+            f"with: {cpu_launch} (MASTER_PORT is set: unset it if one process was meant)"
+        )
+    plugins = [
+        name for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"
+    ]
+    if plugins:
+        raise RuntimeError(
+            f"the accelerate configuration asks for {plugins[0]}; sharding is the key `sharding` here: set "
+            "distributed_type: MULTI_GPU, as configs/accelerate/ does"
+        )

@@ -1,0 +1,148 @@
+"""How much memory a rank needs, estimated from below, to tell a run that cannot fit from one that can.
+
+In bytes, per rank, with n processes, P parameters, H hidden, V vocabulary rows, L layers, F feed-forward, K = kv heads
+x head size, m `micro_batch_tokens`, c `logprob_chunk_tokens`:
+
+    weights, Adam    4 P + 8 P, float32, divided by n under fsdp2; 4 P more (/ n) for a reference that stays on the GPU
+    gradients        4 P (/ n), and under ddp 4 P for the buckets
+    gathered         bfloat16. fsdp2: two layers and embedding + head, their gradients too; else 2 P of casts
+    activations      2 m H L at the layers' borders, and one layer's inside, 2 m (12 H + 2 K + 4 F), computed again in
+                     backward; without gradient_checkpointing the inside of every layer
+    logits           8 c V for a chunk in float32 and its softmax, and 8 V H for the head and its gradient
+    UPDATE           all of these together
+    ROLLOUT          weights, Adam, the sync (the largest weight on its way: gathered, and laid out anew in the engine)
+                     and the engine: engine_memory_share of the card
+    engine           at least 2 P / tensor_parallel, and the keys and values of 16 whole sequences, 4 K L each token
+
+The card is the smallest of CARDS_GIB that holds UPDATE, ROLLOUT and OVERHEAD_GIB, and whose share holds the engine.
+float32 is assumed where `precision` says so. Left out: fragmentation, the attention kernel's own memory, the host's.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from configs.schema import Config
+
+GIB = 2**30
+CARDS_GIB = (24, 40, 48, 80, 141)
+OVERHEAD_GIB = 3.0  # CUDA context, NCCL, what a sleeping engine keeps: a guess
+ENGINE_SEQUENCES = 16  # decoded at once at the least; fewer would be no use
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's dimensions, from its config.json."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    feed_forward: int
+    vocabulary: int  # rows of the embedding
+    tied: bool
+    head: int | None = None  # size of an attention head; None: hidden / heads
+
+    @classmethod
+    def of(cls, model_config: Any) -> "Size":
+        """Of a transformers configuration."""
+        config = model_config.get_text_config()
+        return cls(
+            config.hidden_size,
+            config.num_hidden_layers,
+            config.num_attention_heads,
+            getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            config.intermediate_size,
+            config.vocab_size,
+            bool(model_config.tie_word_embeddings),
+            getattr(config, "head_dim", None),
+        )
+
+    @property
+    def kv(self) -> int:
+        return (self.head or self.hidden // self.heads) * self.kv_heads
+
+    @property
+    def layer_parameters(self) -> int:
+        return 2 * self.hidden * (self.hidden + self.kv) + 3 * self.hidden * self.feed_forward + 2 * self.hidden
+
+    @property
+    def outer_parameters(self) -> int:
+        """Embedding and head."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def parameters(self) -> int:
+        return self.layers * self.layer_parameters + self.outer_parameters
+
+
+_QWEN_7B = Size(3584, 28, 28, 4, 18944, 152_064, tied=False)
+_LLAMA_8B = Size(4096, 32, 32, 8, 14336, 128_256, tied=False)
+MODELS = {
+    "Qwen/Qwen2.5-0.5B-Instruct": Size(896, 24, 14, 2, 4864, 151_936, tied=True),
+    "Qwen/Qwen2.5-3B-Instruct": Size(2048, 36, 16, 2, 11008, 151_936, tied=True),
+    "Qwen/Qwen2.5-7B-Instruct": _QWEN_7B,
+    "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA_8B,
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": Size(1536, 28, 12, 2, 8960, 151_936, tied=False),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": _QWEN_7B,
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": _LLAMA_8B,
+}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Estimates in GiB per rank; see the head of this file."""
+
+    states: float  # weights, Adam, a resident reference
+    update: float
+    beside_engine: float  # ROLLOUT without the engine
+    engine_least: float
+    card: int | None  # None: none of CARDS_GIB
+
+
+def activations_a_token(size: Size, checkpointing: bool) -> int:
+    """Numbers that autograd keeps of a token for the backward pass of a micro-batch."""
+    inside = 12 * size.hidden + 2 * size.kv + 4 * size.feed_forward  # of one layer
+    return size.hidden * size.layers + inside if checkpointing else inside * size.layers
+
+
+def cache_a_token(size: Size, bytes_per_number: int) -> int:
+    """Bytes of the keys and values of a token in an engine."""
+    return 2 * size.layers * size.kv * bytes_per_number
+
+
+def estimate(cfg: Config, size: Size, processes: int) -> Memory:
+    """Memory per rank of `cfg` on `processes` GPUs, by the formulas at the head of this file."""
+    sharded = cfg.sharding == "fsdp2"
+    n = processes if sharded else 1
+    compute = 4 if cfg.precision == "float32" else 2  # bytes a number in forward and backward
+    p, h, m = size.parameters, size.hidden, cfg.micro_batch_tokens
+    reference = 4 * p / n if cfg.kl_coef > 0 and not cfg.reference_offload else 0
+    states = 12 * p / n + reference
+    gradients = 4 * p / n + (4 * p if cfg.sharding == "ddp" else 0)
+    if sharded:
+        gathered = 2 * compute * (2 * size.layer_parameters + size.outer_parameters)
+    else:
+        gathered = 2 * p if compute == 2 else 0
+    activations = compute * m * activations_a_token(size, cfg.gradient_checkpointing)
+    logits = 8 * cfg.logprob_chunk_tokens * size.vocabulary + 8 * size.vocabulary * h
+    update = states + gradients + gathered + activations + logits
+    beside = states + 3 * compute * size.vocabulary * h
+    whole = cfg.max_prompt_tokens + cfg.max_response_tokens
+    engine = (compute * p + ENGINE_SEQUENCES * whole * cache_a_token(size, compute)) / cfg.tensor_parallel
+
+    def holds(card: int) -> bool:
+        share, free = cfg.engine_memory_share * card * GIB, (card - OVERHEAD_GIB) * GIB
+        return update <= free and beside + share <= free and engine <= share
+
+    card = next((card for card in CARDS_GIB if holds(card)), None)
+    return Memory(states / GIB, update / GIB, beside / GIB, engine / GIB, card)
+
+
+def memory_text(cfg: Config, size: Size, processes: int) -> str:
+    """The estimate in words."""
+    memory = estimate(cfg, size, processes)
+    card = f"a card of {memory.card} GiB" if memory.card else f"none of {', '.join(map(str, CARDS_GIB))} GiB"
+    return (
+        f"memory:  a rank holds about {memory.states:.1f} GiB of weights and AdamW, {memory.update:.1f} in an update, "
+        f"{memory.beside_engine:.1f} beside its engine; smallest card: {card}"
+    )
