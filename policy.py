@@ -17,15 +17,16 @@ T response tokens of all sequences, flat.
 """
 
 import copy
+import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, init_empty_weights
+from accelerate import Accelerator
+from safetensors import safe_open
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -36,8 +37,10 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file
 
 from bandpo.logprobs import token_logprobs
 
@@ -160,10 +163,10 @@ class Policy:
     def load(cls, path: str, options: PolicyOptions, accelerator: Accelerator, *, trainable: bool = True) -> "Policy":
         """Load float32 weights from a folder or hub id and shard them as `options.sharding` says; collective.
 
-        The first process reads; the others get their part from it, so that a host holds one copy of the model.
+        Weights become float32 group by group on the device: the host's memory holds the files, once for all ranks.
         Raises ValueError when weights are missing, RuntimeError when the sharding asked for is not the one obtained.
         """
-        causal_lm = _read(path, options) if accelerator.is_main_process else _without_weights(path, options)
+        causal_lm = _read(path, options)
         # No dropout anywhere: ratios of the same policy must be one.
         causal_lm.eval().requires_grad_(trainable)
         if options.gradient_checkpointing and trainable:
@@ -179,7 +182,7 @@ class Policy:
         if options.sharding == "fsdp2":
             _fully_shard(model, causal_lm, options, accelerator)
         else:
-            _share_weights(model, accelerator)
+            _to_float32(model, accelerator.device)
             model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=not trainable)
         policy = cls(model, causal_lm, options, accelerator)
         policy._check_sharding(trainable)
@@ -285,49 +288,57 @@ class Policy:
 
 
 def _read(path: str, options: PolicyOptions) -> Any:
-    """The model in float32 on the CPU. Raises ValueError when its files lack a weight."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=torch.float32,
-        attn_implementation=options.attention,
-        trust_remote_code=options.trust_remote_code,
-        output_loading_info=True,
-    )
-    causal_lm, told = loaded
-    if told["missing_keys"]:
-        missing = sorted(told["missing_keys"])
-        raise ValueError(f"model: {path} lacks {len(missing)} weights, among them {missing[0]}; get its files again")
-    return causal_lm
+    """The model on the CPU in the dtype of its files, which are mapped into memory and not copied.
 
+    Raises ValueError when the files lack a weight.
+    """
 
-def _without_weights(path: str, options: PolicyOptions) -> Any:
-    """The same model with parameters that take no memory yet."""
-    config = AutoConfig.from_pretrained(path, trust_remote_code=options.trust_remote_code)
-    with init_empty_weights(include_buffers=False):
-        causal_lm = AutoModelForCausalLM.from_config(
-            config,
-            dtype=torch.float32,
+    def load(dtype: torch.dtype) -> Any:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
             attn_implementation=options.attention,
             trust_remote_code=options.trust_remote_code,
+            output_loading_info=True,
         )
-    causal_lm.tie_weights()  # the context takes a tied head apart
-    return causal_lm
+        causal_lm, told = loaded
+        if told["missing_keys"]:
+            missing = sorted(told["missing_keys"])
+            raise ValueError(
+                f"model: {path} lacks {len(missing)} weights, among them {missing[0]}; get its files again"
+            )
+        return causal_lm
+
+    causal_lm = load(_stored_dtype(path))
+    # Buffers that are computed and not stored, such as scales, must not be rounded by the way.
+    rounded = any(b.is_floating_point() and b.dtype != torch.float32 for b in causal_lm.buffers())
+    return load(torch.float32) if rounded else causal_lm
 
 
-def _share_weights(module: nn.Module, accelerator: Accelerator) -> None:
-    """Move a module to the device and give every process the weights of the first; those sharded already stay."""
-    if accelerator.num_processes == 1:
-        return
-    made: dict[nn.Parameter, nn.Parameter] = {}  # a tied head is one parameter under two names
+def _stored_dtype(path: str) -> torch.dtype:
+    """The dtype of all weights in the model's safetensors files; float32 where they differ or there are none."""
+
+    def file(name: str) -> str | None:
+        return cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+
+    files, index = [file(SAFE_WEIGHTS_NAME)], file(SAFE_WEIGHTS_INDEX_NAME)
+    if index:
+        files = [file(name) for name in sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))]
+    kinds = set()
+    for each in filter(None, files):
+        with safe_open(each, "pt") as tensors:
+            kinds |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    return {"BF16": torch.bfloat16, "F16": torch.float16}.get(kinds.pop() if len(kinds) == 1 else "", torch.float32)
+
+
+def _to_float32(module: nn.Module, device: torch.device) -> None:
+    """Move a module to the device as float32; parameters that are sharded already stay."""
+    for parameter in module.parameters():
+        if not isinstance(parameter, DTensor):
+            parameter.data = parameter.data.to(device, torch.float32)
     for owner in module.modules():
-        for name, p in owner._parameters.items():
-            if p is not None and p.is_meta:
-                empty = torch.empty_like(p, device=accelerator.device)
-                owner._parameters[name] = made.setdefault(p, nn.Parameter(empty, requires_grad=p.requires_grad))
-    module.to(accelerator.device)
-    for tensor in chain(module.parameters(), module.buffers()):
-        if not isinstance(tensor, DTensor):
-            torch.distributed.broadcast(tensor.detach(), src=0)
+        for name, buffer in owner._buffers.items():
+            owner._buffers[name] = buffer if buffer is None else buffer.to(device)
 
 
 def _fully_shard(model: nn.Module, causal_lm: Any, options: PolicyOptions, accelerator: Accelerator) -> None:
@@ -343,9 +354,9 @@ def _fully_shard(model: nn.Module, causal_lm: Any, options: PolicyOptions, accel
     mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) if dtype != torch.float32 else None
     settings: dict[str, Any] = {"mesh": mesh, **({"mp_policy": mixed} if mixed else {})}
     for layer in _decoder_layers(causal_lm):
-        _share_weights(layer, accelerator)
+        _to_float32(layer, accelerator.device)
         fully_shard(layer, reshard_after_forward=True, **settings)
-    _share_weights(model, accelerator)
+    _to_float32(model, accelerator.device)
     # The rest is resharded as well, so that between phases every parameter is a DTensor that can be gathered by name.
     fully_shard(model, reshard_after_forward=True, **settings)
     assert isinstance(model, FSDPModule)

@@ -1,5 +1,6 @@
 """The paper's runs in configs/: their values, what differs between them, the check command, and the user's line."""
 
+import dataclasses
 import json
 import math
 import os
@@ -20,6 +21,7 @@ import configs.memory as estimates
 import train
 from configs import diff, load
 from configs.schema import Config
+from run import sequences_at_once
 
 FOLDER = ROOT / "configs"
 MODELS = {
@@ -195,6 +197,23 @@ def test_memory_worked_by_hand():
     assert memory.update * 2**30 == pytest.approx(update, rel=1e-3)
     assert memory.beside_engine * 2**30 == pytest.approx(12 * 3.0857e9 / 8 + 6 * 151936 * 2048, rel=1e-3)
     assert memory.engine_least * 2**30 == pytest.approx(2 * 3.0857e9 + 16 * 5120 * 4 * 256 * 36, rel=1e-3)
+
+
+def test_sequences_at_once_worked_by_hand():
+    """Qwen2.5-3B: 6.171 GB in bfloat16, 36,864 bytes of keys and values a token, 2,560 tokens to half the longest."""
+    cfg, size = read("qwen3b"), estimates.MODELS[MODELS["qwen3b"]]
+
+    def at_once(wanted: int, gib: float | None, **changed: object) -> int:
+        changed_cfg = dataclasses.replace(cfg, **changed)  # type: ignore[arg-type]
+        device = None if gib is None else gib * 2**30
+        return sequences_at_once(changed_cfg, size, wanted=wanted, bytes_per_number=2, device_bytes=device)
+
+    room = (0.6 * 80 * 2**30 - 6.1714e9) / (36_864 * 2_560)  # 480.7
+    assert at_once(10**6, 80) == int(room) == 480
+    assert at_once(512, 80) == 480 and at_once(64, 80) == 64  # no more than a rank asks for
+    assert at_once(10**6, 80, tensor_parallel=2) == 1024 and at_once(10**6, 80, engine="hf") == 256  # the most
+    assert at_once(512, None, engine_cpu_cache_gib=1.0) == int(2**30 / (36_864 * 2_560)) == 11
+    assert at_once(512, 8) == 1  # no room at all: the engine says so when it starts
 
 
 def test_memory_follows_what_is_cut_and_what_is_kept():

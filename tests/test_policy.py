@@ -125,6 +125,14 @@ def test_a_checksum_covers_every_row_and_holds_a_slice_in_double_precision():
     assert weight_sum(torch.cat([torch.ones(1 << 20), torch.full((1 << 20,), 2.0**-24)])) == (1 << 20) * (1 + 2.0**-24)
 
 
+def test_a_model_that_lacks_a_weight_is_refused(accelerator: Accelerator, tmp_path: Path):
+    model = tiny_model(tied=True)
+    weights = {name: value for name, value in model.state_dict().items() if "layers.1.mlp.up" not in name}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(ValueError, match=r"lacks 1 weights, such as model.layers.1.mlp.up_proj.weight"):
+        Policy.load(str(tmp_path), options(), accelerator)
+
+
 def test_written_weights_load_as_they_are(folder: str, accelerator: Accelerator, tmp_path: Path):
     policy = Policy.load(folder, options(), accelerator)
     one_update(policy, torch.optim.AdamW(policy.parameters(), lr=1e-3))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from launching import ACCELERATE, ONE_PROCESS, metrics
@@ -40,6 +41,28 @@ def alone(toy_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "alone"
     assert train.main(argv(toy_model, run)) == 0
     return run
+
+
+# ---- random numbers ----
+
+
+def test_a_tweak_that_draws_random_numbers_goes_on_with_the_same_ones(
+    toy_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """All generators are set anew at each step, from its number: a checkpoint holds none, of whatever device."""
+    drawn: dict[str, list[tuple[float, ...]]] = {"whole": [], "cut": []}
+    optimize = train.optimize
+
+    def drawing(run: Run, minibatches: list) -> train.Updates:
+        drawn[run.cfg.run_name].append((torch.rand(()).item(), random.random(), np.random.random()))
+        return optimize(run, minibatches)
+
+    monkeypatch.setattr(train, "optimize", drawing)
+    assert train.main(argv(toy_model, tmp_path / "whole", max_steps=3)) == 0
+    assert train.main(argv(toy_model, tmp_path / "cut", max_steps=1)) == 0
+    torch.manual_seed(99)
+    assert train.main(argv(toy_model, tmp_path / "cut", max_steps=3)) == 0
+    assert drawn["whole"] == drawn["cut"] and len(set(drawn["whole"])) == 3
 
 
 # ---- asked to stop ----
