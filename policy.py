@@ -304,9 +304,7 @@ def _read(path: str, options: PolicyOptions) -> Any:
         causal_lm, told = loaded
         if told["missing_keys"]:
             missing = sorted(told["missing_keys"])
-            raise ValueError(
-                f"model: {path} lacks {len(missing)} weights, among them {missing[0]}; get its files again"
-            )
+            raise ValueError(f"model: {path} lacks {len(missing)} weights, such as {missing[0]}; get its files again")
         return causal_lm
 
     causal_lm = load(_stored_dtype(path))

@@ -335,7 +335,8 @@ def start(
             checkpoint.write_text(run.folder / "config.yaml", to_yaml(cfg))
             write_environment(run.folder)
         clock.done("processes and log")
-        _load_policy(run, str(resumed / "policy") if resumed else cfg.model)
+        with one_clear_line(ValueError, code=2):
+            _load_policy(run, str(resumed / "policy") if resumed else cfg.model)
         say(run.policy.text())
         if resumed:
             run.policy.load_optimizer(resumed / "optimizer.pt", run.optimizer)
