@@ -120,6 +120,7 @@ class Run:
         self.times: dict[str, float] = {}
         self.peak_gib = 0.0  # of memory in use at the end of a phase
         self.signal = 0
+        self.parent = os.getppid()
         self.lock: TextIO | None = None
         self.policy: Policy
         self.reference: Policy | None = None
@@ -179,11 +180,21 @@ class Run:
 
     def agreed_to_stop(self) -> bool:
         """Whether any rank was asked to stop; collective, so that all of them leave the loop together."""
-        self.signal = int(self.largest({"signal": float(self.signal)})["signal"])
-        return self.signal != 0
+        agreed = int(self.largest({"signal": float(self.signal)})["signal"])
+        if agreed:  # else leave it alone: a signal may have arrived meanwhile, and is for the next time
+            self.signal = agreed
+        return agreed != 0
 
     def exit_code(self) -> int:
-        """130 after Ctrl-C, 0 after SIGTERM (pre-emption) or a completed run."""
+        """130 after Ctrl-C, 0 after SIGTERM (pre-emption) or a completed run; collective.
+
+        1 when the SIGTERM came from the death of a launcher: those of other machines then end as well, where after 0
+        they would wait minutes for the one that is gone.
+        """
+        orphaned = self.signal == signal.SIGTERM and os.getppid() != self.parent
+        if self.largest({"orphaned": float(orphaned)})["orphaned"]:
+            self.tracker.say("stopped since a launcher died, on this machine or another one")
+            return 1
         return 130 if self.signal == signal.SIGINT else 0
 
     # ---- weights to the engine ----
