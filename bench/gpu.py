@@ -1,18 +1,21 @@
-"""What a GPU has to show, in one call: the operator, the log-prob and update phases, then whole steps with vLLM.
+"""What a GPU has to show: the operator, the log-prob and update phases, then whole steps with vLLM.
 
-    python -m bench.gpu | tee gpu.txt        # random weights in the shape of Qwen2.5-3B; nothing is downloaded
-    python -m bench.gpu --skip_vllm          # where vLLM is not installed
+    python -m bench.workload --size 3b --out build/3b       # random weights in the shape of Qwen2.5-3B, made once
+    python -m bench.gpu --model build/3b                    # everything; or a part, each of which ends within minutes:
+    python -m bench.gpu --model build/3b --parts phases --variants compile=true
     python -m bench.gpu --size 1m --prompts 4 --samples 2 --tokens 32 --mean 16 --prompt_tokens 20    # on a CPU
 
-The phases first, on answers that are made up (geometric lengths with mean --mean), in what is configured by default and
-with each of --variants; then with vLLM: rollout, sleep and wake, sync, memory. Every part is a process of its own; one
-that fails is told and the next one goes on.
+Parts: `operator`; `phases` on answers that are made up (geometric lengths with mean --mean), with what is configured by
+default and then with each of --variants; `steps` with vLLM: rollout, sleep and wake, sync, memory. Every measurement is
+a process of its own whose output is shown as it comes; one that fails is told and the next one goes on. Figures are
+appended to --out as well, a JSON line each, with hardware and versions.
 
-Aims on an H200 at 3B: update at least 300 model TFLOP/s, old log-probs 350, sync under 1 s.
+Aims on an H200 at 3B: update at least 300 model TFLOP/s, old log-probs 350, sync .25 s.
 """
 
 import argparse
 import importlib.metadata
+import json
 import platform
 import subprocess
 import sys
@@ -28,12 +31,15 @@ from bench.workload import make_workload
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "accelerate", "vllm", "flash-attn", "liger-kernel")
+PARTS = ("operator", "phases", "steps")
 VARIANTS = ("", "packing=off", "gradient_checkpointing=false", "compile=true", "logprob_kernel=liger")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a folder made by bench.workload; else one of --size is made")
     parser.add_argument("--size", default="3b", help="a name of bench.workload.SIZES")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=2048, help="response tokens at most")
@@ -41,33 +47,50 @@ def main() -> int:
     parser.add_argument("--prompt_tokens", type=int, default=256)
     parser.add_argument("--micro_batch_tokens", type=int, default=32768)
     parser.add_argument("--variants", nargs="*", default=VARIANTS, metavar="KEY=VALUE", help="of the phases")
-    parser.add_argument("--skip_vllm", action="store_true")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu.jsonl", help="JSON lines are appended")
     options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     print(machine(), flush=True)
-    print(operator(), flush=True)
     failed = 0
+    if "operator" in options.parts:
+        found = operator()
+        print("bounds of a million tokens, ms: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()), flush=True)
+        keep(options.out, "operator", {f"{name}_ms": value for name, value in found.items()})
     with tempfile.TemporaryDirectory() as folder:
-        model = make_workload(Path(folder), options.size, max(64, 3 * options.prompts), options.prompt_tokens)
+        model = options.model
+        if not model and set(options.parts) - {"operator"}:
+            model = make_workload(Path(folder), options.size, max(64, 3 * options.prompts), options.prompt_tokens)
         shared = ["--model", str(model), "--steps", "2"]
         for name in ("prompts", "samples", "tokens", "prompt_tokens"):
             shared += [f"--{name}", str(getattr(options, name))]
         keys = ["--set", f"micro_batch_tokens={options.micro_batch_tokens}"]
-        for variant in options.variants:
-            print(f"\nphases without an engine, {variant or 'as configured'}", flush=True)
-            failed += run([*shared, "--made_up", str(options.mean), *keys, *filter(None, [variant])])
-        if not options.skip_vllm:
-            print("\nwhole steps with vLLM, all answers as long as may be", flush=True)
-            failed += run([*shared, *keys])
+        for variant in options.variants if "phases" in options.parts else ():
+            name = f"phases without an engine, {variant or 'as configured'}"
+            words = [*shared, "--made_up", str(options.mean), *keys, *filter(None, [variant])]
+            failed += not measured(name, words, options.out)
+        if "steps" in options.parts:
+            failed += not measured("whole steps with vLLM, all answers of full length", [*shared, *keys], options.out)
     return int(failed > 0)
 
 
-def run(words: list[str]) -> int:
-    """bench.step in a process of its own; 1 when it failed."""
-    done = subprocess.run([sys.executable, "-m", "bench.step", *words], cwd=ROOT, capture_output=True, text=True)
-    lines = done.stdout.splitlines()
-    table = [i for i, line in enumerate(lines) if "M parameters, " in line]  # after what the trainer prints
-    print("\n".join(lines[table[0] :]) if table else done.stderr[-2000:], flush=True)
-    return int(done.returncode != 0)
+def measured(name: str, words: list[str], out: Path) -> bool:
+    """bench.step in a process of its own, its output as it comes; whether it ended well."""
+    print(f"\n{name}", flush=True)
+    with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as result:
+        line = [sys.executable, "-u", "-m", "bench.step", *words, "--append", result.name]
+        done = subprocess.run(line, cwd=ROOT, check=False)
+        if done.returncode:
+            print(f"failed with exit code {done.returncode}: {name}", flush=True)
+            return False
+        keep(out, name, json.loads(result.read()))
+    return True
+
+
+def keep(out: Path, part: str, figures: dict[str, float]) -> None:
+    """A JSON line for each figure."""
+    with out.open("a") as file:
+        for name, value in figures.items():
+            file.write(json.dumps({"part": part, "figure": name, "value": value, "on": machine()}) + "\n")
 
 
 def machine() -> str:
@@ -82,19 +105,19 @@ def machine() -> str:
     return f"{device}; Python {platform.python_version()}, {', '.join(versions)}"
 
 
-def operator() -> str:
+def operator() -> dict[str, float]:
     """Milliseconds to compute the bounds of a million tokens, by method."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     old = torch.rand(1 << 20, device=device).log()
-    lines = [f"bounds of {len(old):,} tokens, ms:"]
+    found = {}
     for clip, divergence in (("fixed", "kl"), ("dcpo", "kl"), ("band", "kl"), ("band", "tv"), ("band", "chi2")):
 
         def bounds(clip: str = clip, divergence: str = divergence) -> object:
             settings = {"ratio_cap": 10.0, "clip_low": 0.2, "clip_high": 0.2}
             return clip_bounds(old, clip=clip, delta=0.05, divergence=divergence, **settings)
 
-        lines.append(f"{clip} {divergence} {1e3 * seconds(bounds):.3f}")
-    return " ".join(lines)
+        found[f"{clip} {divergence}"] = 1e3 * seconds(bounds)
+    return found
 
 
 def seconds(function: Callable[[], object]) -> float:

@@ -54,10 +54,14 @@ def main() -> None:
     parser.add_argument("--versus", nargs="*", default=[], metavar="KEY=VALUE", help="these keys in every second step")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="any key of the configuration")
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of the table")
+    parser.add_argument("--append", type=Path, help="a file that gets the same JSON line as well")
     options = parser.parse_args()
     result = measure(options)
     result["wall_s"] = time.perf_counter() - started
     print(json.dumps(result) if options.json else table(result))
+    if options.append:
+        with options.append.open("a") as file:
+            file.write(json.dumps(result) + "\n")
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
@@ -123,9 +127,11 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
             return minibatches
 
         train.collate = counted
-        spent = {"generate": 0.0, "forward": 0.0, "backward": 0.0}
+        inside = ("generate", "forward", "backward")
+        spent: dict[str, float] = dict.fromkeys((*inside, "sleep", "wake", "sync_weights"), 0.0)
         with lifecycle.start(cfg, plan, task, lambda line: None) as run:
-            run.engine.generate = timed(run.engine.generate, spent, "generate")
+            for name in ("generate", "sleep", "wake", "sync_weights"):
+                setattr(run.engine, name, timed(getattr(run.engine, name), spent, name))
             run.policy.model.forward = timed(run.policy.model.forward, spent, "forward")
             torch.Tensor.backward = timed(torch.Tensor.backward, spent, "backward")
             for number in range((options.steps + 1) * (2 if options.versus else 1)):
@@ -135,7 +141,9 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
                 cpu = time.process_time()
                 metrics = train.train_step(run)
                 assert metrics is not None
-                rows.append(metrics | {"cpu_s": time.process_time() - cpu, "inside_s": sum(spent.values())})
+                parts = {f"{name}_s": spent[name] for name in ("sleep", "wake", "sync_weights")}
+                outer = {"cpu_s": time.process_time() - cpu, "inside_s": sum(spent[name] for name in inside)}
+                rows.append(metrics | parts | outer)
         rows = rows[2 if options.versus else 1 :]
         measured = rows[:: 2 if options.versus else 1]
 
@@ -145,6 +153,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         length = statistics.mean(row["response/length_mean"] for row in measured)
         result = {"parameters": float(parameters(model))}
         result |= {f"{phase}_s": median(f"time/{phase}_s") for phase in PHASES}
+        result |= {f"{part}_s": median(f"{part}_s") for part in ("sleep", "wake", "sync_weights")}
         result |= {
             "step_s": median("time/step_s"),
             "step_cpu_s": median("cpu_s"),
@@ -189,11 +198,13 @@ class MadeUp:
     def sync_weights(self, weights: Any) -> None:
         import torch
 
+        from rollout import weight_sum
+
         dtype = getattr(torch, self.dtype)
-        self.norms = {name: tensor.to(dtype).sum(dtype=torch.float64) for name, tensor in weights if tensor.dim() == 1}
+        self.norms = {name: weight_sum(tensor.to(dtype)) for name, tensor in weights if tensor.dim() == 1}
 
     def checksum(self, names: list[str]) -> dict[str, float]:
-        return {name: self.norms[name].item() for name in names if name in self.norms}
+        return {name: self.norms[name] for name in names if name in self.norms}
 
     def sleep(self) -> None:
         pass
@@ -230,6 +241,8 @@ def table(result: dict[str, float]) -> str:
         f"real tokens {result['real_token_share']:.1%} of those computed; "
         f"peak memory {result['peak_gib']:.2f} GiB; whole process {result['wall_s']:.0f} s"
     )
+    handing = ", ".join(f"{part} {result[f'{part}_s']:.3f} s" for part in ("sleep", "wake", "sync_weights"))
+    lines.append(f"of it the engine's {handing}")
     lines.append(f"model TFLOP/s: old {result['old_tflops']:.3g}, update {result['update_tflops']:.3g}")
     if "versus_cpu_ratio" in result:
         low, high = result["versus_low"], result["versus_high"]

@@ -2,12 +2,14 @@
 ragged.
 
     folder = make_workload(Path("build/bench/20m"), "20m", 640, 10)    # model, tokenizer, problems.jsonl
+    python -m bench.workload --size 3b --out DIR                       # the same from the command line, to keep
 
 Lengths. Fixed: nothing ends an answer before the limit. Ragged: the tokenizer has 24 tokens, a random model samples
 them almost evenly, so the one end token makes lengths geometric with mean 24, cut at the limit: a third of it when the
 limit is 64.
 """
 
+import argparse
 import json
 import random
 from dataclasses import dataclass
@@ -79,7 +81,10 @@ def make_workload(folder: Path, size: str, problems: int, prompt_tokens: int) ->
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
     )
-    Qwen2ForCausalLM(config).float().save_pretrained(folder)
+    large = shape.hidden >= 2048  # made on the GPU and stored as such models come
+    with torch.device("cuda" if large and torch.cuda.is_available() else "cpu"):
+        model: Any = Qwen2ForCausalLM(config)
+    model.to(torch.bfloat16 if large else torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     rng = random.Random(0)
     rows = []
@@ -91,9 +96,23 @@ def make_workload(folder: Path, size: str, problems: int, prompt_tokens: int) ->
     return folder
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.workload", description="Write a workload to a folder.")
+    parser.add_argument("--size", required=True, choices=SIZES)
+    parser.add_argument("--problems", type=int, default=256)
+    parser.add_argument("--prompt_tokens", type=int, default=256)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    print(make_workload(options.out, options.size, options.problems, options.prompt_tokens))
+
+
 def parameters(folder: Path) -> int:
     """Number of weights of a saved model."""
     from safetensors import safe_open
 
     with safe_open(folder / "model.safetensors", "pt") as file:
         return sum(torch.Size(file.get_slice(name).get_shape()).numel() for name in file.keys())  # noqa: SIM118
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@
 
 raise       rank 1 raises in the optimize phase
 kill        rank 1 is killed there
+sigterm_PHASE  SIGTERM on entering that phase of the second step
 skipped_sync   the engine throws the new weights away; the checksum's error is told and passed over, so that the
             second guard, the sampled tokens' log-probs, has to stop the run
 """
@@ -12,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from typing import Any
 
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -44,8 +46,18 @@ def tell_and_pass_over(self: run.Run, sync=run.Run.sync) -> None:
         print(f"PASSED OVER: {error}", flush=True)
 
 
+@contextmanager
+def signalling(self: run.Run, name: str, phase=run.Run.phase):
+    if fault == f"sigterm_{name}" and self.step == 1 and not self.signal:
+        signal.raise_signal(signal.SIGTERM)
+    with phase(self, name):
+        yield
+
+
 fault = sys.argv[1]
-if fault in ("raise", "kill"):
+if fault.startswith("sigterm_"):
+    run.Run.phase = signalling  # type: ignore[method-assign]
+elif fault in ("raise", "kill"):
     train.optimize = die
 elif fault == "skipped_sync":
     rollout.VllmEngine.sync_weights = throw_away  # type: ignore[method-assign]

@@ -60,7 +60,7 @@ def as_on_gpu(*line: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_the_second_runner_samples_as_the_model_says_and_takes_new_weights(tied: bool, tmp_path: Path):
     models = [make_model(tmp_path / str(seed), tied=tied, seed=seed) for seed in (0, 1)]
-    done = as_on_gpu("tests/second_runner_script.py", *models)
+    done = as_on_gpu("tests/engine_script.py", *models)
     found = json.loads(done.stdout.split("RESULT ")[1])
     assert found["runner"] == "vllm.v1.worker.cpu.model_runner"  # the second; the first is v1.worker.cpu_model_runner
     assert found["largest_id"] < 22

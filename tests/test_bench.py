@@ -18,13 +18,18 @@ def output_of(module: str, *words: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_script_for_a_gpu_runs_at_toy_size():
-    out = output_of("bench.gpu", *TOY, "--mean", "16", "--variants", "", "packing=off")
+def test_the_script_for_a_gpu_runs_at_toy_size(tmp_path: Path):
+    figures = tmp_path / "figures.jsonl"
+    out = output_of("bench.gpu", *TOY, "--mean", "16", "--variants", "", "packing=off", "--out", str(figures))
     operator, phases, rest = out.split("\nphases without")
     padded, whole = rest.split("\nwhole steps with vLLM")
     assert "band kl" in operator
     assert "real tokens 100.0%" in phases and "real tokens 100.0%" not in padded
     assert all("model TFLOP/s" in part for part in (phases, padded, whole)) and "mean length 32.0" in whole
+    rows = [json.loads(line) for line in figures.read_text().splitlines()]
+    of_steps = {row["figure"]: row["value"] for row in rows if row["part"].startswith("whole steps")}
+    assert of_steps["length_mean"] == 32 and 0 < of_steps["sync_weights_s"] < of_steps["sync_s"]
+    assert len({row["part"] for row in rows}) == 4 and all("torch" in row["on"] for row in rows)
 
 
 @pytest.mark.slow

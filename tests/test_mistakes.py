@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -132,3 +134,14 @@ def test_a_kernel_that_is_not_installed(capsys, toy_model, tmp_path, key: str, v
         pytest.skip(f"{package} is installed")
     (line,) = refused(capsys, toy_model, tmp_path, f"--{key}", value)
     assert f"{key}: {value} needs the package {package}" in line and "install it" in line
+
+
+def test_installing_beside_an_old_driver_is_refused_at_once(tmp_path):
+    """A CUDA build of torch that sees no GPU would train on the CPU without a word."""
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 550.54.15\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    line = ["make", "install", f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and not (tmp_path / "venv").exists()
+    assert "NVIDIA driver 550.54.15 is too old" in done.stdout and "install 580 or later" in done.stdout

@@ -377,38 +377,3 @@ def test_without_the_hub_local_training_data_leads_to_the_evaluation_sets(
     error = capsys.readouterr().err.partition("error: ")[2]
     assert stopped.value.code == 2 and not (tmp_path / "runs").exists()
     assert "HuggingFaceH4/aime_2024" in error and "aime24=DIR/aime24.parquet" in error
-
-
-# ---- two machines ----
-
-
-@pytest.mark.slow
-def test_the_two_machine_file_is_honoured(tmp_path: Path):
-    """Two launchers with one process each stand for two machines with eight; the file's other values stay."""
-    script = tmp_path / "seen.py"
-    script.write_text(
-        "from accelerate import Accelerator\n"
-        "a = Accelerator()\n"
-        "print('SEEN', a.num_processes, a.process_index, a.local_process_index, a.mixed_precision, flush=True)\n"
-        "a.end_training()\n"
-    )
-    file = ROOT / "configs" / "accelerate" / "two_machines.yaml"
-    given = yaml.safe_load(file.read_text())
-    assert (given["num_machines"], given["num_processes"], given["distributed_type"]) == (2, 16, "MULTI_GPU")
-    port = str(20000 + os.getpid() % 20000)
-    launched = [
-        subprocess.Popen(
-            [ACCELERATE, "launch", "--config_file", str(file), "--machine_rank", str(rank), "--main_process_ip",
-             "127.0.0.1", "--main_process_port", port, "--num_processes", "2", str(script)],
-            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    try:
-        outputs = [process.communicate(timeout=200) for process in launched]
-    finally:
-        for process in launched:
-            process.kill()
-    assert [process.returncode for process in launched] == [0, 0], outputs
-    assert ["SEEN 2 0 0 no" in outputs[0][0], "SEEN 2 1 0 no" in outputs[1][0]] == [True, True], outputs

@@ -1,5 +1,6 @@
-"""Two launchers on this machine, a process each, stand for two machines: the numbers of one launcher with two processes, and
-an end within a minute when one of them is lost."""
+"""Two launchers here, a process each, stand for two machines: the numbers of one launcher with two processes, and
+an end within a minute when one of them is lost.
+"""
 
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import yaml
 from launching import ACCELERATE, ROOT, metrics, without_clock
 from test_distributed import LIVELY, launch, small_run, weights, well
 
@@ -66,6 +68,8 @@ def machines(toy_model: str, tmp_path: Path, request: pytest.FixtureRequest) -> 
 
 @pytest.mark.parametrize("machines", [2], indirect=True)
 def test_two_machines_train_as_one_with_two_processes(machines: Machines, toy_model: str, tmp_path: Path):
+    given = yaml.safe_load(CONFIG.read_text())
+    assert (given["num_machines"], given["num_processes"], given["distributed_type"]) == (2, 16, "MULTI_GPU")
     assert [launcher.wait(timeout=200) for launcher in machines.launchers] == [0, 0], machines.outputs[0].read_text()
     well(launch(2, "train.py", *small_run(toy_model, tmp_path / "one", "run", "fsdp2", 2), *LIVELY.split()))
     assert without_clock(metrics(tmp_path / "run")) == without_clock(metrics(tmp_path / "one" / "run"))
