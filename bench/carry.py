@@ -19,13 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 # What an image with PyTorch, transformers, accelerate and pytest lacks. vLLM imports most of them when it starts.
 PACKAGES = """
 vllm cbor2 pyzmq msgspec oss-harmony openai pydantic pydantic_core annotated-types typing-inspection jiter distro
-sniffio pybase64 cachetools llguidance xgrammar apache-tvm-ffi==0.1.11 fastapi starlette partial-json-parser httpx2 httpcore2
-truststore datasets math-verify latex2sympy2_extended antlr4-python3-runtime blake3 py-cpuinfo gguf compressed-tensors
-prometheus-fastapi-instrumentator prometheus_client python-json-logger setproctitle loguru lm-format-enforcer
-interegular outlines_core lark mistral_common pydantic-extra-types pycountry depyf astor watchfiles uvloop httptools
-ijson model-hosting-container-standards jmespath supervisor docstring_parser mcp mcp-types sse-starlette uvicorn
-pydantic-settings anthropic jsonschema jsonschema-specifications referencing rpds-py dill multiprocess xxhash anyio
-python-multipart email-validator dnspython tiktoken einops PyJWT cloudpickle
+sniffio pybase64 cachetools llguidance xgrammar apache-tvm-ffi==0.1.11 fastapi starlette partial-json-parser httpx2
+httpcore2 truststore datasets math-verify latex2sympy2_extended antlr4-python3-runtime blake3 py-cpuinfo gguf
+compressed-tensors prometheus-fastapi-instrumentator prometheus_client python-json-logger setproctitle loguru
+lm-format-enforcer interegular outlines_core lark mistral_common pydantic-extra-types pycountry depyf astor
+watchfiles uvloop httptools ijson model-hosting-container-standards jmespath supervisor docstring_parser mcp
+mcp-types sse-starlette uvicorn pydantic-settings anthropic jsonschema jsonschema-specifications referencing rpds-py
+dill multiprocess xxhash anyio python-multipart email-validator dnspython tiktoken einops PyJWT cloudpickle
 """.split()
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (17, 24, 27, 28, 31, 34, 35)]
 PLATFORMS += ["manylinux1_x86_64", "manylinux2014_x86_64"]
