@@ -38,11 +38,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
+from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from bandpo.logprobs import token_logprobs
+
+# Fields of configurations that scale or cap logits: Granite, Cohere, Gemma, Falcon-H1.
+CHANGE_LOGITS = ("logits_scaling", "logit_scale", "final_logit_softcapping", "lm_head_multiplier", "output_multiplier")
 
 # On Hopper torch would prefer cuDNN's attention, which is planned anew for every shape; ours differ with each batch.
 torch.backends.cuda.enable_cudnn_sdp(False)
@@ -138,7 +142,8 @@ class LogprobModel(nn.Module):
                 **by_sequence,
             ).last_hidden_state  # (N, L, H), or (1, P, H) packed
             return token_logprobs(
-                hidden.flatten(0, 1)[batch.predictors],
+                # Not by indexing: its backward adds in the order of threads, and samples share a prompt's last state.
+                nn.functional.embedding(batch.predictors, hidden.flatten(0, 1)),
                 self.causal_lm.get_output_embeddings().weight,
                 batch.targets,
                 temperature=self.options.temperature,
@@ -167,14 +172,12 @@ class Policy:
         Raises ValueError when weights are missing, RuntimeError when the sharding asked for is not the one obtained.
         """
         causal_lm = _read(path, options)
-        # No dropout anywhere: ratios of the same policy must be one.
         causal_lm.eval().requires_grad_(trainable)
+        _drop_nothing(causal_lm)
         if options.gradient_checkpointing and trainable:
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-            causal_lm.train()  # checkpointing is only active in training mode
-            for module in causal_lm.modules():
-                if isinstance(module, nn.Dropout):
-                    module.p = 0.0
+            for layer in _decoder_layers(causal_lm):
+                layer.training = True  # else it does not checkpoint; what is inside stays in evaluation mode
         if options.compile:
             for layer in _decoder_layers(causal_lm):
                 layer.compile(dynamic=True)  # micro-batches differ in length
@@ -290,7 +293,7 @@ class Policy:
 def _read(path: str, options: PolicyOptions) -> Any:
     """The model on the CPU in the dtype of its files, which are mapped into memory and not copied.
 
-    Raises ValueError when the files lack a weight.
+    Raises ValueError when the files lack a weight, or when the model changes its logits after the head.
     """
 
     def load(dtype: torch.dtype) -> Any:
@@ -308,9 +311,47 @@ def _read(path: str, options: PolicyOptions) -> Any:
         return causal_lm
 
     causal_lm = load(_stored_dtype(path))
+    check_head(causal_lm, path)
     # Buffers that are computed and not stored, such as scales, must not be rounded by the way.
     rounded = any(b.is_floating_point() and b.dtype != torch.float32 for b in causal_lm.buffers())
     return load(torch.float32) if rounded else causal_lm
+
+
+def _drop_nothing(causal_lm: nn.Module) -> None:
+    """Dropout of zero everywhere, whatever the configuration says: ratios of the same policy must be one."""
+    for module in causal_lm.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):  # attention_dropout of Llama and Qwen, for example
+                setattr(module, name, 0.0)
+
+
+def check_head(causal_lm: Any, path: str) -> None:
+    """Raise ValueError when the model's logits are not the plain product of hidden states and head.
+
+    token_logprobs computes that product, without bias, scale or soft cap. The model's own forward is asked, with its
+    decoder replaced by hidden states that give logits of up to 20.
+    """
+    decoder, head = causal_lm.get_decoder(), causal_lm.get_output_embeddings()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        hidden = torch.randn(1, 2, head.weight.shape[1]).to(head.weight.dtype)
+        hidden *= 20 / (hidden @ head.weight.T).abs().max()
+        expected = (hidden @ head.weight.T).float()
+        decoder.forward = lambda *_, **__: MoeModelOutputWithPast(last_hidden_state=hidden)
+        try:
+            logits = causal_lm(input_ids=torch.zeros(1, 2, dtype=torch.long)).logits.float()
+        finally:
+            del decoder.forward
+    if head.bias is not None or (logits - expected).abs().max() > 0.5:
+        config = causal_lm.config.get_text_config()
+        fields = ", ".join(f"{name}: {getattr(config, name)}" for name in CHANGE_LOGITS if hasattr(config, name))
+        fields = "a bias" if head.bias is not None else fields or "no known field"
+        raise ValueError(
+            f"model: {path} changes its logits after the head ({fields} of its configuration); log-probs here are of "
+            "a plain head, without bias, scale or soft cap. Choose another model"
+        )
 
 
 def _stored_dtype(path: str) -> torch.dtype:

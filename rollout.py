@@ -100,7 +100,7 @@ class Engine(Protocol):
         ...
 
     def sync_weights(self, weights: NamedTensors) -> None:
-        """Load new weights under Hugging Face names; consumes the whole iterable; drops every cached prefix."""
+        """Load new weights under Hugging Face names; consumes the whole iterable."""
         ...
 
     def checksum(self, names: list[str]) -> dict[str, float]:
@@ -138,7 +138,7 @@ class VllmEngine:
 
     - built before Accelerator(), it initialises torch.distributed with a world of one: N separate trainings;
     - a tied output head stays stale on the CPU build unless "lm_head.weight" is sent along;
-    - cached prefixes of the old weights are used after a sync unless the cache is reset.
+    - cached prefixes of old weights are used unless the cache is reset before sampling.
 
     It seeds torch's global generator at construction; every sample is drawn from a stream of its own.
     """
@@ -181,6 +181,9 @@ class VllmEngine:
         engine = self.llm.llm_engine
         found: dict[str, tuple[int, int]] = {}  # request id -> (prompt index, sample index)
         results: list[list[Any]] = [[None] * len(row) for row in seeds]
+        # Prefixes may be of old weights; and what an earlier call left must not change the rounding of this one.
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("the engine kept cached prefixes of an earlier call: a request is still running")
         with self._uncompiled():
             for i, (prompt, row) in enumerate(zip(prompts, seeds, strict=True)):
                 for j, seed in enumerate(row):
@@ -231,8 +234,6 @@ class VllmEngine:
         # Layer by layer into the tensors that are in use, so that CUDA graphs stay valid. The CPU build repacks
         # matrices at load; this does it again.
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
-        if not self.llm.reset_prefix_cache():
-            raise RuntimeError("the engine kept cached prefixes of the old weights: a request is still running")
 
     def checksum(self, names: list[str]) -> dict[str, float]:
         def sums(model: torch.nn.Module) -> dict[str, float]:

@@ -492,7 +492,9 @@ def _find_checkpoint(run: Run, say: Callable[[str], None]) -> Path | None:
 
 def _refuse_changed_keys(path: Path, cfg: Config) -> None:
     old = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    changed = {key: pair for key, pair in diff(old, cfg).items() if key not in FREE_KEYS}
+    scheduled = cfg.lr_schedule != "constant" or cfg.delta_schedule != "constant"
+    fixed = {"max_steps"} if scheduled else set()  # the length of lr_schedule and delta_schedule
+    changed = {key: pair for key, pair in diff(old, cfg).items() if key not in FREE_KEYS - fixed}
     if changed:
         keys = "; ".join(f"{key}: {before!r} then, {after!r} now" for key, (before, after) in changed.items())
         raise ValueError(

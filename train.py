@@ -324,6 +324,7 @@ class Updates:
     """What the updates of a step add up to, on the device until the step's metrics are read."""
 
     clip: ClipStatistics | None = None
+    kl_reference: float | torch.Tensor = 0.0  # of this rank's tokens, summed over them and over updates
     loss: float | torch.Tensor = 0.0  # of this rank's share, summed over updates
     grad_norms: list[float] = field(default_factory=list)
     skipped: int = 0
@@ -346,7 +347,12 @@ def optimize(run: Run, minibatches: list[list[Tokens]]) -> Updates:
                     if tokens.entropy is None:
                         tokens.entropy = entropy.detach()
                     judged = judged_logprobs(cfg, tokens, logprobs)
-                    loss = (tokens.weights * token_loss(cfg, tokens, logprobs, judged)).sum()
+                    losses = token_loss(cfg, tokens, judged)
+                    if tokens.ref_logprobs is not None:
+                        kl = kl_estimate(logprobs, tokens.ref_logprobs, estimator=cfg.kl_estimator)
+                        losses = losses + cfg.kl_coef * kl
+                        updates.kl_reference += kl.detach().double().sum()
+                    loss = (tokens.weights * losses).sum()
                     # DDP and FSDP average gradients over processes; the weights already divide by global counts.
                     (loss * run.plan.processes).backward()
                 with torch.no_grad():
@@ -370,8 +376,8 @@ def judged_logprobs(cfg: Config, tokens: Tokens, logprobs: torch.Tensor) -> torc
     return sequence_logprobs(logprobs, tokens.old_logprobs, tokens.lengths) if cfg.surrogate == "gspo" else logprobs
 
 
-def token_loss(cfg: Config, tokens: Tokens, logprobs: torch.Tensor, judged: torch.Tensor) -> torch.Tensor:
-    """(T,) loss of every response token; `judged` from judged_logprobs."""
+def token_loss(cfg: Config, tokens: Tokens, judged: torch.Tensor) -> torch.Tensor:
+    """(T,) policy loss of every response token; `judged` from judged_logprobs."""
     old = tokens.old_logprobs
     assert old is not None
     loss = policy_loss(
@@ -379,8 +385,6 @@ def token_loss(cfg: Config, tokens: Tokens, logprobs: torch.Tensor, judged: torc
     )
     if cfg.mismatch_correction == "token_truncate":
         loss = loss * (old - tokens.sampler_logprobs).exp().clamp(max=cfg.mismatch_cap)
-    if tokens.ref_logprobs is not None:
-        loss = loss + cfg.kl_coef * kl_estimate(logprobs, tokens.ref_logprobs, estimator=cfg.kl_estimator)
     return loss
 
 
@@ -446,6 +450,7 @@ def step_metrics(
             "slots": float(sum(slots)),
             "used": sum(n if mask is None else mask.sum() for n, mask in zip(slots, masks, strict=True)),
             "loss": updates.loss,
+            "kl_reference": updates.kl_reference,
             "samples": float(len(samples)),
             "reward": sum(s.reward for s in samples),
             "correct": float(sum(s.grade.correct for s in samples)),
@@ -470,6 +475,7 @@ def step_metrics(
         **{f"reward/{key}": sums[key] / sums["groups"] for key in ("solved_all", "solved_none", "no_signal")},
         **{f"reward/{key}": sums[key] / sums["samples"] for key in reasons},
         **updates.clip.reduced(run.reduce, run.largest).summary(),
+        **({"kl/reference": sums["kl_reference"] / sums["tokens"] / cfg.epochs_per_step} if run.reference else {}),
         "mismatch/kl": sums["mismatch"] / sums["compared"],
         **peaks,
         "optim/grad_norm": sum(updates.grad_norms) / len(updates.grad_norms) if updates.grad_norms else math.nan,

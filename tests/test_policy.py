@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny import VOCABULARY, ragged, tiny_model
+from tiny import ROWS, VOCABULARY, ragged, tiny_model
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from batching import lay_out
 from checks import check_processes
@@ -123,6 +123,64 @@ def test_a_checksum_covers_every_row_and_holds_a_slice_in_double_precision():
     assert weight_sum(weight[:0]) == 0
     # A million ones and then a million times 2^-24: lost in float32, there in double precision.
     assert weight_sum(torch.cat([torch.ones(1 << 20), torch.full((1 << 20,), 2.0**-24)])) == (1 << 20) * (1 + 2.0**-24)
+
+
+TINY: dict[str, Any] = {
+    "vocab_size": ROWS, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 256, "pad_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "kind, fields, named",
+    [
+        ("granite", {"logits_scaling": 8.0}, "logits_scaling: 8.0"),
+        ("cohere", {}, "logit_scale: 0.0625"),
+        ("gemma2", {}, "final_logit_softcapping: 30.0"),
+        ("phi", {}, "a bias"),
+    ],
+)
+def test_a_model_that_changes_its_logits_is_refused_by_the_field_that_does(
+    accelerator: Accelerator, tmp_path: Path, kind: str, fields: dict, named: str
+):
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **TINY, **fields)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"changes its logits after the head \(.*{named}"):
+        Policy.load(str(tmp_path), options(), accelerator)
+
+
+@pytest.mark.parametrize(
+    "kind, fields",
+    [("granite", {"logits_scaling": 1.0}), ("gemma2", {"final_logit_softcapping": None}), ("llama", {}), ("qwen3", {}),
+     ("mistral", {}), ("olmo2", {})],
+)  # fmt: skip
+def test_a_plain_head_is_computed_as_the_model_computes_it(
+    accelerator: Accelerator, tmp_path: Path, kind: str, fields: dict
+):
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **TINY, **fields))
+    model.save_pretrained(tmp_path)
+    policy = Policy.load(str(tmp_path), options(vocab_size=ROWS), accelerator)
+    batch = lay_out([[3, 4]], [[5, 6, 7]], layout="padded", device=torch.device("cpu"))
+    with torch.no_grad():
+        found, _ = policy(batch)
+        logits = model.eval()(torch.tensor([[3, 4, 5, 6]])).logits[0, 1:]
+    assert torch.allclose(found, logits.log_softmax(-1)[range(3), [5, 6, 7]], atol=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_dropout_of_the_configuration_is_off(accelerator: Accelerator, tmp_path: Path, checkpointing: bool):
+    """Llama and Qwen keep it as a number of the attention module; GPT-NeoX has modules as well."""
+    for kind in ("llama", "gpt_neox"):
+        fields = {"attention_dropout": 0.5, "hidden_dropout": 0.5} | {k: v for k, v in TINY.items() if "head_" not in k}
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields)).save_pretrained(tmp_path / kind)
+        policy = Policy.load(str(tmp_path / kind), options(gradient_checkpointing=checkpointing), accelerator)
+        assert torch.equal(policy(BATCH)[0], policy(BATCH)[0])
+        logprobs, _ = policy(BATCH)
+        calls = []
+        layer = next(m for m in policy.causal_lm.modules() if type(m).__name__ in policy.causal_lm._no_split_modules)
+        layer.input_layernorm.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        logprobs, _ = policy(BATCH)
+        logprobs.sum().backward()
+        assert len(calls) == (2 if checkpointing else 1)  # computed again in backward
 
 
 def test_a_model_that_lacks_a_weight_is_refused(accelerator: Accelerator, tmp_path: Path):
