@@ -34,6 +34,7 @@ from checks import check_processes
 from configs import diff, to_yaml
 from configs.memory import Size, cache_a_token
 from configs.schema import Config, Plan
+from data import epoch_length
 from policy import Policy, PolicyOptions
 from rewards import Verifier
 from rollout import MOST_SEQUENCES, Engine, EngineError, EngineOptions, Sampling, make_engine, weight_sum
@@ -44,6 +45,7 @@ from tracking import Tracker, write_environment
 FREE_KEYS = {
     *(
         "max_steps",
+        "max_epochs",
         "dry_run",
         "output_dir",
         "wandb",
@@ -112,6 +114,7 @@ class Run:
         self.attention, self.layout = _attention(cfg)
         self.step = 0
         self.tokens_seen = 0
+        self.prompts_drawn = 0  # position in the order of training prompts
         self.saved_step = 0  # nothing to save before the first step
         self.score: float | None = None  # mean@k of the latest evaluation, and its step
         self.score_step = -1
@@ -225,6 +228,16 @@ class Run:
     def log(self, metrics: dict[str, float]) -> None:
         self.tracker.log(self.step, metrics)
 
+    @property
+    def epochs(self) -> float:
+        """Passes over the training prompts so far, those that refills used up included."""
+        return self.prompts_drawn / epoch_length(len(self.task.train), self.cfg.prompts_per_step)
+
+    @property
+    def finished(self) -> bool:
+        cfg = self.cfg
+        return self.step >= cfg.max_steps or (cfg.max_epochs is not None and self.epochs >= cfg.max_epochs)
+
     def is_due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
@@ -260,6 +273,7 @@ class Run:
             score = {"score": self.score} if self.score is not None and self.score_step == self.step else {}
             info = {
                 "tokens_seen": self.tokens_seen,
+                "prompts_drawn": self.prompts_drawn,
                 "skipped_in_a_row": self.skipped_in_a_row,
                 "unlogged": self.unlogged,
                 "wandb_run_id": self.tracker.run_id,
@@ -353,6 +367,7 @@ def start(
             run.policy.load_optimizer(resumed / "optimizer.pt", run.optimizer)
             run.step = run.saved_step = checkpoint.step_of(resumed)
             run.tokens_seen, run.skipped_in_a_row = info["tokens_seen"], info["skipped_in_a_row"]
+            run.prompts_drawn = info["prompts_drawn"]
             run.unlogged = info["unlogged"]
             if run.unlogged:  # to be saved again, with the score
                 run.saved_step = -1
@@ -493,7 +508,7 @@ def _find_checkpoint(run: Run, say: Callable[[str], None]) -> Path | None:
 def _refuse_changed_keys(path: Path, cfg: Config) -> None:
     old = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     scheduled = cfg.lr_schedule != "constant" or cfg.delta_schedule != "constant"
-    fixed = {"max_steps"} if scheduled else set()  # the length of lr_schedule and delta_schedule
+    fixed = {"max_steps", "max_epochs"} if scheduled else set()  # the length of lr_schedule and delta_schedule
     changed = {key: pair for key, pair in diff(old, cfg).items() if key not in FREE_KEYS - fixed}
     if changed:
         keys = "; ".join(f"{key}: {before!r} then, {after!r} now" for key, (before, after) in changed.items())

@@ -43,7 +43,7 @@ from batching import Sample, Tokens, collate
 from configs import load_or_exit, to_yaml
 from configs.memory import memory_text
 from configs.schema import Config, Plan
-from data import batch_indices
+from data import next_problems
 from eval.evaluate import Row, evaluate
 from eval.plots import plot_run
 from rewards import Grade, Ticket, shape_reward
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
     with start(cfg, plan, task, say, clock) as run:
         if run.step == 0 or run.unlogged:  # the start policy, or a step whose evaluation was interrupted
             finish_step(run, run.unlogged)
-        while run.step < cfg.max_steps and not run.agreed_to_stop():
+        while not run.finished and not run.agreed_to_stop():
             metrics = train_step(run)
             if metrics is None:  # asked to stop before the first update: the unfinished step leaves no trace
                 break
@@ -103,7 +103,7 @@ def train_step(run: Run) -> dict[str, float] | None:
     started = time.perf_counter()
     set_seed(draw(run.cfg.seed, run.step, run.plan.rank))  # whatever draws from a global generator: nothing to resume
     with run.phase("rollout"):  # answers are graded while others are still being sampled
-        samples = rollout(run)
+        samples, prompts_drawn = rollout(run)
     if run.agreed_to_stop():
         return None
     with run.phase("advantage"):
@@ -120,6 +120,7 @@ def train_step(run: Run) -> dict[str, float] | None:
     with run.phase("sync"):
         run.sync()
     run.step += 1
+    run.prompts_drawn = prompts_drawn
     metrics = step_metrics(run, samples, minibatches, updates)
     return metrics | run.take_times() | {"time/step_s": time.perf_counter() - started}
 
@@ -127,7 +128,7 @@ def train_step(run: Run) -> dict[str, float] | None:
 def finish_step(run: Run, metrics: dict[str, float]) -> None:
     """Evaluate when due, log, save when due. Interrupted while evaluating, the metrics wait in the checkpoint."""
     cfg, run.unlogged = run.cfg, metrics
-    if run.is_due(cfg.eval_every) or (cfg.eval_every and run.step == cfg.max_steps):
+    if run.is_due(cfg.eval_every) or (cfg.eval_every and run.finished):
         with run.phase("eval"):
             evaluation = evaluate_policy(run)
         if evaluation is None:
@@ -143,61 +144,68 @@ def finish_step(run: Run, metrics: dict[str, float]) -> None:
 # ---- rollout and reward ----
 
 
-def rollout(run: Run) -> list[Sample]:
-    """This rank's samples of the step, group after group, in the order of the plan; fewer when asked to stop.
+def rollout(run: Run) -> tuple[list[Sample], int]:
+    """This rank's samples of the step, group after group, in the order of the plan, and how many prompts were drawn so
+    far; fewer samples when asked to stop.
 
-    With dynamic sampling a group whose rewards are all equal gives its place to a fresh prompt, `max_refills` times.
+    With dynamic sampling a group that is all right or all wrong, before any shaping of its rewards, gives its place to
+    the next prompt in the order of training, `max_refills` times.
     """
-    cfg, n = run.cfg, len(run.task.train)
+    cfg, order = run.cfg, {"n": len(run.task.train), "per_step": run.cfg.prompts_per_step, "seed": run.cfg.seed}
     slots = run.plan.slots(run.plan.rank)
-    picks = batch_indices(run.step, n=n, per_step=cfg.prompts_per_step, seed=cfg.seed)
-    wanted = {slot: picks[slot] for slot in slots}
+    picks, drawn = next_problems(run.prompts_drawn, cfg.prompts_per_step, **order, taken=())
+    asked, wanted = set(picks), dict(enumerate(picks))  # slot -> index of its problem
     groups: dict[int, list[Sample]] = {}
     for refill in range(cfg.max_refills + 1 if cfg.dynamic_sampling else 1):
         try:
             groups |= sample_groups(run, wanted, refill)
         except Stopped:
-            return []
-        # Fresh prompts come from another permutation of the data: a pure function of (seed, step, refill) as well.
-        picks = batch_indices(run.step, n=n, per_step=cfg.prompts_per_step, seed=draw(cfg.seed, "refill", refill))
-        wanted = {s: picks[s] for s in slots if len({sample.reward for sample in groups[s]}) == 1}
-        if not wanted:
+            if cfg.dynamic_sampling:
+                run.agreed_to_stop()  # the others ask below
+            return [], drawn
+        if not cfg.dynamic_sampling:
             break
-    return [sample for slot in slots for sample in groups[slot]]
+        if run.agreed_to_stop():
+            return [], drawn
+        without_signal = [slot for slot in slots if len({sample.grade.score for sample in groups[slot]}) == 1]
+        to_refill = sorted(run.gather_objects(without_signal))
+        if not to_refill or refill == cfg.max_refills:
+            break
+        picks, drawn = next_problems(drawn, len(to_refill), **order, taken=asked)
+        asked |= set(picks)
+        wanted = dict(zip(to_refill, picks, strict=True))
+    return [sample for slot in slots for sample in groups[slot]], drawn
 
 
 def sample_groups(run: Run, wanted: dict[int, int], refill: int) -> dict[int, list[Sample]]:
-    """A graded group for every slot of `wanted` (slot -> index of its problem).
+    """A graded group for every slot of `wanted` (slot -> index of its problem, of all ranks) that is this rank's.
 
     Processes that share an engine ask it for the same answers, each keeps its own. Raises Stopped.
     """
-    cfg = run.cfg
-    mates = range(run.plan.rank - run.plan.rank % cfg.tensor_parallel, run.plan.rank + 1)
-    asked = dict(wanted)
-    if cfg.tensor_parallel > 1:
-        mates = range(mates.start, mates.start + cfg.tensor_parallel)
-        picks = batch_indices(run.step, n=len(run.task.train), per_step=cfg.prompts_per_step, seed=cfg.seed)
-        asked = {slot: picks[slot] for mate in mates for slot in run.plan.slots(mate)}
-    slots = list(asked)
+    cfg, plan = run.cfg, run.plan
+    first = plan.rank - plan.rank % cfg.tensor_parallel
+    mine = set(plan.slots(plan.rank))
+    of_engine = [slot for mate in range(first, first + cfg.tensor_parallel) for slot in plan.slots(mate)]
+    slots = [slot for slot in of_engine if slot in wanted]
     seeds = [[draw(cfg.seed, run.step, refill, slot, j) for j in range(cfg.samples_per_prompt)] for slot in slots]
     tickets: dict[tuple[int, int], Ticket | Grade] = {}
 
     def finished(i: int, j: int, completion: Completion) -> None:
         run.check_stop()
-        if slots[i] in wanted:
-            tickets[i, j] = run.verifier.submit(completion.text, run.task.train[asked[slots[i]]][0].gold)
+        if slots[i] in mine:
+            tickets[i, j] = run.verifier.submit(completion.text, run.task.train[wanted[slots[i]]][0].gold)
 
-    prompts = [run.task.train[index][1] for index in asked.values()]
+    prompts = [run.task.train[wanted[slot]][1] for slot in slots]
     with run.tracker.progress(len(prompts) * cfg.samples_per_prompt, f"step {run.step + 1} rollout", "answers") as bar:
         completions = run.engine.generate(
             prompts, run.sampling(), seeds=seeds, on_finish=finished, progress=lambda k: (bar.update(k), None)[1]
         )
-    order = [(i, j) for i, slot in enumerate(slots) if slot in wanted for j in range(cfg.samples_per_prompt)]
+    order = [(i, j) for i, slot in enumerate(slots) if slot in mine for j in range(cfg.samples_per_prompt)]
     grades = dict(zip(order, run.verifier.collect([tickets[key] for key in order]), strict=True))
     groups: dict[int, list[Sample]] = {}
     for i, j in order:
         completion, grade = completions[i][j], grades[i, j]
-        problem, prompt = run.task.train[asked[slots[i]]]
+        problem, prompt = run.task.train[wanted[slots[i]]]
         sample = Sample(problem, prompt, completion, grade, reward_of(cfg, completion, grade))
         groups.setdefault(slots[i], []).append(sample)
     return groups
@@ -470,6 +478,7 @@ def step_metrics(
         "train/loss": sums["loss"] / cfg.updates_per_step,
         "train/delta": delta_at(cfg, run.step - 1),
         "train/tokens_seen": float(run.tokens_seen),
+        "train/epoch": run.epochs,
         "reward/mean": sums["reward"] / sums["samples"],
         "reward/accuracy": sums["correct"] / sums["samples"],
         **{f"reward/{key}": sums[key] / sums["groups"] for key in ("solved_all", "solved_none", "no_signal")},

@@ -24,6 +24,9 @@ class Config:
     output_dir: str = knob("runs", "where runs are kept")
     seed: int = knob(0, "everything random is a function of it and the step", low=0)
     max_steps: int = knob(1020, "steps of rollout and update; the paper's 10 epochs", source=PAPER, low=1)
+    max_epochs: float | None = knob(
+        None, "stop after so many passes over the training prompts, refills included; null: max_steps alone", above=0
+    )
     dry_run: bool = knob(False, "print the configuration and every check; stop before a model is loaded")
     wandb: Literal["auto", "online", "offline", "disabled"] = knob("auto", "auto: online with a key and a network")
     wandb_project: str = knob("bandpo", "project on wandb")
@@ -67,7 +70,7 @@ class Config:
     )
     top_p: float = knob(1.0, "nucleus sampling; 1: off", source=PAPER, above=0, high=1)
     top_k: int = knob(0, "sample among the k likeliest tokens; 0: off", source=PAPER, low=0)
-    dynamic_sampling: bool = knob(False, "replace groups whose rewards are all equal", source=DAPO)
+    dynamic_sampling: bool = knob(False, "replace groups whose answers are all right or all wrong", source=DAPO)
     max_refills: int = knob(10, "of dynamic sampling in a step; then groups without signal stay", low=0)
     tensor_parallel: int = knob(1, "processes that share one engine", low=1)
     engine_memory_share: float = knob(0.6, "of a GPU's memory, for the engine while it samples", above=0, below=1)

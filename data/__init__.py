@@ -6,7 +6,7 @@ toy.py the synthetic task.
 """
 
 from data.load import LoadReport, load_problems, shared_problems
-from data.order import batch_indices, epoch_order
+from data.order import epoch_length, epoch_order, next_problems
 from data.problem import Problem
 from data.prompts import TEMPLATES, PromptBuilder, build_prompts, stop_token_ids, vocabulary_size
 from data.registry import SETS, check_leaks, set_name
@@ -19,11 +19,12 @@ __all__ = [
     "LoadReport",
     "Problem",
     "PromptBuilder",
-    "batch_indices",
     "build_prompts",
     "check_leaks",
+    "epoch_length",
     "epoch_order",
     "load_problems",
+    "next_problems",
     "set_name",
     "shared_problems",
     "stop_token_ids",

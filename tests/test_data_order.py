@@ -35,18 +35,38 @@ def test_first_places_are_uniform() -> None:
 def test_steps_cut_the_epoch_and_drop_its_rest(n: int, per_step: int, seed: int, epoch: int) -> None:
     if per_step > n:
         with pytest.raises(ValueError, match="prompts_per_step"):
-            data.batch_indices(0, n=n, per_step=per_step, seed=seed)
+            data.epoch_length(n, per_step)
         return
-    steps = n // per_step
-    batches = [data.batch_indices(epoch * steps + k, n=n, per_step=per_step, seed=seed) for k in range(steps)]
-    joined = [index for batch in batches for index in batch]
-    assert joined == data.epoch_order(n, seed=seed, epoch=epoch)[: steps * per_step]
-    assert all(len(batch) == per_step for batch in batches)
+    position, joined = epoch * data.epoch_length(n, per_step), []
+    for _ in range(n // per_step):
+        batch, position = data.next_problems(position, per_step, n=n, per_step=per_step, seed=seed, taken=())
+        assert len(batch) == per_step
+        joined += batch
+    assert joined == data.epoch_order(n, seed=seed, epoch=epoch)[: n // per_step * per_step]
+    assert position == (epoch + 1) * data.epoch_length(n, per_step)
+
+
+@given(st.integers(1, 40), st.integers(0, 200), st.integers(0, 100), st.data())
+def test_refills_go_on_in_the_order_without_what_is_in_the_batch(n: int, position: int, seed: int, draw) -> None:
+    per_step = draw.draw(st.integers(1, n))
+    keys = {"n": n, "per_step": per_step, "seed": seed}
+    batch, after = data.next_problems(position, per_step, **keys, taken=())
+    count = draw.draw(st.integers(1, n))
+    more, end = data.next_problems(after, count, **keys, taken=batch)
+    assert len(set(batch)) == per_step and len(set(more)) == count and end > after
+    if per_step + count <= n:
+        assert not set(batch) & set(more)
+    # In the order of the epochs, nothing left out but what is in the batch or came before.
+    length, passed = data.epoch_length(n, per_step), []
+    for place in range(after, end):
+        passed.append(data.epoch_order(n, seed=seed, epoch=place // length)[place % length])
+    kept = [index for index in dict.fromkeys(passed) if index in more]
+    assert kept == more and (set(passed) - set(more) <= set(batch))
 
 
 def test_too_few_problems_says_how_to_go_on() -> None:
     with pytest.raises(ValueError, match=r"prompts_per_step 256 must be 1\.\.30.*lower it"):
-        data.batch_indices(0, n=30, per_step=256, seed=0)
+        data.epoch_length(30, 256)
 
 
 def test_importing_data_loads_nothing_heavy() -> None:
