@@ -260,9 +260,15 @@ def engine_arguments(model: str, options: EngineOptions, *, world: int, device: 
     """What vLLM is started with on a device, cpu or cuda."""
     on_cpu = device.startswith("cpu")
     memory: dict[str, Any] = (
-        # The CPU build has no sleep mode, its default cache would take most of the machine's memory, and its
-        # attention computes whole blocks, by default of 128 tokens: smaller ones are faster.
-        {"kv_cache_memory_bytes": int(options.cpu_cache_gib * 2**30), "block_size": 32}
+        # The CPU build has no sleep mode, its default cache would take most of the machine's memory, its attention
+        # computes whole blocks, by default of 128 tokens (smaller ones are faster), and a prompt that is computed in
+        # two pieces ends in an error where the request has a seed.
+        {
+            "kv_cache_memory_bytes": int(options.cpu_cache_gib * 2**30),
+            "block_size": 32,
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(4096, options.max_model_tokens),
+        }
         if on_cpu
         else {"gpu_memory_utilization": options.memory_share, "enable_sleep_mode": True}
     )

@@ -333,6 +333,8 @@ def start(
     or engine are not what was asked for.
     """
     clock = clock or StartUp()
+    if cfg.deterministic:
+        _be_deterministic()
     # Accelerate starts the process group; the engine, built later, joins it.
     accelerator = Accelerator(
         mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))]
@@ -395,6 +397,17 @@ def start(
                 torch.distributed.destroy_process_group()
             if run.lock:
                 run.lock.close()
+
+
+def _be_deterministic() -> None:
+    """Before anything reaches the device: what torch, flash attention and vLLM need to add in the same order each time.
+
+    torch raises for an operation that it cannot make deterministic.
+    """
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"
+    os.environ["VLLM_BATCH_INVARIANT"] = "1"  # else a sample's rounding depends on what is in the batch beside it
+    torch.use_deterministic_algorithms(True)
 
 
 def _load_policy(run: Run, path: str) -> None:

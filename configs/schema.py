@@ -23,6 +23,7 @@ class Config:
     run_name: str = knob("run", "folder of the run under output_dir; the same name again resumes it", section="Run")
     output_dir: str = knob("runs", "where runs are kept")
     seed: int = knob(0, "everything random is a function of it and the step", low=0)
+    deterministic: bool = knob(False, "the same bits from the same seed on a GPU too, slower; on a CPU always so")
     max_steps: int = knob(1020, "steps of rollout and update; the paper's 10 epochs", source=PAPER, low=1)
     max_epochs: float | None = knob(
         None, "stop after so many passes over the training prompts, refills included; null: max_steps alone", above=0
@@ -195,6 +196,22 @@ class Config:
                 self.micro_batch_tokens < whole,
                 f"micro_batch_tokens: {self.micro_batch_tokens} does not hold one sequence of max_prompt_tokens + "
                 f"max_response_tokens; use at least {whole}",
+            ),
+            (
+                self.deterministic and self.compile,
+                "compile: deterministic cannot hold, kernels are chosen by their speed; set one of the two false",
+            ),
+            (
+                self.deterministic and self.logprob_kernel == "liger",
+                "logprob_kernel: deterministic is not known to hold for liger; use chunked",
+            ),
+            (
+                self.deterministic and self.attention == "flash_attention_3",
+                "attention: deterministic is not known to hold for flash_attention_3; use sdpa or flash_attention_2",
+            ),
+            (
+                self.deterministic and self.tensor_parallel > 1,
+                "tensor_parallel: deterministic is not known to hold for an engine of several ranks; use 1",
             ),
             (self.clip_low > 1, f"clip_low: {self.clip_low} would allow negative ratios; use at most 1"),
             (
