@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import rewards
-from rewards import Grade, Verifier, answer_line_reward, extract_answer, shape_reward, vote_key
+from rewards import Grade, Verifier, extract_answer, shape_reward, vote_key
 from rewards.check import grade_cases, read_cases, report
 from rewards.compare import UNDECIDED, compare
 from rewards.extract import final_answers
@@ -249,37 +249,6 @@ def test_small_powers_are_not_guarded(verifier):
     assert grade(verifier, "2^{1000}", "4^{500}").correct
     assert grade(verifier, "e^{2x^2}", "e^{x^2+x^2}").correct
     assert grade(verifier, "\\frac{9!}{3!}", "60480").correct
-
-
-# -------------------------------------------------------------------------------------------------------- strict rule
-
-
-@pytest.mark.parametrize(
-    ("completion", "gold", "paid"),
-    [
-        ("**Answer:** 42", "42", False), ("**Answer: 42**", "42", False), ("Answer: 42.", "42", False),
-        ("Answer: \\(42\\)", "42", False),
-        ("\\boxed{42}", "42", False), ("Answer: .5", "1/2", False), ("Answer: \\dfrac{1}{2}", "\\frac{1}{2}", False),
-        ("Answer: 25", "025", False), ("Answer: 42.0", "42", False), ("Answer: 3/4", "\\frac{3}{4}", False),
-        ("Answer: 42", "42", True), ("Answer: $42$.", "42", True), ("Answer: \\boxed{42}", "42", True),
-        ("Answer: 42 dollars", "42", True),
-        ("Answer:\n42", "42", True), ("ANSWER : 42", "42", True), ("Answer: 1,000", "1000", True), ("Answer: 17=42",
-        "42", True),
-        ("Answer: 4,2", "42", True), ("Answer: x = 34", "34", True), ("Answer: 34 units", "34", True),
-        ("Answer: \\frac12", "\\frac{1}{2}", True),
-        ("Answer: 41\nAnswer: 42", "42", True), ("Answer: 42\nAnswer: 41", "42", False), ("Answer: $$", "", False),
-        ("Answer: 42" + " " * 300, "42", False),
-    ],
-)  # fmt: skip
-def test_strict_answer_rule(completion, gold, paid):
-    assert answer_line_reward(completion, gold).correct is paid
-
-
-def test_strict_rule_reasons():
-    assert answer_line_reward("42", "42").reason == "no_answer"
-    assert answer_line_reward("Answer: 41", "42") == Grade(False, "41", "mismatch")
-    with Verifier(workers=1, timeout_s=1.0, memory_gib=1.0, grader="answer_line") as strict:
-        assert strict.grade("Answer: $42$.", "42") == Grade(True, "42", "match")
 
 
 # -------------------------------------------------------------------------------------------------------------- golds
