@@ -16,10 +16,11 @@ import os
 import threading
 
 from .answer_line import answer_line_reward
+from .exact import number
 from .extract import extract_answer
 from .grade import REASONS, Grade, Reason
 from .guards import MAX_CHARS
-from .normalize import normalize, number
+from .normalize import normalize
 from .pool import Ticket, Verifier
 from .shaping import shape_reward
 

@@ -1,22 +1,28 @@
 r"""Does an answer equal the gold? Structure and exact numbers here; single expressions are left to a `leaf` comparison.
 
-`equal` takes an answer apart (lists, sets, tuples, intervals, unions, equations, inequalities, plus-minus, matrices,
-units, number bases, ratios) and compares the pieces: equal strings, then exact Fractions, then `leaf`. It returns True,
-False, or None for "not decided here". With `UNDECIDED` as the leaf no computer algebra is needed and most answers are
-settled in microseconds (rewards/pool.py tries this first, in the caller); in a worker the leaf is
-symbolic.equal_expressions.
+`equal` takes both sides apart (parts.py) and compares value by value, one rule for each kind: texts, statements
+(`x=5`), bases, roundings, regions, plus-minus, lists, matrices, brackets, units, ratios, expressions; within a rule
+equal strings, then exact Fractions, then `leaf`. It returns True, False, or None for "not decided here". With
+`UNDECIDED` as the leaf no computer algebra is needed and most answers are settled in microseconds (rewards/pool.py
+tries this first, in the caller); in a worker the leaf is symbolic.equal_expressions.
 
-Every policy choice is in docs/verifier.md with examples. Left out: finding the answer (extract.py), spelling
-(normalize.py).
+Every policy choice is in docs/verifier.md with examples.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from .guards import MAX_ALGEBRA_ITEMS, MAX_CHARS, MAX_ITEMS, TooLarge, check_size
-from .normalize import ROW, normalize, number
+from . import parts
+from .exact import number
+from .guards import MAX_ALGEBRA_ITEMS, MAX_CHARS, TooLarge, check_size
+from .normalize import normalize
+from .parts import bracket, listed, split, statement, unknowns
+from .regions import has_inequality, region, speaks_of_regions
 from .units import split_unit
+
+Verdict = bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +33,7 @@ class Leaf:
     `trust_spelling`: equal strings are equal. Off when a gold is tested against itself (golds.py).
     """
 
-    expressions: Callable[[str, str], bool | None]
+    expressions: Callable[[str, str], Verdict]
     trust_spelling: bool = True
 
 
@@ -35,7 +41,7 @@ UNDECIDED = Leaf(lambda answer, gold: None)
 """The leaf that leaves every expression to somebody else."""
 
 
-def compare(answers: Sequence[str], gold: str, leaf: Leaf) -> tuple[bool | None, str]:
+def compare(answers: Sequence[str], gold: str, leaf: Leaf) -> tuple[Verdict, str]:
     """Judge the final answers of one completion (usually one) as (verdict, reason); verdict None: `leaf` could not
     decide.
 
@@ -54,7 +60,7 @@ def compare(answers: Sequence[str], gold: str, leaf: Leaf) -> tuple[bool | None,
     return (None, "") if each is None or together is None else (False, "contradiction")
 
 
-def _guarded_equal(answer: str, gold: str, leaf: Leaf) -> bool | None:
+def _guarded_equal(answer: str, gold: str, leaf: Leaf) -> Verdict:
     if answer.strip() == gold.strip() and answer.strip():
         return True
     if len(answer) > MAX_CHARS or len(gold) > MAX_CHARS:
@@ -69,13 +75,10 @@ def _guarded_equal(answer: str, gold: str, leaf: Leaf) -> bool | None:
         return x == y
     check_size(a)
     check_size(g)
-    return equal(a, g, leaf)
+    return equal(parts.unstacked(a), parts.unstacked(g), leaf)
 
 
-# --------------------------------------------------------------------------------------------------------- structure
-
-
-def equal(a: str, g: str, leaf: Leaf) -> bool | None:
+def equal(a: str, g: str, leaf: Leaf) -> Verdict:
     """Whether normalised answer `a` equals normalised gold `g`; None when a leaf could not decide."""
     if a == g and leaf.trust_spelling:
         return True
@@ -88,63 +91,31 @@ def equal(a: str, g: str, leaf: Leaf) -> bool | None:
         verdict = rule(a, g, leaf)
         if verdict is not NotImplemented:
             return verdict
-    return _leaf(a, g, leaf)
+    return _expressions(a, g, leaf)
 
 
-_BASE = re.compile(r"\(?([0-9A-F]+)\)?_\{?(?:\\text\{)?([0-9a-z]+)\}?\}?")
-_BASE_NAMES = {"two": "2", "three": "3", "five": "5", "eight": "8", "ten": "10", "sixteen": "16"}
-
-
-def _bases(a: str, g: str, leaf: Leaf):
-    """Digits in a base equal the same digits in the same base, nothing else: the question asked for that base."""
-    x, y = _BASE.fullmatch(a), _BASE.fullmatch(g)
-    if not x and not y:
-        return NotImplemented
-    keys = []
-    for text, match in ((a, x), (g, y)):
-        base = _BASE_NAMES.get(match[2], match[2]) if match else "10"
-        if match and not base.isdecimal():
-            return NotImplemented
-        keys.append((match[1].lstrip("0") if match else text, base))
-    if keys[0][1] == keys[1][1] == "10":
-        return equal(keys[0][0], keys[1][0], leaf)
-    return keys[0] == keys[1]
-
-
-def _approximations(a: str, g: str, leaf: Leaf):
-    r"""`x \approx 3.14` is right for a decimal gold; `\pi \approx 3.14` says \pi. For an exact gold "about" is not
-    enough.
-    """
-    if "\\approx" not in a:
-        return NotImplemented
-    if "\\approx" in g:
-        return equal(a.rpartition("\\approx")[2], g.rpartition("\\approx")[2], leaf)
-    exact, _, rounded = a.partition("\\approx")
-    if "=" in exact or not _is_name(exact):
-        return equal(exact, g, leaf) if exact else "." in g and equal(rounded, g, leaf)
-    return "." in g and equal(rounded, g, leaf)
-
+# ------------------------------------------------------------------------------------------------- words and choices
 
 _WHOLE_TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _CHOICE = re.compile(
     r"\(?([A-Ha-h])\)?[.:)]?|\\text\{(?:choice|option|answer) \(?([a-h])\)?\}"
     r"|\\text\{(?:[Cc]hoice|[Oo]ption)\}\(([A-H])\)"
 )
-_CHOICE_AND_VALUE = re.compile(r"(?:\(?([A-H])\)|\\text\{\(?([A-H])[).:]+\})[:.]?(.+)", re.DOTALL)
+_CHOICE_AND_VALUE = re.compile(
+    r"(?:\(?([A-H])\)|([A-H])(?=[.:])|\\text\{\(?([A-H])[).:]+\})[:.]? ?(?![A-H]\b)(.+)", re.DOTALL
+)
 
 
 def _texts(a: str, g: str, leaf: Leaf):
     """Words equal the same words; a choice letter equals itself in any dress, also with its value beside it."""
     letter, gold_letter = _CHOICE.fullmatch(a), _CHOICE.fullmatch(g)
     if letter and gold_letter:
-        if {a, g} == {"e", "E"}:
-            return False
-        return _letter(letter) == _letter(gold_letter)
+        return {a, g} != {"e", "E"} and _letter(letter) == _letter(gold_letter)
     labelled = _CHOICE_AND_VALUE.fullmatch(a)
-    if labelled and not _CHOICE_AND_VALUE.fullmatch(g) and _list_items(a) is None:
+    if labelled and not _CHOICE_AND_VALUE.fullmatch(g) and not listed(a):
         if gold_letter:
             return _letter(labelled) == _letter(gold_letter)
-        return equal(labelled[3].strip(), g, leaf)
+        return equal(labelled[4].strip(), g, leaf)
     if _WHOLE_TEXT.fullmatch(a) or _WHOLE_TEXT.fullmatch(g):
         return _plain_words(a) == _plain_words(g)
     return NotImplemented
@@ -158,35 +129,170 @@ def _plain_words(text: str) -> str:
     return " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).lower().split())
 
 
-_MEMBER = re.compile(r"[a-zA-Z]\\in(?![a-zA-Z])(.+)", re.DOTALL)
+# -------------------------------------------------------------------------------------------------------- statements
 
 
-def _memberships(a: str, g: str, leaf: Leaf):
-    r"""`x \in S` says S."""
-    x, y = _MEMBER.fullmatch(a), _MEMBER.fullmatch(g)
-    if not x and not y:
+def _statements(a: str, g: str, leaf: Leaf):
+    """`x=5` says 5 and is said by 5; every link of a chain must hold: 6*7=42 is right, 17=42 is not."""
+    x, y = statement(a), statement(g)
+    if x is None and y is None:
         return NotImplemented
-    return equal(x[1].strip() if x else a, y[1].strip() if y else g, leaf)
+    if x is None:
+        assert y is not None
+        return _named_gold(a, y, leaf)
+    if y is None:
+        return _claims(x, g, leaf) if x.solved else False
+    if x.modulus or y.modulus:
+        return x.modulus == y.modulus and not x.links and _residues(x.value, y.value, y.modulus, leaf)
+    if x.names and x.solved and y.names and y.solved:
+        if _same_names(x, y):
+            return _claims(x, y.value, leaf)
+        if not y.is_curve:
+            return False
+    two_sides = all(len(side.names) + len(side.links) == 1 for side in (x, y))
+    return _expressions(a, g, leaf) if y.is_curve and two_sides else False
+
+
+def _named_gold(a: str, g: parts.Statement, leaf: Leaf) -> Verdict:
+    """A bare value, where the gold has a name."""
+    named = g.names and g.solved and not g.modulus and not any(parts.is_curve_side(name) for name in g.names)
+    return equal(a, _ordered(g), leaf) if named else False
+
+
+def _same_names(x: parts.Statement, y: parts.Statement) -> bool:
+    ours, theirs = parts.tuple_names(x.names[0]), parts.tuple_names(y.names[0])
+    if ours and theirs:
+        return set(ours) == set(theirs)
+    return any(parts.same_name(p, q) for p in x.names for q in y.names)
+
+
+def _ordered(found: parts.Statement) -> str:
+    """The value, a named tuple's in the order of its names: (y,x)=(1,2) says (2,1)."""
+    names, values = parts.tuple_names(found.names[0]) if found.names else (), bracket(found.value)
+    if not names or values is None or len(values.items) != len(names):
+        return found.value
+    return f"{values.opening}{','.join(parts.in_name_order(names, list(values.items)))}{values.closing}"
+
+
+def _claims(found: parts.Statement, g: str, leaf: Leaf) -> Verdict:
+    """Whether a statement's value is the gold, and each link is too; a formula in other letters claims nothing.
+
+    The first side may be the answer: 42=6*7.
+    """
+    if found.modulus:
+        return False
+    links = [link for link in found.links if not found.names or unknowns(link) <= unknowns(g) or not unknowns(link)]
+    if any(parts.is_name(link) and unknowns(link) & unknowns("".join(found.names)) for link in found.links):
+        return False
+    value = equal(_ordered(found), g, leaf)
+    if value is False and not found.names and found.links:
+        return _all_of((equal(found.links[0], g, leaf), *(_holds(side, g, leaf) for side in (*links[1:], found.value))))
+    return _all_of((value, *(_holds(link, g, leaf) for link in links)))
+
+
+def _holds(link: str, g: str, leaf: Leaf) -> Verdict:
+    """A link of a chain like 6*7=42 may be arithmetic not carried out, or digits in another base; it must be true."""
+    x, y = number(link), number(g)
+    x, y = (_value_in_base(link) if x is None else x), (_value_in_base(g) if y is None else y)
+    if x is not None and y is not None:
+        return x == y
+    if "=" in link or "\\approx" in link or "\\text" in link or "\\neq" in link:
+        return False
+    check_size(link)
+    return leaf.expressions(link, split_unit(g).core)
+
+
+def _residues(a: str, g: str, modulus: str, leaf: Leaf) -> Verdict:
+    x, y, m = number(a), number(g), number(modulus)
+    if x is None or y is None or not m:
+        return equal(a, g, leaf)
+    return (x - y) % m == 0
+
+
+# ------------------------------------------------------------------------------------------------- bases, roundings
+
+_BASE = re.compile(r"\(?([0-9A-F]+)\)?_\{?\(?(?:\\text\{)?([0-9a-z]+)\}?\)?\}?")
+_BASE_NAMES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "ten": "10",
+    "sixteen": "16"}  # fmt: skip
+
+
+def _bases(a: str, g: str, leaf: Leaf):
+    """Digits in a base equal the same digits in the same base, nothing else: the question asked for that base."""
+    x, y = _digits_and_base(a), _digits_and_base(g)
+    if x is None and y is None:
+        return NotImplemented
+    if x is None or y is None:
+        bare, (digits, base) = (a, y) if y else (g, x or ("", ""))
+        return base == "10" and (equal(bare, digits, leaf) if y else equal(digits, bare, leaf))
+    return x == y
+
+
+def _digits_and_base(text: str) -> tuple[str, str] | None:
+    match = _BASE.fullmatch(text) if "_" in text else None
+    base = _BASE_NAMES.get(match[2], match[2]) if match else ""
+    return (match[1].lstrip("0"), base) if match and base.isdecimal() and len(base) < 3 else None
+
+
+def _value_in_base(text: str) -> int | None:
+    found = _digits_and_base(text)
+    if found is None or not 2 <= int(found[1]) <= 36 or any(int(digit, 36) >= int(found[1]) for digit in found[0]):
+        return None
+    return int(found[0] or "0", int(found[1]))
+
+
+def _approximations(a: str, g: str, leaf: Leaf):
+    r"""`x \approx 3.14` is right for a decimal gold; `\pi \approx 3.14` says \pi. For an exact gold "about" is not
+    enough.
+    """
+    if "\\approx" not in a:
+        return NotImplemented
+    if "\\approx" in g:
+        return equal(a.rpartition("\\approx")[2], g.rpartition("\\approx")[2], leaf)
+    exact, _, rounded = a.partition("\\approx")
+    if exact and not parts.is_name(exact):
+        return equal(exact, g, leaf)
+    return "." in g and equal(rounded, g, leaf)
+
+
+# ------------------------------------------------------------------------------------------------ regions and curves
+
+
+def _regions(a: str, g: str, leaf: Leaf):
+    r"""Sets of real numbers: an inequality, an interval, `x\neq0`; in another unknown they are another answer."""
+    if not speaks_of_regions(a) and not speaks_of_regions(g):
+        return NotImplemented
+    x, y = region(a), region(g)
+    if x is None or y is None:
+        both = has_inequality(a) and has_inequality(g) and not listed(a) and not listed(g)
+        return _expressions(a, g, leaf) if both else False if has_inequality(a + g) or x or y else NotImplemented
+    if x.name and y.name and x.name != y.name:
+        return False
+    return _all_of((
+        _matched(x.spans, y.spans, lambda p, q: (p.has_low, p.has_high) == (q.has_low, q.has_high) and _all_of(
+            (equal(p.low, q.low, leaf), equal(p.high, q.high, leaf)))),
+        _unordered(x.holes, y.holes, leaf),
+        _unordered(x.points, y.points, leaf),
+    ))  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------- lists, brackets
 
 
 def _plus_minus(a: str, g: str, leaf: Leaf):
     r"""`\pm x` is the list of its two values."""
-    if "\\pm" not in a and "\\pm" not in g:
+    if not any(sign in text for sign in ("\\pm", "\\mp") for text in (a, g)):
         return NotImplemented
     return equal(_both_signs(a), _both_signs(g), leaf)
 
 
 def _both_signs(text: str) -> str:
-    items = _list_items(_strip_name(text)) or [text]
     signed = []
-    for item in items:
-        item = _strip_name(item)
-        if "\\pm" in item:
-            upper = item.replace("\\pm", "+").replace("\\mp", "-")
-            lower = item.replace("\\pm", "-").replace("\\mp", "+")
-            signed += [upper.removeprefix("+"), lower.removeprefix("+")]
-        else:
-            signed.append(item)
+    for item in listed(text) or (text,):
+        found = statement(item)
+        item = found.value if found and found.names and not found.links else item
+        item = item if "\\pm" in item else item.replace("\\mp", "\\pm")
+        for sign, other in ("+-", "-+") if "\\pm" in item else ("  ",):
+            signed.append(item.replace("\\pm", sign).replace("\\mp", other).removeprefix("+"))
     return ",".join(_sum(normalize(item.replace("{+", "{"))) for item in signed)
 
 
@@ -196,273 +302,90 @@ def _sum(text: str) -> str:
     return text if first is None or second is None else str(first + second)
 
 
-_NAME = re.compile(  # possessive: no second way to read a text, so no exponential search
-    r"(?:\\text\{[^{}]*+\}|\\frac(?=\{[A-Za-z]\})|\\(?!frac|sqrt)[a-zA-Z]++"
-    r"|[A-Za-z'+\-*/| ]|_\{[^{}]*+\}|\([^()=]*+\)|\{[A-Za-z, ]*+\})++"
-)
-_NAMED_TUPLE = re.compile(r"\([a-zA-Z](?:,[a-zA-Z])+\)")
-_CONSTANTS = frozenset(("e", "i", "\\pi", "\\infty", "\\emptyset"))
-
-
-def _is_name(text: str) -> bool:
-    """Whether `text` names the quantity asked for (x, f(2), AB, m+n, angle ABC) rather than claiming a value."""
-    if not text or text in _CONSTANTS or text[0] in "+-*/":
-        return False
-    return _NAMED_TUPLE.fullmatch(text) is not None if text[0] == "(" else _NAME.fullmatch(text) is not None
-
-
-def _strip_name(text: str) -> str:
-    parts = _split(text, "=")
-    return parts[1] if len(parts) == 2 and _is_name(parts[0]) else text
-
-
 def _lists(a: str, g: str, leaf: Leaf):
-    """Bare lists and sets are unordered; a bare list beside a tuple is read in order."""
-    items_a, items_g = _list_items(a), _list_items(g)
-    if (items_a is None and items_g is None) or _has_inequality(a) or _has_inequality(g):
-        return NotImplemented
-    assigned = _assignments(items_a), _assignments(items_g)
-    if assigned[0] and assigned[1]:
-        if assigned[0].keys() != assigned[1].keys():
-            return False
-        return _all_of(equal(assigned[0][name], assigned[1][name], leaf) for name in assigned[1])
-    values_a = [_strip_name(item) for item in items_a] if items_a else None
-    values_g = [_strip_name(item) for item in items_g] if items_g else None
-    if values_a and values_g:
-        if any(assigned):  # x=1, y=2 beside 1, 2: the names give the order
-            return _in_order(values_a, values_g, leaf)
-        return _unordered(values_a, values_g, leaf)
-    values, other, listed_first = (values_a, g, True) if values_a else (values_g, a, False)
-    assert values is not None
-    bracket = _bracket(other)
-    if bracket is None:
-        thousands = _split(other, ",")  # 100,200 is a number, but beside a list it may be one too
-        if len(thousands) > 1 and number(other) is not None:
-            return _unordered(values, thousands, leaf) if listed_first else _unordered(thousands, values, leaf)
-        return False
-    opening, inner, closing = bracket
-    if opening == "\\{":
-        values, inner = _distinct_items(values), _distinct_items(inner)
-        return _unordered(values, inner, leaf) if listed_first else _unordered(inner, values, leaf)
-    if (opening, closing) in (("(", ")"), ("\\langle", "\\rangle")):
-        return _in_order(values, inner, leaf) if listed_first else _in_order(inner, values, leaf)
-    return False
-
-
-def _list_items(text: str | None) -> list[str] | None:
-    """The items of a bare list, None when `text` is no list (a number with thousands separators is none)."""
-    if text is None or number(text) is not None:
-        return None
-    items = [item.strip() for item in _split(text, ",")]
-    if len(items) == 1:
-        items = [item.strip() for item in _split(text, ";")]
-    if len(items) > MAX_ITEMS:
-        raise TooLarge
-    items = [item for item in items if item]
-    return items if len(items) > 1 and number(split_unit(text).core) is None else None  # $32,348 is one value
-
-
-def _assignments(items: list[str] | None) -> dict[str, str]:
-    """{name: value} when every item is `name=value` with its own name, else {}."""
-    pairs = [_split(item, "=") for item in items or []]
-    if not pairs or not all(len(pair) == 2 and _is_name(pair[0]) for pair in pairs):
-        return {}
-    named = {name: value for name, value in pairs}
-    return named if len(named) == len(pairs) else {}
-
-
-def _sets(a: str, g: str, leaf: Leaf):
-    r"""`\{1,2\}`: unordered, repeated elements count once; a set of one element is that element; `\{x \mid x>3\}` is
-    x>3.
+    """Bare lists and sets are unordered, named values in the order of their names; a bare list beside a tuple is
+    read in order.
     """
-    x, y = _bracket(a), _bracket(g)
-    set_a, set_g = x is not None and x[0] == "\\{", y is not None and y[0] == "\\{"
-    if not set_a and not set_g:
+    items_a, items_g = listed(a), listed(g)
+    if not items_a and not items_g:
         return NotImplemented
-    builder_a, builder_g = _set_builder(a) if set_a else a, _set_builder(g) if set_g else g
-    if (builder_a, builder_g) != (a, g):
-        return equal(builder_a, builder_g, leaf)
-    if set_a and set_g:
-        assert x is not None and y is not None
-        return _unordered(_distinct_items(x[1]), _distinct_items(y[1]), leaf)
-    single, other = (x, g) if set_a else (y, a)
-    assert single is not None
-    if len(single[1]) != 1:
+    names_a, names_g = _assigned_names(items_a), _assigned_names(items_g)
+    if names_a and names_g and set(names_a) != set(names_g):
         return False
-    element = single[1][0]
-    return equal(element, other, leaf) if set_a else equal(other, element, leaf)
-
-
-def _set_builder(text: str) -> str:
-    inner = text[2:-2]
-    for bar in ("|", ":"):
-        parts = _split(inner, bar)
-        if len(parts) == 2 and re.fullmatch(r"[a-z](?:\\in\\mathbb\{R\})?", parts[0]):
-            return parts[1]
-    return text
-
-
-_RELATION = re.compile(r"\\leq|\\geq|\\neq|\\in(?![a-zA-Z])|<|>|=")
-_MIRRORED = {"<": ">", ">": "<", "\\leq": "\\geq", "\\geq": "\\leq"}
-
-
-def _relations(a: str, g: str, leaf: Leaf):
-    """Inequalities as sets of numbers, equations by their two sides."""
-    inequalities = [_as_intervals(text) if _has_inequality(text) else None for text in (a, g)]
-    if _has_inequality(a) and _has_inequality(g) and not all(inequalities):
-        return _leaf(a, g, leaf)
-    if any(inequalities):
-        names = [found[0] if found else "" for found in inequalities]
-        if all(names) and names[0] != names[1]:
+    values_a, values_g = _values(items_a, names_a), _values(items_g, names_g)
+    if values_a and values_g:
+        return (_in_order if names_a or names_g else _unordered)(values_a, values_g, leaf)
+    other = bracket(a if values_g else g)
+    if other is None:  # 100,200 is a number, but beside a list it may be one too
+        thousands = split(a if values_g else g, ",")
+        if len(thousands) == 1 or number(a if values_g else g) is None:
             return False
-        a2, g2 = (found[1] if found else text for found, text in zip(inequalities, (a, g), strict=True))
-        if all(inequalities) or _is_region(a2) and _is_region(g2):
-            return equal(a2, g2, leaf)
-        return False
-    if "\\neq" in a or "\\neq" in g:
-        x, y = _split(a, "\\neq"), _split(g, "\\neq")
-        if len(x) != 2 or len(y) != 2:
-            return False
-        return _all_of((equal(x[0], y[0], leaf), equal(x[1], y[1], leaf)))
-    if _has_inequality(a) or _has_inequality(g):
-        return False
-    return _equations(a, g, leaf)
+        return _unordered(values_a or thousands, values_g or thousands, leaf)
+    x, y = values_a or other.items, values_g or other.items
+    if other.is_set:
+        return _unordered(_distinct(x), _distinct(y), leaf)
+    return _in_order(x, y, leaf) if other.is_round else False
 
 
-def _has_inequality(text: str) -> bool:
-    return "<" in text or ">" in text or "\\leq" in text or "\\geq" in text
+def _assigned_names(items: tuple[str, ...]) -> tuple[str, ...]:
+    """The names when every item is `name=value` with its own name, else ()."""
+    found = [statement(item) for item in items]
+    names = tuple(part.names[0] for part in found if part and len(part.names) == 1)
+    return names if len(set(names)) == len(items) else ()
 
 
-def _is_region(text: str) -> bool:
-    return text[0] in "([" and text[-1] in ")]" or text == "\\emptyset" or text[0] == "\\" and text.startswith("\\{")
-
-
-def _as_intervals(text: str) -> tuple[str, str] | None:
-    r"""(variable, interval or union) of an inequality in one variable: `2>x\geq1` gives ("x", "[1,2)")."""
-    both = _split(text, "\\land")
-    if len(both) == 2:
-        return _intersection(_as_intervals(both[0]), _as_intervals(both[1]))
-    intervals, name = [], ""
-    for part in _list_items(text) or [text]:
-        sides, signs = [side.strip() for side in _RELATION.split(part)], _RELATION.findall(part)
-        if not signs or not all(sides) or not set(signs) <= _MIRRORED.keys() or len(signs) > 2:
-            return None
-        if signs[0] in (">", "\\geq"):
-            sides, signs = sides[::-1], [_MIRRORED[sign] for sign in reversed(signs)]
-        if not set(signs) <= {"<", "\\leq"}:
-            return None
-        if len(signs) == 1:  # x<2 or 1<x
-            sides, signs = (
-                (["-\\infty", *sides], ["<", *signs])
-                if _is_variable(sides[0])
-                else ([*sides, "\\infty"], [*signs, "<"])
-            )
-        if not _is_variable(sides[1]) or (name and name != sides[1]):
-            return None
-        name = sides[1]
-        opening, closing = "[" if signs[0] == "\\leq" else "(", "]" if signs[1] == "\\leq" else ")"
-        intervals.append(f"{opening}{sides[0]},{sides[2]}{closing}")
-    return name, "\\cup".join(intervals)
-
-
-def _intersection(first: tuple[str, str] | None, second: tuple[str, str] | None) -> tuple[str, str] | None:
-    """Of `x>1` and `x<2`, in either order; other pairs are not worth the code."""
-    if not first or not second or first[0] != second[0]:
-        return None
-    lower, upper = sorted((first[1], second[1]), key=lambda interval: interval.startswith("(-\\infty,"))
-    if not lower.endswith(",\\infty)") or not upper.startswith("(-\\infty,") or "\\cup" in lower + upper:
-        return None
-    return first[0], lower.removesuffix("\\infty)") + upper.removeprefix("(-\\infty,")
-
-
-def _is_variable(text: str) -> bool:
-    return re.fullmatch(r"[a-zA-Z]|\\(?:theta|alpha|beta|lambda|mu)|[a-z]\([a-z]\)|[a-z]_\{\w+\}", text) is not None
-
-
-def _equations(a: str, g: str, leaf: Leaf):
-    """`x=5` says 5; of a chain of equal values every link must hold: 6*7=42 is right, 17=42 is not."""
-    x, y = _split(a, "="), _split(g, "=")
-    if len(x) == 1 and len(y) == 1:
-        return NotImplemented
-    if not all(x) or not all(y):
-        return False
-    if len(x) == 2 and not _is_name(x[0]) and _is_variable(x[1]):  # 5=x
-        x.reverse()
-    if len(y) == 2 and not _is_name(y[0]) and _is_variable(y[1]):
-        y.reverse()
-    if len(y) == 1:
-        claims = [part for part in x[:-1] if not _is_name(part)]
-        return _all_of([equal(x[-1], g, leaf), *(_holds(claim, g, leaf) for claim in claims)])
-    if len(x) == 1:  # the gold is y=2x+3, the answer 2x+3
-        return equal(a, y[-1], leaf) if _is_name(y[0]) else False
-    if len(x) == len(y) == 2 and _is_name(x[0]) and _is_name(y[0]):
-        if x[0].replace(" ", "") == y[0].replace(" ", ""):
-            return equal(x[1], y[1], leaf)
-        if number(x[1]) is not None and number(y[1]) is not None and _is_variable(x[0]) and _is_variable(y[0]):
-            return False  # x=3 is not y=3
-    return _leaf(a, g, leaf)
-
-
-def _unions(a: str, g: str, leaf: Leaf):
-    if "\\cup" not in a and "\\cup" not in g:
-        return NotImplemented
-    x, y = _split(a, "\\cup"), _split(g, "\\cup")
-    if len(x) == len(y) == 1:
-        return NotImplemented
-    if len(x) > MAX_ITEMS:
-        raise TooLarge
-    return _unordered(x, y, leaf)
+def _values(items: Sequence[str], names: tuple[str, ...] = ()) -> list[str]:
+    values = []
+    for item in items:
+        found = statement(item)
+        values.append(found.value if found and len(found.names) == 1 and not found.links and found.solved else item)
+    return parts.in_name_order(names, values) if names else values
 
 
 def _brackets(a: str, g: str, leaf: Leaf):
-    """Tuples, points, intervals: in order, and for two items the brackets must be the same: (3,4] is not [3,4]."""
-    x, y = _bracket(a), _bracket(g)
+    """Sets unordered, repeated elements once; tuples, points, intervals in order, and for two items the brackets must
+    be the same: (3,4] is not [3,4]. A set of one element is that element.
+    """
+    x, y = bracket(a), bracket(g)
     if x is None and y is None:
         return NotImplemented
     if x is None or y is None:
         found, other = (x, g) if x else (y, a)
         assert found is not None
-        if found[0] == "(" and found[2] == ")" and len(found[1]) == 1:  # (5) is 5
-            return equal(found[1][0], other, leaf) if x else equal(other, found[1][0], leaf)
-        if len(found[1]) == 1 and found[0] in "[":
+        if len(found.items) == 1 and found.opening in ("(", "\\{") and found.closing in (")", "\\}"):
+            return equal(found.items[0], other, leaf) if x else equal(other, found.items[0], leaf)
+        return False if len(found.items) > 1 or found.is_set or found.opening == "[" else NotImplemented
+    if x.is_set and y.is_set:
+        return _unordered(_distinct(x.items), _distinct(y.items), leaf)
+    if x.is_set or y.is_set:
+        single, other = (x, g) if x.is_set else (y, a)
+        if len(single.items) != 1:
             return False
-        matrix = other.startswith("\\begin")
-        return False if len(found[1]) > 1 and (matrix or not _list_items(other)) else NotImplemented
-    opening_a, items_a, closing_a = x
-    opening_g, items_g, closing_g = y
-    round_brackets = {"(": "(", "\\langle": "(", ")": ")", "\\rangle": ")"}
-    ends_a = round_brackets.get(opening_a, opening_a), round_brackets.get(closing_a, closing_a)
-    ends_g = round_brackets.get(opening_g, opening_g), round_brackets.get(closing_g, closing_g)
-    if ends_a != ends_g and not (len(items_a) > 2 and {ends_a, ends_g} == {("(", ")"), ("[", "]")}):
+        return equal(single.items[0], other, leaf) if x.is_set else equal(other, single.items[0], leaf)
+    same = (x.opening, x.closing) == (y.opening, y.closing) or (x.is_round and y.is_round)
+    if not same and not (len(x.items) > 2 and {x.opening + x.closing, y.opening + y.closing} == {"()", "[]"}):
         return False
-    if len(items_a) == len(items_g) == 1:
-        return equal(items_a[0], items_g[0], leaf)
-    return _in_order([_strip_name(item) for item in items_a], [_strip_name(item) for item in items_g], leaf)
-
-
-_MATRIX = re.compile(r"\\begin\{([a-zA-Z]*)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
+    if len(x.items) == len(y.items) == 1:
+        return equal(x.items[0], y.items[0], leaf)
+    return _in_order(_values(x.items), _values(y.items), leaf)
 
 
 def _matrices(a: str, g: str, leaf: Leaf):
-    """Matrices entry by entry, whatever their brackets; a determinant is a number and goes to the leaf."""
-    x, y = _matrix_rows(a), _matrix_rows(g)
-    if x is None and y is None:
+    """Matrices entry by entry, whatever their brackets; functions by cases piece by piece, in any order."""
+    if "\\begin" not in a + g:
         return NotImplemented
-    if x is None or y is None:
-        return False if "\\begin" not in (a if x is None else g) else NotImplemented
-    if [len(row) for row in x] != [len(row) for row in y]:
+    p, q = parts.pieces_of(a), parts.pieces_of(g)
+    if p and q:
+        return _matched(p, q, lambda m, n: _all_of((equal(m[0], n[0], leaf), equal(m[1], n[1], leaf))))
+    x, y = parts.rows_of(a), parts.rows_of(g)
+    if not x and not y:
+        return NotImplemented
+    if not x or not y or [len(row) for row in x] != [len(row) for row in y]:
         return False
     return _all_of(equal(p, q, leaf) for rows in zip(x, y, strict=True) for p, q in zip(*rows, strict=True))
 
 
-def _matrix_rows(text: str) -> list[list[str]] | None:
-    match = _MATRIX.fullmatch(text.strip("()[]"))
-    if not match or match[1] not in ("pmatrix", "bmatrix", "matrix", "array", "Bmatrix", "smallmatrix"):
-        return None
-    rows = [[entry.strip() for entry in row.split("&")] for row in match[2].split(ROW) if row.strip()]
-    if sum(map(len, rows)) > MAX_ITEMS:
-        raise TooLarge
-    return rows
+# ------------------------------------------------------------------------------------------------- units, ratios
 
 
 def _units(a: str, g: str, leaf: Leaf):
@@ -470,141 +393,72 @@ def _units(a: str, g: str, leaf: Leaf):
     x, y = split_unit(a), split_unit(g)
     if (x.core, y.core) == (a, g):
         return NotImplemented
-    if x.unit == y.unit:
-        return equal(x.core, y.core, leaf)
-    if "degree" in (x.unit, y.unit) and not (x.unit and y.unit):
-        if _uses_pi(x.core) or _uses_pi(y.core):
-            radians = [f"\\frac{{({m.core})*\\pi}}{{180}}" if m.unit else m.core for m in (x, y)]
-            return _leaf(radians[0], radians[1], leaf)
-        return equal(x.core, y.core, leaf)
-    if not y.unit or (not x.unit and y.unit_may_be_left_out):
+    if "degree" in (x.unit, y.unit) and not (x.unit and y.unit) and "\\pi" in x.core + y.core:
+        radians = [f"\\frac{{({m.core})*\\pi}}{{180}}" if m.unit else m.core for m in (x, y)]
+        return _expressions(radians[0], radians[1], leaf)
+    if x.unit == y.unit or not y.unit or (not x.unit and y.unit_may_be_left_out):
         return equal(x.core, y.core, leaf)
     return False
-
-
-def _uses_pi(text: str) -> bool:
-    return "\\pi" in text
 
 
 _TIME = re.compile(r"\d{1,2}:[0-5]\d")
 
 
 def _ratios(a: str, g: str, leaf: Leaf):
-    """1:2 is 2:4 and 1/2; times of day are compared as they stand."""
-    x, y = _split(a, ":"), _split(g, ":")
+    """1:2 is 2:4 and 1/2, 1:2:3 is 2:4:6; times of day are compared as they stand."""
+    x, y = split(a, ":"), split(g, ":")
     if len(x) == 1 and len(y) == 1:
         return NotImplemented
     if _TIME.fullmatch(a) and _TIME.fullmatch(g):
         return a.lstrip("0") == g.lstrip("0")
-    if len(x) == 1 and "/" not in a and "\\frac" not in a or len(y) == 1 and "/" not in g and "\\frac" not in g:
-        return False
     if len(x) > 2 or len(y) > 2:
-        return len(x) == len(y) and _all_of(equal(p, q, leaf) for p, q in zip(x, y, strict=True))
-    return equal(
-        f"\\frac{{{x[0]}}}{{{x[1]}}}" if len(x) == 2 else a, f"\\frac{{{y[0]}}}{{{y[1]}}}" if len(y) == 2 else g, leaf
-    )
+        values = [(number(p), number(q)) for p, q in zip(x, y, strict=False)]
+        return len(x) == len(y) and len({p / q for p, q in values if p and q}) == 1 and all(p and q for p, q in values)
+    for terms, text in ((x, a), (y, g)):  # a whole number is no ratio
+        value = number(text)
+        if len(terms) == 1 and (value is None or value.denominator == 1):
+            return False
+    ours, theirs = (f"\\frac{{{terms[0]}}}{{{terms[1]}}}" if len(terms) == 2 else terms[0] for terms in (x, y))
+    return equal(ours, theirs, leaf)
 
 
-_RULES: tuple[Callable[[str, str, Leaf], bool | None], ...] = (
-    _bases, _approximations, _texts, _memberships, _plus_minus, _lists, _sets, _relations, _unions, _matrices,
-    _brackets, _units, _ratios,
+_RULES: tuple[Callable[[str, str, Leaf], Verdict], ...] = (
+    _texts, _statements, _matrices, _bases, _approximations, _regions, _plus_minus, _lists, _brackets, _units, _ratios,
 )  # fmt: skip
 
 # -------------------------------------------------------------------------------------------------------- expressions
 
 _ARITHMETIC = re.compile(r"[\d\s+\-*.,^{}()]*[\d)}]\s*[+\-*]\s*[\d({\-][\d\s+\-*.,^{}()]*")
-_UNEVALUATED = ("\\mod", "\\bmod", "\\pmod", "\\int", "\\sum", "\\prod", "\\lim", "\\oint", "\\iint")
-_LITERAL_BARS = re.compile(r"\|-?[\d.]+\|")
-_LATEX_WORD = re.compile(r"\\text\{")
+_UNEVALUATED = ("\\mod", "\\pmod", "\\int", "\\sum", "\\prod", "\\lim", "\\oint", "\\iint")
+_NOT_MATHS = re.compile(r"\d \d|['\"?]|\\ldots|,|\\text\{|\\neg|\\to(?![a-z])|\|-?[\d.]+\|$")
 
 
-def _leaf(a: str, g: str, leaf: Leaf) -> bool | None:
+def _expressions(a: str, g: str, leaf: Leaf) -> Verdict:
     """One expression against another. Refused here: work left undone, stray words, blanks between digits, primes."""
-    value = number(g)
-    if value is not None and (_ARITHMETIC.fullmatch(a) or _LITERAL_BARS.fullmatch(a)):
+    if number(g) is not None and _ARITHMETIC.fullmatch(a):
         return False  # 17*23 for 391 is the question, not the answer
     if any(head in a and head not in g for head in _UNEVALUATED):
         return False
-    if "\\text{" in a or "\\text{" in g or re.search(r"\d \d|['\"?]|\\ldots|,", a):
+    if _NOT_MATHS.search(a) or "\\text{" in g or ("=" in a) != ("=" in g):
         return False
     check_size(g)
     return leaf.expressions(a, g)
 
 
-def _holds(claim: str, g: str, leaf: Leaf) -> bool | None:
-    """A link of a chain like 6*7=42 may be arithmetic not carried out; it must be true."""
-    x, y = number(claim), number(g)
-    if x is not None and y is not None:
-        return x == y
-    check_size(claim)
-    return leaf.expressions(claim, g)
+# ---------------------------------------------------------------------------------------------- three-valued matching
 
 
-# ------------------------------------------------------------------------------------------------------------- pieces
-
-
-def _split(text: str, separator: str) -> list[str]:
-    """Split at a separator that stands outside all brackets."""
-    if separator not in text:
-        return [text]
-    pieces, depth, last, index = [], 0, 0, 0
-    while index < len(text):
-        if depth == 0 and text.startswith(separator, index):
-            if not (separator == "=" and index and text[index - 1] in "<>!"):
-                pieces.append(text[last:index])
-                index += len(separator)
-                last = index
-                continue
-        char = text[index]
-        if char == "\\" and not text.startswith(("\\{", "\\}"), index):
-            depth += text.startswith("\\langle", index) - text.startswith("\\rangle", index)
-            depth += text.startswith("\\begin", index) - text.startswith("\\end", index)
-            index += 1
-        elif char in "({[":
-            depth += 1
-        elif char in ")}]":
-            depth -= 1
-        index += 1
-    return [piece.strip() for piece in [*pieces, text[last:]]]
-
-
-def _bracket(text: str) -> tuple[str, list[str], str] | None:
-    """(opening, items, closing) when one pair of brackets encloses the whole; interval brackets may differ."""
-    for opening in ("\\{", "\\langle", "(", "["):
-        if text.startswith(opening):
-            break
-    else:
-        return None
-    closing = next((mark for mark in ("\\}", "\\rangle", ")", "]") if text.endswith(mark)), None)
-    if closing is None or (opening == "\\{") != (closing == "\\}"):
-        return None
-    inner = text[len(opening) : -len(closing)]
-    depth = 0
-    for char in inner:
-        depth += (char in "({[") - (char in ")}]")
-        if depth < 0:
-            return None
-    if depth:
-        return None
-    items = _split(inner, ",")
-    if len(items) == 1 and ";" in inner:
-        items = _split(inner, ";")
-    if len(items) > MAX_ITEMS:
-        raise TooLarge
-    return opening, items, closing
-
-
-def _distinct_items(items: list[str]) -> list[str]:
-    keys = {}
+def _distinct(items: Sequence[str]) -> list[str]:
+    keys: dict[object, str] = {}
     for item in items:
         value = number(item)
         keys.setdefault(item if value is None else value, item)
     return list(keys.values())
 
 
-def _all_of(verdicts) -> bool | None:
+def _all_of(verdicts: Iterable[Verdict]) -> Verdict:
     """Three-valued `all`: False wins, then None."""
-    outcome: bool | None = True
+    outcome: Verdict = True
     for verdict in verdicts:
         if verdict is False:
             return False
@@ -613,21 +467,27 @@ def _all_of(verdicts) -> bool | None:
     return outcome
 
 
-def _in_order(answers: list[str], golds: list[str], leaf: Leaf) -> bool | None:
+def _in_order(answers: Sequence[str], golds: Sequence[str], leaf: Leaf) -> Verdict:
     if len(answers) != len(golds):
         return False
     _check_items(answers, golds)
     return _all_of(equal(a, g, leaf) for a, g in zip(answers, golds, strict=True))
 
 
-def _unordered(answers: list[str], golds: list[str], leaf: Leaf) -> bool | None:
+def _unordered(answers: Sequence[str], golds: Sequence[str], leaf: Leaf) -> Verdict:
     """Whether the two lists are the same but for order: each gold takes one equal answer."""
     if len(answers) != len(golds):
         return False
     _check_items(answers, golds)
+    return _matched(answers, sorted(golds, key=lambda item: number(item) is None), lambda a, g: equal(a, g, leaf))
+
+
+def _matched(answers: Sequence[Any], golds: Sequence[Any], same: Callable[[Any, Any], Verdict]) -> Verdict:
+    if len(answers) != len(golds):
+        return False
     left, uncertain = list(answers), False
-    for gold in sorted(golds, key=lambda item: number(item) is None):
-        verdicts = [equal(answer, gold, leaf) for answer in left]
+    for gold in golds:
+        verdicts = [same(answer, gold) for answer in left]
         if True in verdicts:
             left.pop(verdicts.index(True))
         elif None in verdicts:
@@ -637,7 +497,7 @@ def _unordered(answers: list[str], golds: list[str], leaf: Leaf) -> bool | None:
     return None if uncertain else True
 
 
-def _check_items(answers: list[str], golds: list[str]) -> None:
+def _check_items(answers: Sequence[str], golds: Sequence[str]) -> None:
     if len(answers) > MAX_ALGEBRA_ITEMS and any(number(item) is None for item in (*answers, *golds)):
         if sorted(answers) != sorted(golds):
             raise TooLarge

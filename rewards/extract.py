@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 MAX_ANSWERS = 64  # final answers read side by side; more than this is a hedge, not an answer
 MAX_GAP_CHARS = 100  # two answers with more text than this between them do not stand side by side
+MAX_CASE_CHARS = 300  # unless the second is introduced as the other case
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -28,6 +29,14 @@ _CORRECTED = re.compile(
     r"\b(?:no|wait|actually|correct\w*|mistake\w*|errors?|wrong|incorrect\w*|instead|sorry|oops|rather)\b", re.I
 )
 _HEDGED = re.compile(r"\b(?:or|maybe|perhaps|possibly|alternatively|either|might|could|unsure|not sure)\b", re.I)
+_OTHER_CASE = re.compile(r"\b(?:otherwise|else|alternative\w*|option|case|interpretation|scenario|if not)\b", re.I)
+_CONCLUDED = re.compile(r"\b(?:total|sum|altogether|overall|in all|therefore|hence|final\w*)\b", re.I)
+_AND_ANOTHER = re.compile(  # what follows a box on its line: "or 43", "otherwise $6$"
+    r"[\s$\\\])}*,;(]*\b(?:or|otherwise|else)\s+(?:(?!about|approx|around|rough|nearly)[a-z]+,?\s+){0,2}?(\$[^$\n]+\$|-?\d[\d.,/]*)",
+    re.I,
+)
+_STRAY_BOLD = re.compile(r"(?<![\w)}\]])\*\*|\*\*(?![\w(\\{])")
+_HOPE = re.compile(r"[.\s]*\bI hope (?:it|this) is correct[.!]?\s*$")  # the ending that Minerva's prompt teaches
 _JOINING = frozenset("and also both text quad qquad mathrm final the answer answers respectively boxed fbox".split())
 
 
@@ -53,6 +62,9 @@ def final_answers(completion: str) -> tuple[str, ...]:
     if not boxes:
         lines = _last_answer_lines(text, 0)
         return _distinct(lines) if lines and not _is_blank(lines[-1].text) else ()
+    other = _AND_ANOTHER.match(text, boxes[-1].end)
+    if other:
+        boxes.append(Found(other[1].rstrip(".,"), other.start(), other.end()))
     before = _answer_line_above(text, boxes[0].start)
     after = [line for line in _last_answer_lines(text, boxes[-1].end) if _VALUE_LIKE.match(line.text)]
     return _distinct([*before, *boxes, *after])
@@ -152,7 +164,8 @@ def _line_after(text: str, label: re.Match[str]) -> Found:
             return Found(text[start + 2 : end].strip(), label.start(), end + 2)
     end = text.find("\n", start)
     end = len(text) if end < 0 else end
-    return Found(_TAGS.sub("", text[start:end]).strip(" \t\r*_`"), label.start(), end)
+    line = _HOPE.sub("", _TAGS.sub("", text[start:end]))
+    return Found(_STRAY_BOLD.sub("", line).strip(" \t\r*_`"), label.start(), end)
 
 
 def _answer_line_above(text: str, start: int) -> list[Found]:
@@ -170,6 +183,9 @@ def _answer_line_above(text: str, start: int) -> list[Found]:
 
 def _side_by_side(gap: str) -> bool:
     """Whether two answers with this text between them are offered together, rather than one after the other."""
+    last_sentence = re.split(r"[.!?;]\s|\n", gap[-MAX_CASE_CHARS:])[-1]
+    if len(gap) <= MAX_CASE_CHARS and _OTHER_CASE.search(last_sentence) and not _CONCLUDED.search(last_sentence):
+        return True
     if len(gap) > MAX_GAP_CHARS or _CORRECTED.search(gap):
         return False
     return bool(_HEDGED.search(gap)) or all(word.lower() in _JOINING for word in _WORD.findall(gap))

@@ -7,8 +7,10 @@ that equals itself when it is taken apart and compared without the shortcut of e
 from dataclasses import replace
 
 from . import compare, guards
+from .exact import number
 from .extract import final_answers
-from .normalize import normalize, number
+from .normalize import normalize
+from .parts import unstacked
 
 
 def trouble_with(gold: str, leaf: compare.Leaf) -> str | None:
@@ -26,7 +28,7 @@ def trouble_with(gold: str, leaf: compare.Leaf) -> str | None:
         return None
     try:
         guards.check_size(text)
-        verdict = compare.equal(text, text, replace(leaf, trust_spelling=False))
+        verdict = compare.equal(unstacked(text), unstacked(text), replace(leaf, trust_spelling=False))
     except (guards.TooLarge, RecursionError):
         return "over a size limit (docs/verifier.md)"
     if verdict is None:

@@ -1,102 +1,99 @@
 r"""One spelling for one answer: LaTeX, Unicode and plain-text variants become the same short string.
 
-`normalize` is cosmetic: it never changes a value. `number` reads a normalised string as an exact Fraction when it is
-one number (integer, decimal, repeating decimal, percent, fraction, mixed number, scientific notation, thousands
-separators). What a spelling *means* beyond that (sets, units, equations) is compare.py's business.
+`normalize` is cosmetic: it never changes a value. What a spelling *means* is for exact.py (numbers), parts.py and
+compare.py.
 
 Normalised form: no blanks but between two letters or digits; `\frac{a}{b}`, `*` for products, `^{..}`, `\{ \}`, `|`,
-`%`, `\degree`, `\leq \geq \neq`, `\emptyset`, `\infty`; words, units and their like inside `\text{...}`; a text answer
-is one `\text{...}` in lower case.
+`%`, `\degree`, `\leq \geq \neq`, `\emptyset`, `\infty`, `\pmod{n}`; `¶` between the rows of an environment; words,
+units and their like inside `\text{...}`; a text answer is one `\text{...}` in lower case.
 """
 
 import re
-from fractions import Fraction
 from functools import lru_cache
 
 ROW = "¶"  # stands for the row separator of a matrix, so that it is not mistaken for a backslash
-MAX_DIGITS = 400  # of a number read exactly; also bounds the decimal exponent
 
-_UNICODE = {
-    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "－": "-", "＋": "+", "＝": "=", "×": "*", "⋅": "*",
-    "·": "*",
-    "∙": "*", "∗": "*", "÷": "/", "⁄": "/", "∕": "/", "π": "\\pi ", "∞": "\\infty ", "≤": "\\leq ", "≥": "\\geq ",
-    "⩽": "\\leq ",
-    "⩾": "\\geq ", "≠": "\\neq ", "≈": "\\approx ", "±": "\\pm ", "∓": "\\mp ", "°": "\\degree ", "º": "\\degree ",
-    "∪": "\\cup ",
-    "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "⌀": "\\emptyset ", "ø": "\\emptyset ", "ℝ": "\\mathbb{R}",
-    "ℤ": "\\mathbb{Z}", "θ": "\\theta ", "α": "\\alpha ", "β": "\\beta ", "½": "\\frac{1}{2}", "⅓": "\\frac{1}{3}",
-    "⅔": "\\frac{2}{3}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}", "⅕": "\\frac{1}{5}", "⅙": "\\frac{1}{6}",
-    "⅛": "\\frac{1}{8}",
-    "⅜": "\\frac{3}{8}", "⅝": "\\frac{5}{8}", "⅞": "\\frac{7}{8}", "²": "^{2}", "³": "^{3}", "⁴": "^{4}", "⁵": "^{5}",
-    "⟨": "\\langle ", "⟩": "\\rangle ", "〈": "\\langle ", "〉": "\\rangle ", "…": "\\ldots ", "√": "\\sqrt ",
-    "％": "%",
-    "，": ",", "（": "(", "）": ")", "：": ":", "；": ";", "。": ".", "’": "'", "‘": "'", "′": "'",
-    "“": '"', "”": '"', "″": '"',
-    "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u2002": " ", "\u2003": " ", "\u200a": " ", "\u3000": " ",
-    "\u200b": "", "\u200c": "", "\u200d": "", "\u2060": "", "\ufeff": "", "\u200e": "", "\u200f": "", "\u2061": "",
-    **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
+_CHARACTERS = {
+    "-": "−–—‐‑﹣－", "+": "＋", "=": "＝", "*": "×⋅·∙∗", "/": "÷⁄∕", "\\pi ": "π", "\\infty ": "∞", "\\leq ": "≤⩽",
+    "\\geq ": "≥⩾", "\\neq ": "≠", "\\approx ": "≈", "\\pm ": "±", "\\mp ": "∓", "\\degree ": "°º", "\\cup ": "∪",
+    "\\cap ": "∩", "\\in ": "∈", "\\emptyset ": "∅⌀ø", "\\mathbb{R}": "ℝ", "\\mathbb{Z}": "ℤ", "\\theta ": "θ",
+    "\\alpha ": "α", "\\beta ": "β", "\\langle ": "⟨〈", "\\rangle ": "⟩〉", "\\ldots ": "…", "\\sqrt ": "√", "%": "％",
+    ",": "，、", "(": "（", ")": "）", ":": "：", ";": "；", ".": "。", "'": "’‘′", '"': "“”″", "\\equiv ": "≡",
+    " ": "\u00a0\u2009\u202f\u2002\u2003\u200a\u3000\x00", "": "\u200b\u200c\u200d\u2060\ufeff\u200e\u200f\u2061\ufe0f",
+    **{f"\\frac{{{pair[0]}}}{{{pair[1]}}}": sign for pair, sign in zip(
+        "12 13 23 14 34 15 16 18 38 58 78".split(), "½⅓⅔¼¾⅕⅙⅛⅜⅝⅞", strict=True)},
+    **{f"^{{{digit}}}": sign for digit, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
+    **{f"_{{{digit}}}": sign for digit, sign in enumerate("₀₁₂₃₄₅₆₇₈₉")},
+    **{str(digit): chr(0xFF10 + digit) for digit in range(10)},
 }  # fmt: skip
-_TRANSLATION = str.maketrans(_UNICODE)
+_TRANSLATION = {ord(variant): spelling for spelling, variants in _CHARACTERS.items() for variant in variants}
 
 _COMMANDS = {
-    **dict.fromkeys(("dfrac", "tfrac", "cfrac"), "\\frac"),
-    **dict.fromkeys("left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr middle".split(), ""),
-    **dict.fromkeys("displaystyle textstyle scriptstyle limits nolimits bf rm it sf tt boldmath".split(), " "),
-    **dict.fromkeys("large Large LARGE huge Huge small normalsize".split(), " "),
-    **dict.fromkeys(("quad", "qquad", "enspace", "thinspace", "medspace", "space", "nobreakspace"), " "),
-    **dict.fromkeys(("mathbf", "boldsymbol", "bm", "mathit", "mathsf", "mathnormal", "mathtt", "pmb", "ensuremath",
-    "underline", "boxed", "fbox"), ""),
-    **dict.fromkeys("mbox textrm textbf textit textnormal textsf texttt mathrm operatorname hbox textup".split(),
-    "\\text"),
-    **dict.fromkeys(("cdot", "times", "ast"), "*"),
-    **dict.fromkeys(("vert", "lvert", "rvert", "mid"), "|"),
-    **dict.fromkeys(("le", "leqslant", "leqq"), "\\leq "),
-    **dict.fromkeys(("ge", "geqslant", "geqq"), "\\geq "),
-    **dict.fromkeys(("dots", "cdots", "dotsc"), "\\ldots "),
-    **dict.fromkeys(("simeq", "thickapprox"), "\\approx "),
-    **dict.fromkeys(("degrees", "textdegree"), "\\degree "),
-    "div": "/", "ne": "\\neq ", "lt": "<", "gt": ">", "lbrace": "\\{", "rbrace": "\\}", "lbrack": "[", "rbrack": "]",
-    "varnothing": "\\emptyset ", "infin": "\\infty ", "imath": "i", "colon": ":", "lor": ",", "wedge": "\\land ",
-    "euro": "€", "pounds": "£", "textdollar": "\\$", "dollar": "\\$", "percent": "%",
+    command: spelling
+    for spelling, commands in {
+        "\\frac": "dfrac tfrac cfrac", "\\binom": "dbinom tbinom",
+        "": "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr middle mathbf boldsymbol bm "
+        "mathit mathsf mathnormal mathtt pmb ensuremath underline boxed fbox",
+        " ": "displaystyle textstyle scriptstyle limits nolimits bf rm it sf tt boldmath large Large LARGE huge Huge "
+        "small normalsize quad qquad enspace thinspace medspace space nobreakspace",
+        "\\text": "mbox textrm textbf textit textnormal textsf texttt mathrm operatorname hbox textup",
+        "*": "cdot times ast", "|": "vert lvert rvert mid", "\\leq ": "le leqslant leqq", "\\geq ": "ge geqslant geqq",
+        "\\ldots ": "dots cdots dotsc", "\\approx ": "simeq thickapprox", "\\degree ": "degrees textdegree",
+        "/": "div", "\\neq ": "ne", "<": "lt", ">": "gt", "\\{": "lbrace", "\\}": "rbrace", "[": "lbrack",
+        "]": "rbrack", "\\emptyset ": "varnothing", "\\infty ": "infin", "i": "imath", ":": "colon", ",": "lor",
+        "\\land ": "wedge", "€": "euro", "£": "pounds", "\\$": "textdollar dollar", "%": "percent", "\\cup ": "bigcup",
+        "\\cap ": "bigcap", "\\setminus ": "backslash smallsetminus", "\\mod ": "bmod",
+    }.items()
+    for command in commands.split()
 }  # fmt: skip
-_COMMAND = re.compile(r"\\([A-Za-z]+)\s*")
-_TOKEN = re.compile(r"\s*(\{|\\sqrt\{[^{}]*\}|\\[a-zA-Z]+|[0-9a-zA-Z])")
-_FUNCTIONS = frozenset(
+FUNCTIONS = frozenset(
     "arcsin arccos arctan sinh cosh tanh sin cos tan cot sec csc log ln exp lg lcm gcd max min det arg".split()
 )
+_COMMAND = re.compile(r"\\([A-Za-z]+)\s*")
+_TOKEN = re.compile(r"\s*(\{|\\sqrt\{[^{}]*\}|\\[a-zA-Z]+|[0-9a-zA-Z])")
+_ARGUMENTS = re.compile(r"\\(?:frac|binom)(?![a-zA-Z])")
 _WORD_SYMBOLS = re.compile(r"(?<![\\a-zA-Z])(pi|infinity|sqrt|sin|cos|tan|cot|sec|csc|ln|log)(?![a-zA-Z])")
 _SPACING = re.compile(r"\\[,;:> ]|~|\\\n|\s+|\\hspace\*?\{[^{}]*\}")
 _EDGES = tuple("\\, \\; \\: \\! \\> \\quad \\qquad \\blacksquare \\checkmark".split()) + ("\\ ", "\\\\")
+_PRAISE = re.compile(r"(?:\s|[✅✔☑✨⭐🎉🎊🏆👍💯🔥🌟🙂😀😊😄])+$")  # at the end; a cross is left there and refused
 _MAX_WRAPPERS = 20
-_SIMPLE_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
-_PLAIN_JOINER = re.compile(r"(?<= )(and|or)(?= )")
-_NUMERIC_TEXT = re.compile(r"\s*[-+]?[\d.,/]+%?\s*|\s*\(?[A-Za-z]\)?\s*")
-_LEAD = re.compile(
-    r"(?:(?:so|thus|hence|therefore|then)[,\s]+)?"
-    r"(?:there (?:are|is)\s+|(?:the|my|our|its)\s+(?:(?!not\b|wrong\b)[a-z]+\s+){0,3}?"
-    r"(?:(?!not\b|wrong\b)[a-z]+)\s*(?:is|are|=|:|equals)(?:\s+|(?=[$\\(\d])):?\s*|(?:answer|result|solution)\s*(?:is|are|=|:)\s*)",
+_TEXT_OPENING = re.compile(r"\\text\s*\{")
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_MATHS_IN_TEXT = re.compile(r"\s*[-+\\$]|\s*\d[\d,.:/]*%?(?:\s|$)|[^=\\]*[=\\]|\s*\d+[A-F]|\s*\(?[A-Za-z]\)?\s*$")
+_UNIT_FRACTION = re.compile(r"\\frac\{\\text\{([^{}]*)\}\}\{\\text\{([^{}]*)\}(?:\^\{?(\d)\}?)?\}")
+_LEAD = re.compile(  # what a sentence says before its value: "The value of $n$ is", "There are", "Domain:"
+    r"(?:(?:so|thus|hence|therefore|then|finally)[,\s]+)?(?:there (?:are|is)(?=\s)"
+    r"|(?:the|my|our|its|it|this|answer|result|solution)\b[^=<>.;?!]*?\s(?:is|are|equals)(?=[\s$:*]|\\)"
+    r"|(?:(?:the|my|our|final)\s+)*(?:answer|result|solution)\s*[=:]|[a-z]{4,}\s*:(?=\s)):?\s*",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(
+    r"n't\b|\b(?:not|never|no|nor|neither|wrong\w*|incorrect\w*|false|or|either|maybe|perhaps|possibly|otherwise|else"
+    r"|unless|if|option|case)\b",
     re.IGNORECASE,
 )
 _TEXT_WORDS = re.compile(r"[A-Za-z][A-Za-z ,.'&/\-]*")
 _KNOWN_WORDS = frozenset("yes no true false even odd none all dne max min never always both".split())
 _SYNONYMS = {"does not exist": "dne", "no solutions": "no solution"}
-_NOT_TEXT = frozenset("sqrt arcsin arccos arctan sinh cosh tanh infinity frac".split())
+_ALL_REALS = frozenset(("all real numbers", "all reals", "the real numbers", "real numbers"))
+_NOT_TEXT = FUNCTIONS | frozenset(("sqrt", "infinity", "frac"))
 _WRAPPERS = (("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("$", "$"), ("*", "*"), ("`", "`"), ("__", "__"), ('"', '"'))
 
 
 @lru_cache(maxsize=1 << 16)
 def normalize(answer: str) -> str:
-    """The one spelling of an answer (see the file's head); "" when nothing is left. Linear but for short answers'
-    regexes.
-    """
+    """The one spelling of an answer (see the file's head); "" when nothing is left."""
     text = answer.strip()
     if text.isdecimal() and text.isascii():
         return text
-    text = _unwrap(text.translate(_TRANSLATION).replace("\x00", " "))
-    text = _unwrap_leading_text(text)
-    lead = _LEAD.match(text)
-    text = _unwrap(text[lead.end() :]) if lead else text
+    text = _unwrap(_PRAISE.sub("", text.translate(_TRANSLATION)))
+    plain = _TEXT.sub(r"\1", text) if text.startswith("\\text") else text
+    lead = _LEAD.match(plain)
+    if lead and not _DENIED.search(lead[0]):
+        text = _unwrap(plain[lead.end() :])
     words = _as_words(text)
+    if words in _ALL_REALS:
+        return "\\mathbb{R}"
     return f"\\text{{{words}}}" if words else _normalize_math(text)
 
 
@@ -109,11 +106,11 @@ def _unwrap(text: str) -> str:
         for opening, closing in _WRAPPERS:
             if len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
                 inner = text[len(opening) : -len(closing)]
-                if opening not in inner and not inner.endswith("\\"):
+                if opening not in inner.replace("\\$", "") and not inner.endswith("\\"):
                     text = inner
-        if text.startswith("$") or (text.endswith("$") and not text.endswith("\\$")):
-            text = text.strip("$") if text.count("$") == 1 else text
-        if text.startswith("{") and _closing(text, 0) == len(text) - 1:
+        if text.replace("\\$", "").count("$") == 1:
+            text = text[1:] if text[0] == "$" else text[:-1] if text[-1] == "$" and text[-2:] != "\\$" else text
+        if text.startswith("{") and closing_brace(text, 0) == len(text) - 1:
             text = text[1:-1]
         if text == before:
             break
@@ -126,86 +123,80 @@ def _strip_spacing(text: str) -> str:
     while text != before:
         before, text = text, text.strip(" \t\r\n,;~")
         for mark in _EDGES:
-            text = (
-                text.removeprefix(mark)
-                if not mark.endswith("d") or not text[len(mark) : len(mark) + 1].isalpha()
-                else text
-            )
+            if not (mark.endswith("d") and text[len(mark) : len(mark) + 1].isalpha()):
+                text = text.removeprefix(mark)
             text = text.removesuffix(mark)
     return text.removesuffix("\\")
 
 
-def _closing(text: str, opening: int) -> int:
+def closing_brace(text: str, opening: int) -> int:
+    """Index of the brace that closes the one at `opening`, -1 when none does; escaped braces do not count."""
     depth = 0
     for index in range(opening, len(text)):
-        if text[index] in "{}" and text[index - 1 : index] != "\\":
+        if text[index] in "{}" and (index == 0 or text[index - 1] != "\\"):
             depth += 1 if text[index] == "{" else -1
             if depth == 0:
                 return index
     return -1
 
 
-def _unwrap_leading_text(text: str) -> str:
-    r"""`\text{The answer is } 42` reads like `The answer is 42`."""
-    match = _SIMPLE_TEXT.match(text)
-    return match[1] + text[match.end() :] if match and _LEAD.fullmatch(match[1]) else text
-
-
 def _as_words(text: str) -> str:
     """The text answer that `text` is, in lower case; "" when it is mathematics."""
-    plain = _SIMPLE_TEXT.sub(
-        r"\1", re.sub(r"\\(?:mbox|textrm|textbf|textit|mathrm|textnormal)(?=\s*\{)", r"\\text", text)
-    )
+    plain = _TEXT.sub(r"\1", re.sub(r"\\(?:mbox|textrm|textbf|textit|mathrm|textnormal)(?=\s*\{)", r"\\text", text))
     wrapped = plain != text
     plain = " ".join(_SPACING.sub(" ", plain).split()).strip(" .,")
     if not _TEXT_WORDS.fullmatch(plain):
         return ""
     words = re.findall("[a-z]+", plain.lower())
-    if any(word in _NOT_TEXT or word in _FUNCTIONS for word in words):
+    if _NOT_TEXT.intersection(words):
         return ""
-    long = any(len(word) >= 4 for word in words)
-    if (
-        not long
-        and not any(word in _KNOWN_WORDS for word in words)
-        and not (wrapped and len(plain) > 1 and " " not in plain)
-    ):
+    long = any(len(word) >= 4 or word in _KNOWN_WORDS for word in words)
+    if not long and not (wrapped and len(plain) > 1 and " " not in plain):
         return ""
     return _SYNONYMS.get(plain.lower(), plain.lower())
 
 
 def _normalize_math(text: str) -> str:
     text = text.replace("\\!", "").replace("{,}", ",").replace("\\%", "%").replace("**", "^").replace("...", "\\ldots ")
+    text = re.sub(r"\\\\\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\]", r"\\\\", text)  # \\[4pt]
     text = text.replace("\\\\", ROW) if "\\begin" in text else text.replace("\\\\", "\\")
     text = text.replace("{:}", ":").replace("$", " ") if "\\$" not in text else text
     text = re.sub(r"\\(?:textcolor|colorbox|color)\{[^{}]*\}", "", text) if "color" in text else text
     text = re.sub(r"\\left\s*\.|\\right\s*\.", "", text)
+    text = re.sub(r"\\not\s*=|\\not\s*\\in(?![a-z])", r"\\neq ", text)
     text = _COMMAND.sub(_one_command, text)
     text = re.sub(r"\^\s*\{\s*\\(?:circ|degree)\s*\}|\^\s*\\(?:circ|degree)(?![a-zA-Z])", r"\\degree ", text)
     text = re.sub(r"\^\s*o(?![a-zA-Z])", r"\\degree ", text) if text.endswith("^o") else text
     text = _SPACING.sub(" ", text)
-    text = _SIMPLE_TEXT.sub(_one_text, text)
-    text = _PLAIN_JOINER.sub(lambda m: _joiner(m[1], m.string), text)
+    text = _one_modulus(text) if "mod" in text else text
+    text = _open_texts(_UNIT_FRACTION.sub(r"\\text{\1/\2\3}", text)) if "\\text" in text else text
+    text = re.sub(r"(?<= )(and|or)(?= )", lambda m: _joiner(m[1], m.string), text)
     text = _WORD_SYMBOLS.sub(lambda m: "\\infty " if m[1] == "infinity" else f"\\{m[1]} ", text)
     text = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"(\d)\s*[xX]\s*(10\s*\^)", r"\1*\2", text)
-    text = re.sub(r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"^([^{}]*)\\over(?![a-zA-Z])([^{}]*)$", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"\\(sqrt|dot|bar|overline)\s*([0-9a-zA-Z])", r"\\\1{\2}", text)
-    text = _brace_fractions(text) if "\\frac" in text else text
+    for word, command in (("over", "frac"), ("choose", "binom")):
+        if f"\\{word}" in text:
+            for pattern in (
+                rf"\{{([^{{}}]*)\\{word}(?![a-zA-Z])([^{{}}]*)\}}",
+                rf"^([^{{}}]*)\\{word}(?![a-zA-Z])([^{{}}]*)$",
+            ):
+                text = re.sub(pattern, rf"\\{command}{{\1}}{{\2}}", text)
+    text = re.sub(r"\\(sqrt|dot|bar|overline|mathbb)\s*([0-9a-zA-Z])", r"\\\1{\2}", text)
+    text = _brace_arguments(text) if "\\frac" in text or "\\binom" in text else text
     text = re.sub(r"(\d)\s*(?:\\text\{to\}|to)\s*(\d)", r"\1:\2", text)  # 3 to 2
     text = re.sub(r"([\^_])\s*(-?\d+|-?[a-zA-Z]|\\[a-zA-Z]+)(?!\{)", r"\1{\2}", text)
     text = re.sub(r"(?<![\w}\\^_\])])\{(-?[\w.,]+)\}", r"\1", text)  # {42}, what a dropped \bf leaves
     text = re.sub(r"(?<![\w})\]!|%])\+(?=\\infty|\d|\\frac)", "", text)  # a plus sign that only says "positive"
     text = _squeeze(text)
-    if text in ("\\{\\}", "\\{\\emptyset\\}"):
-        return "\\emptyset"
-    return text.replace("\\mathbb{R}", "(-\\infty,\\infty)") if text in ("\\mathbb{R}", "x\\in\\mathbb{R}") else text
+    if text.startswith("{") and closing_brace(text, 0) == len(text) - 1:
+        text = text[1:-1]
+    return "\\emptyset" if text in ("\\{\\}", "\\{\\emptyset\\}") else text
 
 
-def _brace_fractions(text: str) -> str:
-    r"""`\frac12`, `\frac1{72}`, `\frac\pi6` with both arguments in braces, as TeX reads them: one token each."""
+def _brace_arguments(text: str) -> str:
+    r"""`\frac12`, `\frac1{72}`, `\binom n2` with both arguments in braces, as TeX reads them: one token each."""
     pieces, position = [], 0
-    for command in re.finditer(r"\\frac(?![a-zA-Z])", text):
+    for command in _ARGUMENTS.finditer(text):
         if command.start() < position:
             continue
         pieces.append(text[position : command.end()])
@@ -218,10 +209,10 @@ def _brace_fractions(text: str) -> str:
             if argument[1] != "{":
                 pieces.append(f"{{{argument[1]}}}")
             else:
-                closing = _closing(text, position - 1)
+                closing = closing_brace(text, position - 1)
                 if closing < 0:
                     return text
-                pieces.append(f"{{{_brace_fractions(text[position:closing])}}}")
+                pieces.append(f"{{{_brace_arguments(text[position:closing])}}}")
                 position = closing + 1
     return "".join([*pieces, text[position:]])
 
@@ -234,31 +225,48 @@ def _one_command(match: re.Match[str]) -> str:
     return f"\\{name} " if follows.isalpha() else f"\\{name}"
 
 
-def _one_text(match: re.Match[str]) -> str:
-    """Numbers and single letters leave `\\text{}` unless they follow a number (there they are a unit); functions get
-    their backslash.
-    """
-    inner = match[1].strip()
-    if inner in _FUNCTIONS:
+def _one_modulus(text: str) -> str:
+    r"""`(\mathrm{mod}\ 7)`, `(mod 7)`, `\pmod 7` as `\pmod{7}`; `2024 \bmod 10` stays an operation."""
+    text = re.sub(r"\\text\s*\{ ?mod ?\}", r"\\mod ", text)
+    last = r"|\\mod\s*(\w+)$" if "\\equiv" in text else ""
+    found = re.compile(r"\(\s*\\?mod\s*([^()]+)\)|\\pmod\s*(\w+)" + last)
+    return found.sub(lambda m: f"\\pmod{{{m[m.lastindex or 0].strip()}}}", text)
+
+
+def _open_texts(text: str) -> str:
+    r"""Mathematics leaves its `\text{}`, unless it follows a number, where it is a unit; words stay inside."""
+    pieces, position = [], 0
+    for opening in _TEXT_OPENING.finditer(text):
+        closing = closing_brace(text, opening.end() - 1)
+        if opening.start() < position or closing < 0:
+            continue
+        before = text[position : opening.start()]
+        pieces += [
+            before,
+            _one_text(text[opening.end() : closing].strip(), ("".join(pieces[-1:]) + before).rstrip(" ,"), text),
+        ]
+        position = closing + 1
+    return "".join([*pieces, text[position:]])
+
+
+def _one_text(inner: str, before: str, text: str) -> str:
+    after_number = bool(before) and (before[-1].isalnum() or before[-1] in "}%)")
+    if inner in FUNCTIONS and not (after_number and inner == "min"):
         return f"\\{inner} "
-    if inner in ("and", "or", ", and", ", or"):
-        return _joiner(inner[-3:].strip(), match.string)
+    if inner.strip(", ") in ("and", "or"):
+        return _joiner(inner.strip(", "), text)
     if inner == "infinity":
         return "\\infty "
     if not inner.strip(".,;:"):
         return inner.strip(".:") or " "
-    if inner in ("e", "i"):
-        return inner
-    before = match.string[: match.start()].rstrip(" ,")
-    after_number = bool(before) and (before[-1].isalnum() or before[-1] in "}%)")
-    if _NUMERIC_TEXT.fullmatch(inner) and not after_number:
+    if inner in ("e", "i") or (not after_number and _MATHS_IN_TEXT.match(inner)):
         return inner
     return f"\\text{{{' '.join(inner.split())}}}"
 
 
 def _joiner(word: str, text: str) -> str:
     """`and` between inequalities means both at once; any other `and` or `or` makes a list."""
-    inequalities = any(sign in text for sign in ("<", ">", "\\leq", "\\geq"))
+    inequalities = any(sign in text for sign in ("<", ">", "\\leq", "\\geq", "\\neq"))
     return " \\land " if word == "and" and inequalities else " , "
 
 
@@ -270,112 +278,3 @@ def _squeeze(text: str) -> str:
     for index in range(0, len(parts), 2):
         parts[index] = re.sub(r"(?<![\w.]) | (?![\w.])", "", parts[index])
     return "".join(parts).replace(" \\text", "\\text")
-
-
-# ---------------------------------------------------------------------------------------------------------- numbers
-
-_DECIMAL = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)(?:\.\d*)?|\.\d+"
-_PLAIN = re.compile(rf"([+-]?)({_DECIMAL})")
-_SCIENTIFIC = re.compile(rf"([+-]?)(?:({_DECIMAL})(?:[eE]([+-]?\d+)|\*10\^\{{([+-]?\d+)\}})|10\^\{{([+-]?\d+)\}})")
-_FRACTION = re.compile(
-    rf"([+-]?)\\frac\{{([+-]?(?:{_DECIMAL}))\}}\{{([+-]?(?:{_DECIMAL}))\}}|([+-]?)({_DECIMAL})/([+-]?(?:{_DECIMAL}))"
-)
-_MIXED = re.compile(r"([+-]?)(\d+) ?\\frac\{(\d+)\}\{(\d+)\}|([+-]?)(\d+)[ +](\d+)/(\d+)")
-_REPEATING = re.compile(
-    r"([+-]?)(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\{(\d+)\}|\\dot\{(\d)\}(\d*)\\dot\{(\d)\}|\((\d+)\))"
-)
-_ELLIPSIS = re.compile(r"([+-]?)(\d*)\.(\d+)\\ldots")
-_SQUARE_PAIR = re.compile(r"\(([^()]*)\)")
-
-
-@lru_cache(maxsize=1 << 16)
-def number(text: str) -> Fraction | None:
-    """The exact value of a normalised string that is one number; None when it is anything else, or too long to be
-    honest.
-    """
-    if not text or len(text) > MAX_DIGITS:
-        return None
-    if text.isdecimal():
-        return Fraction(int(text))
-    percent = text.endswith("%")
-    if percent:
-        text = text[:-1].rstrip()
-    if text.startswith("(") and text.endswith(")") and _SQUARE_PAIR.fullmatch(text) and "," not in text:
-        text = text[1:-1]
-    value = _plain(text)
-    if value is None:
-        value = _scientific(text)
-    if value is None:
-        value = _fraction(text)
-    if value is None:
-        value = _mixed(text)
-    if value is None:
-        value = _repeating(text)
-    return value if value is None or not percent else value / 100
-
-
-def _decimal(digits: str) -> Fraction:
-    return Fraction(digits.replace(",", "").replace(" ", "").rstrip("."))
-
-
-def _plain(text: str) -> Fraction | None:
-    match = _PLAIN.fullmatch(text)
-    return _signed(match[1], _decimal(match[2])) if match else None
-
-
-def _scientific(text: str) -> Fraction | None:
-    match = _SCIENTIFIC.fullmatch(text)
-    if not match:
-        return None
-    exponent = match[3] or match[4] or match[5]
-    if len(exponent) > 4 or abs(int(exponent)) > MAX_DIGITS:
-        return None
-    return _signed(match[1], _decimal(match[2] or "1") * Fraction(10) ** int(exponent))
-
-
-def _fraction(text: str) -> Fraction | None:
-    match = _FRACTION.fullmatch(text)
-    if not match:
-        return None
-    sign, upper, lower = match.group(1, 2, 3) if match[2] else match.group(4, 5, 6)
-    top, bottom = _plain(upper), _plain(lower)
-    return _signed(sign, top / bottom) if top is not None and bottom else None
-
-
-def _mixed(text: str) -> Fraction | None:
-    match = _MIXED.fullmatch(text)
-    if not match:
-        return None
-    sign, whole, upper, lower = match.group(1, 2, 3, 4) if match[2] else match.group(5, 6, 7, 8)
-    if not 0 < int(upper) < int(lower):  # 3\frac{5}{2} is no mixed number
-        return None
-    return _signed(sign, int(whole) + Fraction(int(upper), int(lower)))
-
-
-def _repeating(text: str) -> Fraction | None:
-    match = _REPEATING.fullmatch(text)
-    if match:
-        sign, whole, fixed = match.group(1, 2, 3)
-        cycle = "".join(part for part in match.groups()[3:] if part)
-        return _signed(sign, _with_cycle(whole, fixed, cycle))
-    match = _ELLIPSIS.fullmatch(text)
-    if match:
-        sign, whole, digits = match.groups()
-        for length in range(
-            1, len(digits) // 2 + 1
-        ):  # the shortest cycle that is written out at least twice, thrice for one digit
-            for start in range(len(digits) - 2 * length + 1):
-                tail = digits[start:]
-                cycle = tail[:length]
-                if len(tail) >= max(3, 2 * length) and (cycle * len(tail))[: len(tail)] == tail:
-                    return _signed(sign, _with_cycle(whole, digits[:start], cycle))
-    return None
-
-
-def _with_cycle(whole: str, fixed: str, cycle: str) -> Fraction:
-    head = Fraction(int((whole or "0") + fixed), 10 ** len(fixed))
-    return head + Fraction(int(cycle), (10 ** len(cycle) - 1) * 10 ** len(fixed))
-
-
-def _signed(sign: str | None, value: Fraction) -> Fraction:
-    return -value if sign == "-" else value

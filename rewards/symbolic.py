@@ -11,9 +11,9 @@ import re
 from functools import lru_cache
 from typing import Any
 
+import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, latex2sympy
 from math_verify import verify
-from sympy import Basic, Eq, I, MatrixBase, Rational, nan, oo, simplify, zoo
 from sympy.core.evalf import PrecisionExhausted
 from sympy.core.function import AppliedUndef
 
@@ -26,9 +26,12 @@ _READING = ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fraction
 _DEGREES = re.compile(r"(\d+|\\frac\{\d+\}\{\d+\})\\degree")
 _DECIMAL = re.compile(r"(\d*)\.(\d+)")
 _MIXED = re.compile(r"(?<![\d}^.)])(\d+)\\frac\{(\d+)\}\{(\d+)\}")
-_POINTS = tuple(Rational(n, d) for n, d in ((17, 11), (23, 7), (5, 13), (29, 19), (41, 17), (3, 31), (53, 23), (8, 37)))
+_POINTS = tuple(
+    sympy.Rational(n, d) for n, d in ((17, 11), (23, 7), (5, 13), (29, 19), (41, 17), (3, 31), (53, 23), (8, 37))
+)
 _UNDECIDED_DIGITS = 1000
-_CLOSE = Rational(1, 10**15)
+_CONSTANTS = frozenset(("C", "c", "K", "k", "C_{1}", "c_{1}"))  # of integration
+_CLOSE = sympy.Rational(1, 10**15)
 
 
 def equal_expressions(answer: str, gold: str) -> bool:
@@ -53,11 +56,45 @@ def _quietly(function: Any, *args: str) -> Any:
 
 def _equal(answer: str, gold: str) -> bool:
     a, g = _parse(answer), _parse(gold)
-    if isinstance(a, Eq) and isinstance(g, Eq):
+    if isinstance(a, sympy.Eq) and isinstance(g, sympy.Eq):
         return _same_equation(a, g)
     if _is_number(a) and _is_number(g):
         return _same_number(a, g)
-    return _agree_at_points(a, g) and bool(verify(g, a, timeout_seconds=None))
+    if not isinstance(a, sympy.Expr) or not isinstance(g, sympy.Expr):
+        return _agree_at_points(a, g) and bool(verify(g, a, timeout_seconds=None))
+    a = _with_constant_of(a, g)
+    if (a - g).has(sympy.factorial, sympy.binomial):
+        return bool(sympy.gammasimp((a - g).rewrite(sympy.gamma)) == 0)
+    return _agree_at_points(a, g) and (bool(verify(g, a, timeout_seconds=None)) or _same_where_real(a, g))
+
+
+def _with_constant_of(a: Any, g: Any) -> Any:
+    """An added constant of integration under the name that the gold gives it: x^2+c for x^2+C."""
+    ours, theirs = a.free_symbols - g.free_symbols, g.free_symbols - a.free_symbols
+    if len(ours) == len(theirs) == 1:
+        (mine,), (wanted,) = ours, theirs
+        if {mine.name, wanted.name} <= _CONSTANTS and not (a - mine).has(mine) and not (g - wanted).has(wanted):
+            return a.subs(mine, wanted)
+    return a
+
+
+def _same_where_real(a: Any, g: Any) -> bool:
+    r"""Whether two expressions are equal for positive values, and for negative ones wherever their roots and logarithms
+    are real: \ln x^2 is 2\ln x, but |x| is not x.
+    """
+    symbols = sorted(a.free_symbols | g.free_symbols, key=str)
+    for signs in ((-1,), (-1, 1), (1, -1)):
+        point = {symbol: signs[index % len(signs)] * _POINTS[index % 8] for index, symbol in enumerate(symbols)}
+        if _is_real_at(a, point) and _is_real_at(g, point) and not _same_number(a.subs(point), g.subs(point)):
+            return False
+    positive = {symbol: sympy.Symbol(symbol.name, positive=True) for symbol in symbols}
+    return bool(sympy.simplify(sympy.expand_log(a.subs(positive) - g.subs(positive))) == 0)
+
+
+def _is_real_at(expression: Any, point: Any) -> bool:
+    inner = [part.args[0] for part in expression.atoms(sympy.log)]
+    inner += [part.base for part in expression.atoms(sympy.Pow) if not part.exp.is_Integer]
+    return all(part.subs(point).is_nonnegative for part in inner)
 
 
 @lru_cache(maxsize=1024)  # reading costs more than comparing, and a group of samples shares its gold
@@ -69,11 +106,11 @@ def _parse(text: str) -> Any:
     text = _DEGREES.sub(r"(\\frac{\1*\\pi}{180})", text)
     text = text.replace(ROW, "\\\\").replace("*", "\\cdot ").replace("%", "\\cdot \\frac{1}{100}")
     parsed: Any = latex2sympy(text, normalization_config=_SPELLING, conversion_config=_READING)
-    if not isinstance(parsed, (Basic, MatrixBase)):
+    if not isinstance(parsed, (sympy.Basic, sympy.MatrixBase)):
         raise ValueError("neither an expression nor a matrix")
-    parsed = parsed.doit() if not isinstance(parsed, Eq) else parsed
+    parsed = parsed.doit() if not isinstance(parsed, sympy.Eq) else parsed
     # type: ignore[union-attr]
-    parsed = parsed.subs({symbol: I for symbol in parsed.free_symbols if symbol.name == "i"})
+    parsed = parsed.subs({symbol: sympy.I for symbol in parsed.free_symbols if symbol.name == "i"})
     return parsed.replace(_is_odd_root_of_negative, lambda root: -((-root.base) ** root.exp))
 
 
@@ -92,12 +129,12 @@ def _is_odd_root_of_negative(part: Any) -> bool:
 
 
 def _is_number(parsed: Any) -> bool:
-    return isinstance(parsed, Basic) and bool(parsed.is_number) and not parsed.has(AppliedUndef)
+    return isinstance(parsed, sympy.Basic) and bool(parsed.is_number) and not parsed.has(AppliedUndef)
 
 
 def _same_number(a: Any, g: Any) -> bool:
-    if any(value.has(oo, -oo, zoo, nan) for value in (a, g)):
-        return bool(a == g) and a not in (zoo, nan)
+    if any(value.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan) for value in (a, g)):
+        return bool(a == g) and a not in (sympy.zoo, sympy.nan)
     if (a - g).is_real:
         return _same_real(a, g)
     return all(_same_real(x, y) for x, y in zip(a.as_real_imag(), g.as_real_imag(), strict=True))
@@ -115,10 +152,10 @@ def _same_real(x: Any, y: Any) -> bool:
     return bool(abs(x.evalf(20) - y.evalf(20)) <= _CLOSE * max(1, abs(y.evalf(20))))
 
 
-def _same_equation(a: Eq, g: Eq) -> bool:
+def _same_equation(a: sympy.Eq, g: sympy.Eq) -> bool:
     """Two equations are the same when one is a nonzero multiple of the other, all on one side."""
     left, right = a.lhs - a.rhs, g.lhs - g.rhs  # type: ignore[operator]
-    ratio = simplify(left / right)
+    ratio = sympy.simplify(left / right)
     return bool(ratio.is_number and ratio.is_nonzero and ratio.is_finite)
 
 
@@ -127,8 +164,8 @@ def _agree_at_points(a: Any, g: Any) -> bool:
     symbols = sorted(a.free_symbols | g.free_symbols, key=str)
     if (
         not symbols
-        or not isinstance(a, Basic)
-        or not isinstance(g, Basic)
+        or not isinstance(a, sympy.Basic)
+        or not isinstance(g, sympy.Basic)
         or a.is_Relational
         or not hasattr(a, "is_commutative")
     ):

@@ -14,8 +14,9 @@ import rewards
 from rewards import Grade, Verifier, extract_answer, shape_reward, vote_key
 from rewards.check import grade_cases, read_cases, report
 from rewards.compare import UNDECIDED, compare
+from rewards.exact import number
 from rewards.extract import final_answers
-from rewards.normalize import normalize, number
+from rewards.normalize import normalize
 
 CASES = Path(__file__).parent / "data" / "verifier_cases.jsonl"
 ROOT = Path(__file__).resolve().parent.parent
