@@ -39,7 +39,7 @@ _COMMANDS = {
         "\\text": "mbox textrm textbf textit textnormal textsf texttt mathrm operatorname hbox textup",
         "*": "cdot times ast", "|": "vert lvert rvert mid", "\\leq ": "le leqslant leqq", "\\geq ": "ge geqslant geqq",
         "\\ldots ": "dots cdots dotsc", "\\approx ": "simeq thickapprox", "\\degree ": "degrees textdegree",
-        "/": "div", "\\neq ": "ne", "<": "lt", ">": "gt", "\\{": "lbrace", "\\}": "rbrace", "[": "lbrack",
+        "/": "div", "\\log_{10}": "lg", "\\neq ": "ne", "<": "lt", ">": "gt", "\\{": "lbrace", "\\}": "rbrace", "[": "lbrack",
         "]": "rbrack", "\\emptyset ": "varnothing", "\\infty ": "infin", "i": "imath", ":": "colon", ",": "lor",
         "\\land ": "wedge", "€": "euro", "£": "pounds", "\\$": "textdollar dollar", "%": "percent", "\\cup ": "bigcup",
         "\\cap ": "bigcap", "\\setminus ": "backslash smallsetminus", "\\mod ": "bmod",
@@ -52,6 +52,7 @@ FUNCTIONS = frozenset(
 _COMMAND = re.compile(r"\\([A-Za-z]+)\s*")
 _TOKEN = re.compile(r"\s*(\{|\\sqrt\{[^{}]*\}|\\[a-zA-Z]+|[0-9a-zA-Z])")
 _ARGUMENTS = re.compile(r"\\(?:frac|binom)(?![a-zA-Z])")
+_MODULUS = re.compile(r"\(\s*\\?mod\s*([^()]+)\)|\\pmod\s*(\w+)|\\mod\s*(\w+)$")
 _WORD_SYMBOLS = re.compile(r"(?<![\\a-zA-Z])(pi|infinity|sqrt|sin|cos|tan|cot|sec|csc|ln|log)(?![a-zA-Z])")
 _SPACING = re.compile(r"\\[,;:> ]|~|\\\n|\s+|\\hspace\*?\{[^{}]*\}")
 _EDGES = tuple("\\, \\; \\: \\! \\> \\quad \\qquad \\blacksquare \\checkmark".split()) + ("\\ ", "\\\\")
@@ -181,7 +182,7 @@ def _normalize_math(text: str) -> str:
                 rf"^([^{{}}]*)\\{word}(?![a-zA-Z])([^{{}}]*)$",
             ):
                 text = re.sub(pattern, rf"\\{command}{{\1}}{{\2}}", text)
-    text = re.sub(r"\\(sqrt|dot|bar|overline|mathbb)\s*([0-9a-zA-Z])", r"\\\1{\2}", text)
+    text = re.sub(r"\\(sqrt|dot|bar|overline|mathbb|hat|vec|tilde)\s*([0-9a-zA-Z])", r"\\\1{\2}", text)
     text = _brace_arguments(text) if "\\frac" in text or "\\binom" in text else text
     text = re.sub(r"(\d)\s*(?:\\text\{to\}|to)\s*(\d)", r"\1:\2", text)  # 3 to 2
     text = re.sub(r"([\^_])\s*(-?\d+|-?[a-zA-Z]|\\[a-zA-Z]+)(?!\{)", r"\1{\2}", text)
@@ -228,9 +229,7 @@ def _one_command(match: re.Match[str]) -> str:
 def _one_modulus(text: str) -> str:
     r"""`(\mathrm{mod}\ 7)`, `(mod 7)`, `\pmod 7` as `\pmod{7}`; `2024 \bmod 10` stays an operation."""
     text = re.sub(r"\\text\s*\{ ?mod ?\}", r"\\mod ", text)
-    last = r"|\\mod\s*(\w+)$" if "\\equiv" in text else ""
-    found = re.compile(r"\(\s*\\?mod\s*([^()]+)\)|\\pmod\s*(\w+)" + last)
-    return found.sub(lambda m: f"\\pmod{{{m[m.lastindex or 0].strip()}}}", text)
+    return _MODULUS.sub(lambda m: f"\\pmod{{{m[m.lastindex or 0].strip()}}}", text)
 
 
 def _open_texts(text: str) -> str:
@@ -261,7 +260,7 @@ def _one_text(inner: str, before: str, text: str) -> str:
         return inner.strip(".:") or " "
     if inner in ("e", "i") or (not after_number and _MATHS_IN_TEXT.match(inner)):
         return inner
-    return f"\\text{{{' '.join(inner.split())}}}"
+    return f"\\text{{{re.sub(r'[{}^]', '', ' '.join(inner.split()))}}}"
 
 
 def _joiner(word: str, text: str) -> str:

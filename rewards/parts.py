@@ -89,8 +89,9 @@ def listed(text: str) -> tuple[str, ...]:
     """The items of a bare list, () when `text` is none: 1,000 and n=1,000 and $32,348 are one value."""
     if "," not in text and ";" not in text:
         return ()
-    *sides, last = split(text, "=")
-    if number(split_unit(last).core) is not None and not any("," in side for side in sides):
+    if ";" not in text and all(
+        "," not in side or number(split_unit(side).core) is not None for side in split(text, "=")
+    ):
         return ()
     items = split(text, ",")
     if len(items) == 1:
@@ -142,6 +143,19 @@ def pieces_of(text: str) -> tuple[tuple[str, str], ...]:
     return tuple((value.strip(" ,"), _CONDITION_WORDS.sub(r"\1", condition).strip(" ,.")) for value, condition in rows)
 
 
+_INTEGER = re.compile(r"(.+?)(?:,|\\text\{[^{}]*\}|\()+([a-z])\\in ?\\mathbb\{([ZN])\}\)?", re.DOTALL)
+
+
+def without_conditions(a: str, g: str) -> tuple[str, str]:
+    """Both without their last "k an integer", the answer's k under the gold's name: k\\pi for n\\pi, n an integer."""
+    x, y = _INTEGER.fullmatch(a), _INTEGER.fullmatch(g)
+    if x and y and x[3] == y[3] and not re.search(rf"(?<![a-zA-Z]){y[2]}(?![a-zA-Z])", x[1]):
+        return re.sub(rf"(?<![a-zA-Z]){x[2]}(?![a-zA-Z])", y[2], x[1]), y[1]
+    if x and y and (x[2], x[3]) != (y[2], y[3]):
+        return a, g
+    return x[1] if x else a, y[1] if y else g
+
+
 # -------------------------------------------------------------------------------------------------------- statements
 
 _GREEK = r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|nu|phi|varphi|psi|omega|rho|sigma|tau|epsilon|Delta|Omega|ell)"
@@ -190,7 +204,8 @@ class Statement:
         if not self.names or not self.solved:
             return True
         others = unknowns(self.value) - unknowns(self.names[0])
-        return is_curve_side(self.names[0]) or (self.names[0][0] in "xyz" and bool(others))
+        name = self.names[0]
+        return is_curve_side(name) or (re.fullmatch(r"[xyz](?:\([a-z]\))?", name) is not None and bool(others))
 
 
 @lru_cache(maxsize=4096)
@@ -204,7 +219,8 @@ def statement(text: str) -> Statement | None:
     sides = split(body, "=")
     if len(sides) == 1:
         member = split(body, "\\in")
-        sides = member if len(member) == 2 and _VARIABLE.fullmatch(member[0]) else sides
+        named = len(member) == 2 and (_VARIABLE.fullmatch(member[0]) or _NAMED_TUPLE.fullmatch(member[0]))
+        sides = member if named else sides
     if (len(sides) == 1 and not modulus) or not all(sides):
         return None
     if len(sides) == 2 and is_variable(sides[1]) and not is_name(sides[0]):  # 5=x

@@ -66,9 +66,13 @@ def _read(text: str) -> Region | None:
     if len(both) > 1:
         return _intersection([_read(part) for part in both])
     if listed(text):
-        parts = [_read(part) for part in listed(text)]
-        without = all(part and part.holes for part in parts)  # x is neither this nor that
-        return _intersection(parts) if without else _union(parts)
+        first, *rest = listed(text)
+        name = re.match(r"[a-z]\\neq", first)  # x\neq 2,3
+        parts = [_read(first), *(_read(part if has_inequality(part) or not name else name[0] + part) for part in rest)]
+        return _intersection(parts) if any(part and part.holes for part in parts) else _union(parts)
+    member = re.match(r"([a-z])\\in ?", text)
+    if member:
+        return _read(text[member.end() :])
     if len(unions) > 1:
         return _union([_read(part) for part in unions])
     if len(differences) == 2:
@@ -106,9 +110,16 @@ def _inequality(text: str) -> Region | None:
         sides, signs = sides[::-1], [_MIRRORED.get(sign, sign) for sign in reversed(signs)]
     if not set(signs) <= {"<", "\\leq"}:
         return None
-    absolute = re.fullmatch(r"\|([a-z])\|", sides[0] if len(signs) == 1 else "")
-    if absolute and (number(sides[1]) or 0) > 0:  # |x|<2
-        sides, signs = [f"-{sides[1]}", absolute[1], sides[1]], [signs[0], signs[0]]
+    absolute = re.fullmatch(r"\|([a-z])\|(.+)|(.+)\|([a-z])\|", "".join(sides) if len(signs) == 1 else "")
+    if absolute and (number(absolute[2] or absolute[3]) or 0) > 0:
+        bound, name = absolute[2] or absolute[3], absolute[1] or absolute[4]
+        if absolute[2]:  # |x|<2
+            return Region((Span(f"-{bound}", bound, signs[0] == "\\leq", signs[0] == "\\leq"),), name=name)
+        ends = (
+            Span("-\\infty", f"-{bound}", False, signs[0] == "\\leq"),
+            Span(bound, "\\infty", signs[0] == "\\leq", False),
+        )
+        return Region(ends, name=name)  # |x|>2
     elif len(signs) == 1 and is_variable(sides[0]):  # x<2
         sides, signs = ["-\\infty", *sides], ["<", *signs]
     elif len(signs) == 1:  # 1<x
