@@ -1,8 +1,8 @@
 r"""Does an answer equal the gold? Structure and exact numbers here; single expressions are left to a `leaf` comparison.
 
-`equal` takes both sides apart (parts.py) and compares value by value, one rule for each kind: texts, statements
-(`x=5`), bases, roundings, regions, plus-minus, lists, matrices, brackets, units, ratios, expressions; within a rule
-equal strings, then exact Fractions, then `leaf`. It returns True, False, or None for "not decided here". With
+`equal` goes through one rule for each kind of value: texts, statements (`x=5`), matrices, bases, roundings, sets of
+reals, groups (lists, sets, tuples), units, ratios, expressions. The first rule whose kind either side is decides: by
+equal strings, then exact Fractions, then `leaf`. The verdict is True, False, or None for "not decided here". With
 `UNDECIDED` as the leaf no computer algebra is needed and most answers are settled in microseconds (rewards/pool.py
 tries this first, in the caller); in a worker the leaf is symbolic.equal_expressions.
 
@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import parts
+from . import parts, statements
 from .exact import number
 from .guards import MAX_ALGEBRA_ITEMS, MAX_CHARS, TooLarge, check_size
 from .normalize import normalize
-from .parts import bracket, listed, split, statement, unknowns
 from .regions import has_inequality, region, speaks_of_regions
+from .statements import Statement, statement, unknowns
 from .units import split_unit
 
 Verdict = bool | None
@@ -66,25 +66,21 @@ def _guarded_equal(answer: str, gold: str, leaf: Leaf) -> Verdict:
     if len(answer) > MAX_CHARS or len(gold) > MAX_CHARS:
         raise TooLarge
     a, g = normalize(answer), normalize(gold)
-    if not a or not g:
-        return False
-    if a == g:
-        return True
+    if a == g or not a or not g:
+        return bool(a) and a == g
     x, y = number(a), number(g)
     if x is not None and y is not None:
         return x == y
     check_size(a)
     check_size(g)
-    a, g = parts.without_conditions(a, g)
-    return equal(parts.unstacked(a), parts.unstacked(g), leaf)
+    return equal(*parts.without_conditions(a, g), leaf)
 
 
 def equal(a: str, g: str, leaf: Leaf) -> Verdict:
     """Whether normalised answer `a` equals normalised gold `g`; None when a leaf could not decide."""
-    if a == g and leaf.trust_spelling:
-        return True
-    if not a or not g:
-        return False
+    a, g = parts.plain(a), parts.plain(g)
+    if not a or not g or (a == g and leaf.trust_spelling):
+        return bool(a) and a == g
     x, y = number(a), number(g)
     if x is not None and y is not None:
         return x == y
@@ -97,135 +93,110 @@ def equal(a: str, g: str, leaf: Leaf) -> Verdict:
 
 # ------------------------------------------------------------------------------------------------- words and choices
 
-_WHOLE_TEXT = re.compile(r"\\text\{([^{}]*)\}")
-_CHOICE = re.compile(
-    r"\(?([A-Ha-h])\)?[.:)]?|\\text\{(?:choice|option|answer) \(?([a-h])\)?\}"
-    r"|\\text\{(?:[Cc]hoice|[Oo]ption)\}\(([A-H])\)"
-)
+_TEXT = re.compile(r"\\text\{([^{}]*)\}")
+_CHOICE = re.compile(r"\(?([A-Ha-h])\)?[.:)]?|\\text\{(?:choice|option|answer) ?\(?([a-h])\)?\}", re.IGNORECASE)
+_CHOICE_OF_WORD = re.compile(r"\\text\{(?:choice|option)\}\(?([A-H])\)?", re.IGNORECASE)
 _CHOICE_AND_VALUE = re.compile(
-    r"(?:\(?([A-H])\)|([A-H])(?=[.:])|\\text\{\(?([A-H])[).:]+\})[:.]? ?(?![A-H]\b)(.+)", re.DOTALL
+    r"(?:\(?([A-H])\)|([A-H])(?=[.:])|\\text\{\(?([A-H])[).:]+\})[:.]? ?(?![A-H]\b)(.+)", re.S
 )
 
 
 def _texts(a: str, g: str, leaf: Leaf):
     """Words equal the same words; a choice letter equals itself in any dress, also with its value beside it."""
-    letter, gold_letter = _CHOICE.fullmatch(a), _CHOICE.fullmatch(g)
+    letter, gold_letter = (_CHOICE.fullmatch(text) or _CHOICE_OF_WORD.fullmatch(text) for text in (a, g))
     if letter and gold_letter:
         return {a, g} != {"e", "E"} and _letter(letter) == _letter(gold_letter)
     labelled = _CHOICE_AND_VALUE.fullmatch(a)
-    if labelled and not _CHOICE_AND_VALUE.fullmatch(g) and not listed(a):
-        if gold_letter:
-            return _letter(labelled) == _letter(gold_letter)
-        return equal(labelled[4].strip(), g, leaf)
-    if _WHOLE_TEXT.fullmatch(a) or _WHOLE_TEXT.fullmatch(g):
-        return _plain_words(a) == _plain_words(g)
+    if labelled and not _CHOICE_AND_VALUE.fullmatch(g) and not parts.listed(a):
+        return _letter(labelled) == _letter(gold_letter) if gold_letter else equal(labelled[4].strip(), g, leaf)
+    if _TEXT.fullmatch(a) or _TEXT.fullmatch(g):
+        words = [" ".join(_TEXT.sub(r" \1 ", text).lower().split()) for text in (a, g)]
+        return words[0] == words[1]
     return NotImplemented
 
 
 def _letter(choice: re.Match[str]) -> str:
-    return next(group for group in choice.groups() if group).upper()
-
-
-def _plain_words(text: str) -> str:
-    return " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).lower().split())
+    return next(found for found in choice.groups() if found).upper()
 
 
 # -------------------------------------------------------------------------------------------------------- statements
 
 
 def _statements(a: str, g: str, leaf: Leaf):
-    """`x=5` says 5 and is said by 5; every link of a chain must hold: 6*7=42 is right, 17=42 is not."""
+    """`x=5` says 5 and is said by 5; an equation still to be solved says nothing, unless the gold is a curve."""
     x, y = statement(a), statement(g)
     if x is None and y is None:
         return NotImplemented
-    if x is None:
-        assert y is not None
-        return _named_gold(a, y, leaf)
     if y is None:
-        return _claims(x, g, leaf) if x.solved else False
+        assert x is not None
+        return x.solved and not x.modulus and _claims(x, g, leaf)
+    if x is None:
+        named = y.names and y.solved and not y.modulus and not any(map(statements.is_curve_side, y.names))
+        return equal(a, statements.ordered_value(y), leaf) if named else False
     if x.modulus or y.modulus:
-        return x.modulus == y.modulus and not x.links and _residues(x.value, y.value, y.modulus, leaf)
+        return x.modulus == y.modulus and not x.links and _same_residue(x.value, y.value, y.modulus, leaf)
     if x.names and x.solved and y.names and y.solved:
-        if _same_names(x, y):
-            return _claims(x, y.value, leaf)
-        if not y.is_curve:
-            return False
+        if any(statements.same_name(p, q) for p in x.names for q in y.names):
+            return _claims(x, statements.ordered_value(y), leaf)
     two_sides = all(len(side.names) + len(side.links) == 1 for side in (x, y))
     return _expressions(a, g, leaf) if y.is_curve and two_sides else False
 
 
-def _named_gold(a: str, g: parts.Statement, leaf: Leaf) -> Verdict:
-    """A bare value, where the gold has a name."""
-    named = g.names and g.solved and not g.modulus and not any(parts.is_curve_side(name) for name in g.names)
-    return equal(a, _ordered(g), leaf) if named else False
-
-
-def _same_names(x: parts.Statement, y: parts.Statement) -> bool:
-    ours, theirs = parts.tuple_names(x.names[0]), parts.tuple_names(y.names[0])
-    if ours and theirs:
-        return set(ours) == set(theirs)
-    return any(parts.same_name(p, q) for p in x.names for q in y.names)
-
-
-def _ordered(found: parts.Statement) -> str:
-    """The value, a named tuple's in the order of its names: (y,x)=(1,2) says (2,1)."""
-    names, values = parts.tuple_names(found.names[0]) if found.names else (), bracket(found.value)
-    if not names or values is None or len(values.items) != len(names):
-        return found.value
-    return f"{values.opening}{','.join(parts.in_name_order(names, list(values.items)))}{values.closing}"
-
-
-def _claims(found: parts.Statement, g: str, leaf: Leaf) -> Verdict:
-    """Whether a statement's value is the gold, and each link is too; a formula in other letters claims nothing.
-
-    The first side may be the answer: 42=6*7.
+def _claims(found: Statement, g: str, leaf: Leaf) -> Verdict:
+    """Whether a statement's value is the gold, and each link is too: 6*7=42 is right, 17=42 is not. A formula in other
+    letters (A=\\pi r^2=9\\pi) claims nothing. Without a name the first side may be the answer: 42=6*7.
     """
-    if found.modulus:
+    if any(statements.is_name(link) and unknowns(link) & unknowns("".join(found.names)) for link in found.links):
         return False
-    links = [link for link in found.links if not found.names or unknowns(link) <= unknowns(g) or not unknowns(link)]
-    if any(parts.is_name(link) and unknowns(link) & unknowns("".join(found.names)) for link in found.links):
-        return False
-    value = equal(_ordered(found), g, leaf)
-    if value is False and not found.names and found.links:
-        return _all_of((equal(found.links[0], g, leaf), *(_holds(side, g, leaf) for side in (*links[1:], found.value))))
+    links = [link for link in found.links if not found.names or unknowns(link) <= unknowns(g)]
+    value = equal(statements.ordered_value(found), g, leaf)
+    if value is False and links and not found.names:
+        value, links = equal(links[0], g, leaf), [*links[1:], found.value]
     return _all_of((value, *(_holds(link, g, leaf) for link in links)))
 
 
 def _holds(link: str, g: str, leaf: Leaf) -> Verdict:
-    """A link of a chain like 6*7=42 may be arithmetic not carried out, or digits in another base; it must be true."""
-    x, y = number(link), number(g)
-    x, y = (_value_in_base(link) if x is None else x), (_value_in_base(g) if y is None else y)
+    """A link may be arithmetic not carried out, or digits in another base; it must be true."""
+    x, y = (_value_in_base(text) if number(text) is None else number(text) for text in (link, g))
     if x is not None and y is not None:
         return x == y
-    if "\\approx" in link or "\\text" in link or "\\neq" in link:
+    if re.search(r"\\approx|\\text|\\neq", link):
         return False
     check_size(link)
     return leaf.expressions(link, split_unit(g).core)
 
 
-def _residues(a: str, g: str, modulus: str, leaf: Leaf) -> Verdict:
+def _same_residue(a: str, g: str, modulus: str, leaf: Leaf) -> Verdict:
     x, y, m = number(a), number(g), number(modulus)
-    if x is None or y is None or not m:
-        return equal(a, g, leaf)
-    return (x - y) % m == 0
+    return equal(a, g, leaf) if x is None or y is None or not m else (x - y) % m == 0
 
 
-# ------------------------------------------------------------------------------------------------- bases, roundings
+# --------------------------------------------------------------------------------------- matrices, bases, roundings
+
+
+def _matrices(a: str, g: str, leaf: Leaf):
+    """Matrices entry by entry, whatever their brackets; functions by cases piece by piece, in any order."""
+    p, q, x, y = parts.pieces_of(a), parts.pieces_of(g), parts.rows_of(a), parts.rows_of(g)
+    if p and q:
+        return _matched(p, q, lambda m, n: _in_order(m, n, leaf))
+    if not x and not y:
+        return NotImplemented
+    return len(x) == len(y) and _all_of(_in_order(p, q, leaf) for p, q in zip(x, y, strict=True))
+
 
 _BASE = re.compile(r"\(?([0-9A-F]+)\)?_\{?\(?(?:\\text\{(?:base ?)?\}?)?([0-9a-z]+)\}?\)?\}?")
-_BASE_NAMES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "ten": "10",
-    "sixteen": "16"}  # fmt: skip
+_BASE_NAMES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8"}
 
 
 def _bases(a: str, g: str, leaf: Leaf):
     """Digits in a base equal the same digits in the same base, nothing else: the question asked for that base."""
     x, y = _digits_and_base(a), _digits_and_base(g)
-    if x is None and y is None:
-        return NotImplemented
-    if x is None or y is None:
-        bare, (digits, base) = (a, y) if y else (g, x or ("", ""))
-        return base == "10" and (equal(bare, digits, leaf) if y else equal(digits, bare, leaf))
-    return x == y
+    if x and y:
+        return x == y
+    for found, other in ((x, g), (y, a)):
+        if found:
+            return found[1] == "10" and number(found[0]) == number(other)
+    return NotImplemented
 
 
 def _digits_and_base(text: str) -> tuple[str, str] | None:
@@ -235,27 +206,26 @@ def _digits_and_base(text: str) -> tuple[str, str] | None:
 
 
 def _value_in_base(text: str) -> int | None:
-    found = _digits_and_base(text)
-    if found is None or not 2 <= int(found[1]) <= 36 or any(int(digit, 36) >= int(found[1]) for digit in found[0]):
-        return None
-    return int(found[0] or "0", int(found[1]))
+    digits, base = _digits_and_base(text) or ("", "0")
+    valid = digits and 2 <= int(base) <= 36 and all(int(digit, 36) < int(base) for digit in digits)
+    return int(digits, int(base)) if valid else None
 
 
-def _approximations(a: str, g: str, leaf: Leaf):
+def _roundings(a: str, g: str, leaf: Leaf):
     r"""`x \approx 3.14` is right for a decimal gold; `\pi \approx 3.14` says \pi. For an exact gold "about" is not
     enough.
     """
     if "\\approx" not in a:
         return NotImplemented
+    exact, _, rounded = a.partition("\\approx")
     if "\\approx" in g:
         return equal(a.rpartition("\\approx")[2], g.rpartition("\\approx")[2], leaf)
-    exact, _, rounded = a.partition("\\approx")
-    if exact and not parts.is_name(exact):
+    if exact and not statements.is_name(exact):
         return equal(exact, g, leaf)
     return "." in g and equal(rounded, g, leaf)
 
 
-# ------------------------------------------------------------------------------------------------ regions and curves
+# ---------------------------------------------------------------------------------------------- sets of reals, groups
 
 
 def _regions(a: str, g: str, leaf: Leaf):
@@ -264,129 +234,47 @@ def _regions(a: str, g: str, leaf: Leaf):
         return NotImplemented
     x, y = region(a), region(g)
     if x is None or y is None:
-        both = has_inequality(a) and has_inequality(g) and not listed(a) and not listed(g)
-        return _expressions(a, g, leaf) if both else False if has_inequality(a + g) or x or y else NotImplemented
+        if has_inequality(a) and has_inequality(g) and not parts.listed(a) and not parts.listed(g):
+            return _expressions(a, g, leaf)
+        return False if has_inequality(a + g) or x or y else NotImplemented
     if x.name and y.name and x.name != y.name:
         return False
     return _all_of((
-        _matched(x.spans, y.spans, lambda p, q: (p.has_low, p.has_high) == (q.has_low, q.has_high) and _all_of(
-            (equal(p.low, q.low, leaf), equal(p.high, q.high, leaf)))),
-        _unordered(x.holes, y.holes, leaf),
-        _unordered(x.points, y.points, leaf),
+        _matched(x.spans, y.spans, lambda p, q: p[2:] == q[2:] and _in_order(p[:2], q[:2], leaf)),
+        _unordered(x.holes, y.holes, leaf), _unordered(x.points, y.points, leaf),
     ))  # fmt: skip
 
 
-# -------------------------------------------------------------------------------------------------- lists, brackets
-
-
-def _plus_minus(a: str, g: str, leaf: Leaf):
-    r"""`\pm x` is the list of its two values."""
-    if not any(sign in text for sign in ("\\pm", "\\mp") for text in (a, g)):
-        return NotImplemented
-    return equal(_both_signs(a), _both_signs(g), leaf)
-
-
-def _both_signs(text: str) -> str:
-    signed = []
-    for item in listed(text) or (text,):
-        found = statement(item)
-        item = found.value if found and found.names and not found.links else item
-        item = item if "\\pm" in item else item.replace("\\mp", "\\pm")
-        for sign, other in ("+-", "-+") if "\\pm" in item else ("  ",):
-            signed.append(item.replace("\\pm", sign).replace("\\mp", other).removeprefix("+"))
-    return ",".join(_sum(normalize(item.replace("{+", "{"))) for item in signed)
-
-
-def _sum(text: str) -> str:
-    match = re.fullmatch(r"(-?[\d.]+)([+-])([\d.]+)", text)
-    first, second = (number(match[1]), number(match[2] + match[3])) if match else (None, None)
-    return text if first is None or second is None else str(first + second)
-
-
-def _lists(a: str, g: str, leaf: Leaf):
-    """Bare lists and sets are unordered, named values in the order of their names; a bare list beside a tuple is
-    read in order.
+def _groups(a: str, g: str, leaf: Leaf):
+    """Sets and bare lists are unordered, a set's repeated elements count once; tuples, points and named values are in
+    order. The brackets of two items must be the same: (3,4] is not [3,4].
     """
-    items_a, items_g = listed(a), listed(g)
-    if not items_a and not items_g:
-        return NotImplemented
-    names_a, names_g = _assigned_names(items_a), _assigned_names(items_g)
-    if names_a and names_g and set(names_a) != set(names_g):
-        return False
-    values_a, values_g = _values(items_a, names_a), _values(items_g, names_g)
-    if values_a and values_g:
-        return (_in_order if names_a or names_g else _unordered)(values_a, values_g, leaf)
-    other = bracket(a if values_g else g)
-    if other is None:  # 100,200 is a number, but beside a list it may be one too
-        thousands = split(a if values_g else g, ",")
-        if len(thousands) == 1 or number(a if values_g else g) is None:
-            return False
-        return _unordered(values_a or thousands, values_g or thousands, leaf)
-    x, y = values_a or other.items, values_g or other.items
-    if other.is_set:
-        return not (names_a or names_g) and _unordered(_distinct(x), _distinct(y), leaf)
-    return _in_order(x, y, leaf) if other.is_round else False
-
-
-def _assigned_names(items: tuple[str, ...]) -> tuple[str, ...]:
-    """The names when every item is `name=value` with its own name, else ()."""
-    found = [statement(item) for item in items]
-    names = tuple(part.names[0] for part in found if part and len(part.names) == 1)
-    return names if len(set(names)) == len(items) else ()
-
-
-def _values(items: Sequence[str], names: tuple[str, ...] = ()) -> list[str]:
-    values = []
-    for item in items:
-        found = statement(item)
-        values.append(found.value if found and len(found.names) == 1 and not found.links and found.solved else item)
-    return parts.in_name_order(names, values) if names else values
-
-
-def _brackets(a: str, g: str, leaf: Leaf):
-    """Sets unordered, repeated elements once; tuples, points, intervals in order, and for two items the brackets must
-    be the same: (3,4] is not [3,4]. A set of one element is that element.
-    """
-    x, y = bracket(a), bracket(g)
+    x, y = parts.group(a), parts.group(g)
     if x is None and y is None:
         return NotImplemented
     if x is None or y is None:
         found, other = (x, g) if x else (y, a)
-        assert found is not None
-        if len(found.items) == 1 and found.opening in ("(", "\\{") and found.closing in (")", "\\}"):
-            return equal(found.items[0], other, leaf) if x else equal(other, found.items[0], leaf)
-        return False if len(found.items) > 1 or found.is_set or found.opening == "[" else NotImplemented
-    if x.is_set and y.is_set:
-        return _unordered(_distinct(x.items), _distinct(y.items), leaf)
+        thousands = parts.Group("", tuple(other.split(",")), "")  # beside a list 100,200 may be one too
+        if not found.opening and number(other) is not None and len(thousands.items) > 1:
+            x, y = (x, thousands) if x else (thousands, y)
+        else:
+            return False if len(found.items) > 1 or found.opening in ("[", "\\{") else NotImplemented
+    (names, items), (gold_names, golds) = statements.assigned(x.items), statements.assigned(y.items)
+    if names and gold_names and set(names) != set(gold_names):
+        return False
+    in_order = bool(names or gold_names)
     if x.is_set or y.is_set:
-        single, other = (x, g) if x.is_set else (y, a)
-        if len(single.items) != 1:
-            return False
-        return equal(single.items[0], other, leaf) if x.is_set else equal(other, single.items[0], leaf)
-    same = (x.opening, x.closing) == (y.opening, y.closing) or (x.is_round and y.is_round)
-    if not same and not (len(x.items) > 2 and {x.opening + x.closing, y.opening + y.closing} == {"()", "[]"}):
-        return False
-    if len(x.items) == len(y.items) == 1:
-        return equal(x.items[0], y.items[0], leaf)
-    return _in_order(_values(x.items), _values(y.items), leaf)
+        both = all(side.is_set or not side.opening for side in (x, y))
+        return both and not in_order and _unordered(_distinct(items), _distinct(golds), leaf)
+    if not x.opening and not y.opening:
+        return (_in_order if in_order else _unordered)(items, golds, leaf)
+    ends = x.opening + x.closing, y.opening + y.closing
+    same = (x.is_round or not x.opening) and (y.is_round or not y.opening) or ends[0] == ends[1]
+    same = same or (len(items) > 2 and set(ends) == {"()", "[]"})
+    return same and _in_order(items, golds, leaf)
 
 
-def _matrices(a: str, g: str, leaf: Leaf):
-    """Matrices entry by entry, whatever their brackets; functions by cases piece by piece, in any order."""
-    if "\\begin" not in a + g:
-        return NotImplemented
-    p, q = parts.pieces_of(a), parts.pieces_of(g)
-    if p and q:
-        return _matched(p, q, lambda m, n: _all_of((equal(m[0], n[0], leaf), equal(m[1], n[1], leaf))))
-    x, y = parts.rows_of(a), parts.rows_of(g)
-    if not x and not y:
-        return NotImplemented
-    if not x or not y or [len(row) for row in x] != [len(row) for row in y]:
-        return False
-    return _all_of(equal(p, q, leaf) for rows in zip(x, y, strict=True) for p, q in zip(*rows, strict=True))
-
-
-# ------------------------------------------------------------------------------------------------- units, ratios
+# ------------------------------------------------------------------------------------- units, ratios, expressions
 
 
 def _units(a: str, g: str, leaf: Leaf):
@@ -397,37 +285,28 @@ def _units(a: str, g: str, leaf: Leaf):
     if "degree" in (x.unit, y.unit) and not (x.unit and y.unit) and "\\pi" in x.core + y.core:
         radians = [f"\\frac{{({m.core})*\\pi}}{{180}}" if m.unit else m.core for m in (x, y)]
         return _expressions(radians[0], radians[1], leaf)
-    if x.unit == y.unit or not y.unit or (not x.unit and y.unit_may_be_left_out):
-        return equal(x.core, y.core, leaf)
-    return False
+    same = x.unit == y.unit or not y.unit or (not x.unit and y.unit_may_be_left_out)
+    return same and equal(x.core, y.core, leaf)
 
 
 _TIME = re.compile(r"\d{1,2}:[0-5]\d")
 
 
 def _ratios(a: str, g: str, leaf: Leaf):
-    """1:2 is 2:4 and 1/2, 1:2:3 is 2:4:6; times of day are compared as they stand."""
-    x, y = split(a, ":"), split(g, ":")
+    """1:2 is 2:4 and 1/2, 1:2:3 is 2:4:6; times of day are compared as they stand, a whole number is no ratio."""
+    x, y = parts.split(a, ":"), parts.split(g, ":")
     if len(x) == 1 and len(y) == 1:
         return NotImplemented
     if _TIME.fullmatch(a) and _TIME.fullmatch(g):
         return a.lstrip("0") == g.lstrip("0")
     if len(x) > 2 or len(y) > 2:
         values = [(number(p), number(q)) for p, q in zip(x, y, strict=False)]
-        return len(x) == len(y) and len({p / q for p, q in values if p and q}) == 1 and all(p and q for p, q in values)
-    for terms, text in ((x, a), (y, g)):  # a whole number is no ratio
-        value = number(text)
-        if len(terms) == 1 and (value is None or value.denominator == 1):
-            return False
+        return len(x) == len(y) and all(p and q for p, q in values) and len({p / q for p, q in values if p and q}) == 1
+    if any(len(terms) == 1 and (number(terms[0]) or 1).denominator == 1 for terms in (x, y)):
+        return False
     ours, theirs = (f"\\frac{{{terms[0]}}}{{{terms[1]}}}" if len(terms) == 2 else terms[0] for terms in (x, y))
     return equal(ours, theirs, leaf)
 
-
-_RULES: tuple[Callable[[str, str, Leaf], Verdict], ...] = (
-    _texts, _statements, _matrices, _bases, _approximations, _regions, _plus_minus, _lists, _brackets, _units, _ratios,
-)  # fmt: skip
-
-# -------------------------------------------------------------------------------------------------------- expressions
 
 _ARITHMETIC = re.compile(r"[\d\s+\-*.,^{}()]*[\d)}]\s*[+\-*]\s*[\d({\-][\d\s+\-*.,^{}()]*")
 _UNEVALUATED = ("\\mod", "\\pmod", "\\int", "\\sum", "\\prod", "\\lim", "\\oint", "\\iint")
@@ -435,10 +314,11 @@ _NOT_MATHS = re.compile(r"\d \d|['\"?]|\\ldots|,|\\text\{|\\neg|\\to(?![a-z])|\|
 
 
 def _expressions(a: str, g: str, leaf: Leaf) -> Verdict:
-    """One expression against another. Refused here: work left undone, stray words, blanks between digits, primes."""
-    if number(g) is not None and _ARITHMETIC.fullmatch(a):
-        return False  # 17*23 for 391 is the question, not the answer
-    if any(head in a and head not in g for head in _UNEVALUATED):
+    """One expression against another. Refused here: work left undone (17*23 for 391 is the question), stray words,
+    blanks between digits, primes.
+    """
+    undone = any(head in a and head not in g for head in _UNEVALUATED)
+    if undone or (number(g) is not None and _ARITHMETIC.fullmatch(a)):
         return False
     if _NOT_MATHS.search(a) or "\\text{" in g or ("=" in a) != ("=" in g):
         return False
@@ -446,15 +326,12 @@ def _expressions(a: str, g: str, leaf: Leaf) -> Verdict:
     return leaf.expressions(a, g)
 
 
+_RULES: tuple[Callable[[str, str, Leaf], Verdict], ...] = (
+    _texts, _statements, _matrices, _bases, _roundings, _regions, _groups, _units, _ratios,
+)  # fmt: skip
+
+
 # ---------------------------------------------------------------------------------------------- three-valued matching
-
-
-def _distinct(items: Sequence[str]) -> list[str]:
-    keys: dict[object, str] = {}
-    for item in items:
-        value = number(item)
-        keys.setdefault(item if value is None else value, item)
-    return list(keys.values())
 
 
 def _all_of(verdicts: Iterable[Verdict]) -> Verdict:
@@ -463,42 +340,39 @@ def _all_of(verdicts: Iterable[Verdict]) -> Verdict:
     for verdict in verdicts:
         if verdict is False:
             return False
-        if verdict is None:
-            outcome = None
+        outcome = outcome and verdict
     return outcome
 
 
 def _in_order(answers: Sequence[str], golds: Sequence[str], leaf: Leaf) -> Verdict:
-    if len(answers) != len(golds):
-        return False
     _check_items(answers, golds)
-    return _all_of(equal(a, g, leaf) for a, g in zip(answers, golds, strict=True))
+    return len(answers) == len(golds) and _all_of(equal(a, g, leaf) for a, g in zip(answers, golds, strict=True))
 
 
 def _unordered(answers: Sequence[str], golds: Sequence[str], leaf: Leaf) -> Verdict:
-    """Whether the two lists are the same but for order: each gold takes one equal answer."""
-    if len(answers) != len(golds):
-        return False
     _check_items(answers, golds)
     return _matched(answers, sorted(golds, key=lambda item: number(item) is None), lambda a, g: equal(a, g, leaf))
 
 
 def _matched(answers: Sequence[Any], golds: Sequence[Any], same: Callable[[Any, Any], Verdict]) -> Verdict:
-    if len(answers) != len(golds):
-        return False
-    left, uncertain = list(answers), False
-    for gold in golds:
+    """Whether the two are the same but for order: each gold takes one equal answer."""
+    left, outcome = list(answers), len(answers) == len(golds)
+    for gold in golds if outcome else ():
         verdicts = [same(answer, gold) for answer in left]
         if True in verdicts:
             left.pop(verdicts.index(True))
         elif None in verdicts:
-            uncertain = True
+            outcome = None
         else:
             return False
-    return None if uncertain else True
+    return outcome
+
+
+def _distinct(items: Sequence[str]) -> list[str]:
+    return list({item if number(item) is None else number(item): item for item in reversed(items)}.values())
 
 
 def _check_items(answers: Sequence[str], golds: Sequence[str]) -> None:
     if len(answers) > MAX_ALGEBRA_ITEMS and any(number(item) is None for item in (*answers, *golds)):
-        if sorted(answers) != sorted(golds):
+        if len(answers) == len(golds) and sorted(answers) != sorted(golds):
             raise TooLarge

@@ -10,7 +10,6 @@ from . import compare, guards
 from .exact import number
 from .extract import final_answers
 from .normalize import normalize
-from .parts import unstacked
 
 
 def trouble_with(gold: str, leaf: compare.Leaf) -> str | None:
@@ -28,7 +27,7 @@ def trouble_with(gold: str, leaf: compare.Leaf) -> str | None:
         return None
     try:
         guards.check_size(text)
-        verdict = compare.equal(unstacked(text), unstacked(text), replace(leaf, trust_spelling=False))
+        verdict = compare.equal(text, text, replace(leaf, trust_spelling=False))
     except (guards.TooLarge, RecursionError):
         return "over a size limit (docs/verifier.md)"
     if verdict is None:

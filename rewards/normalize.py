@@ -9,6 +9,7 @@ units and their like inside `\text{...}`; a text answer is one `\text{...}` in l
 """
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 
 ROW = "¶"  # stands for the row separator of a matrix, so that it is not mistaken for a backslash
@@ -39,10 +40,10 @@ _COMMANDS = {
         "\\text": "mbox textrm textbf textit textnormal textsf texttt mathrm operatorname hbox textup",
         "*": "cdot times ast", "|": "vert lvert rvert mid", "\\leq ": "le leqslant leqq", "\\geq ": "ge geqslant geqq",
         "\\ldots ": "dots cdots dotsc", "\\approx ": "simeq thickapprox", "\\degree ": "degrees textdegree",
-        "/": "div", "\\log_{10}": "lg", "\\neq ": "ne", "<": "lt", ">": "gt", "\\{": "lbrace", "\\}": "rbrace", "[": "lbrack",
-        "]": "rbrack", "\\emptyset ": "varnothing", "\\infty ": "infin", "i": "imath", ":": "colon", ",": "lor",
-        "\\land ": "wedge", "€": "euro", "£": "pounds", "\\$": "textdollar dollar", "%": "percent", "\\cup ": "bigcup",
-        "\\cap ": "bigcap", "\\setminus ": "backslash smallsetminus", "\\mod ": "bmod",
+        "/": "div", "\\log_{10}": "lg", "\\neq ": "ne", "<": "lt", ">": "gt", "\\{": "lbrace", "\\}": "rbrace",
+        "[": "lbrack", "]": "rbrack", "\\emptyset ": "varnothing", "\\infty ": "infin", "i": "imath", ":": "colon",
+        ",": "lor", "\\land ": "wedge", "€": "euro", "£": "pounds", "\\$": "textdollar dollar", "%": "percent",
+        "\\cup ": "bigcup", "\\cap ": "bigcap", "\\setminus ": "backslash smallsetminus", "\\mod ": "bmod",
     }.items()
     for command in commands.split()
 }  # fmt: skip
@@ -52,15 +53,32 @@ FUNCTIONS = frozenset(
 _COMMAND = re.compile(r"\\([A-Za-z]+)\s*")
 _TOKEN = re.compile(r"\s*(\{|\\sqrt\{[^{}]*\}|\\[a-zA-Z]+|[0-9a-zA-Z])")
 _ARGUMENTS = re.compile(r"\\(?:frac|binom)(?![a-zA-Z])")
-_MODULUS = re.compile(r"\(\s*\\?mod\s*([^()]+)\)|\\pmod\s*(\w+)|\\mod\s*(\w+)$")
+_MODULUS = re.compile(r"\(\s*(?:\\?mod|\\text\s*\{ ?mod ?\})\s*([^()]+)\)|\\pmod\s*(\w+)|\\mod\s*(\w+)$")
 _WORD_SYMBOLS = re.compile(r"(?<![\\a-zA-Z])(pi|infinity|sqrt|sin|cos|tan|cot|sec|csc|ln|log)(?![a-zA-Z])")
 _SPACING = re.compile(r"\\[,;:> ]|~|\\\n|\s+|\\hspace\*?\{[^{}]*\}")
-_EDGES = tuple("\\, \\; \\: \\! \\> \\quad \\qquad \\blacksquare \\checkmark".split()) + ("\\ ", "\\\\")
+_EDGE = r"(?:[ \t\r\n,;~]|\\[,;:!> \\]|\\q?quad(?![a-zA-Z])|\\blacksquare|\\checkmark)+"
+_EDGES = re.compile(rf"^{_EDGE}|{_EDGE}$")
 _PRAISE = re.compile(r"(?:\s|[✅✔☑✨⭐🎉🎊🏆👍💯🔥🌟🙂😀😊😄])+$")  # at the end; a cross is left there and refused
-_MAX_WRAPPERS = 20
-_TEXT_OPENING = re.compile(r"\\text\s*\{")
-_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_TEXT_COMMAND = re.compile(r"\\text(?=\s*\{)")
+_PLAIN_JOINER = re.compile(r"(?<= )(and|or)(?= )")
+_ROW_SPACE = re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\]")  # \\[4pt]
+_LAYOUT = re.compile(r"\\(?:textcolor|colorbox|color)\{[^{}]*\}|\\(?:left|right)\s*\.")
+_NEGATED = re.compile(r"\\not\s*(?:=|\\in(?![a-z]))")
+_DEGREE = re.compile(r"\^\s*\{\s*\\(?:circ|degree)\s*\}|\^\s*\\(?:circ|degree)(?![a-zA-Z])|\^\s*o$")
+_INFIX = re.compile(r"(\{)?([^{}]*)\\(over|choose)(?![a-zA-Z])([^{}]*)(?(1)\}|$)")
+_RESPELLED = [(re.compile(pattern), spelling) for pattern, spelling in (
+    (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+    (r"(\d)\s*[xX]\s*(10\s*\^)", r"\1*\2"),
+    (r"\\(sqrt|dot|bar|overline|mathbb|hat|vec|tilde)\s*([0-9a-zA-Z])", r"\\\1{\2}"),
+)]  # fmt: skip
+_RESPELLED_AT_LAST = [(re.compile(pattern), spelling) for pattern, spelling in (
+    (r"(\d)\s*(?:\\text\{to\}|to)\s*(\d)", r"\1:\2"),  # 3 to 2
+    (r"([\^_])\s*(-?\d+|-?[a-zA-Z]|\\[a-zA-Z]+)(?!\{)", r"\1{\2}"),
+    (r"(?<![\w}\\^_\])])\{(-?[\w.,]+)\}", r"\1"),  # {42}, what a dropped \bf leaves
+    (r"(?<![\w})\]!|%])\+(?=\\infty|\d|\\frac)", ""),  # a plus sign that only says "positive"
+)]  # fmt: skip
 _MATHS_IN_TEXT = re.compile(r"\s*[-+\\$]|\s*\d[\d,.:/]*%?(?:\s|$)|[^=\\]*[=\\]|\s*\d+[A-F]|\s*\(?[A-Za-z]\)?\s*$")
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _UNIT_FRACTION = re.compile(r"\\frac\{\\text\{([^{}]*)\}\}\{\\text\{([^{}]*)\}(?:\^\{?(\d)\}?)?\}")
 _LEAD = re.compile(  # what a sentence says before its value: "The value of $n$ is", "There are", "Domain:"
     r"(?:(?:so|thus|hence|therefore|then|finally)[,\s]+)?(?:there (?:are|is)(?=\s)"
@@ -73,7 +91,8 @@ _DENIED = re.compile(
     r"|unless|if|option|case)\b",
     re.IGNORECASE,
 )
-_TEXT_WORDS = re.compile(r"[A-Za-z][A-Za-z ,.'&/\-]*")
+_TEXT_WORDS = re.compile(r"[a-z][a-z ,.'&/\-]*")
+_TEXT_COMMANDS = re.compile(r"\\(?:mbox|textrm|textbf|textit|mathrm|textnormal)(?=\s*\{)")
 _KNOWN_WORDS = frozenset("yes no true false even odd none all dne max min never always both".split())
 _SYNONYMS = {"does not exist": "dne", "no solutions": "no solution"}
 _ALL_REALS = frozenset(("all real numbers", "all reals", "the real numbers", "real numbers"))
@@ -100,21 +119,19 @@ def normalize(answer: str) -> str:
 
 def _unwrap(text: str) -> str:
     """Strip blanks, the final full stop, and delimiters that enclose the whole."""
-    for _ in range(_MAX_WRAPPERS):
+    before = None
+    while text != before:
         before, text = text, _strip_spacing(text)
         if text.endswith(".") and not text.endswith(".."):
             text = text[:-1]
         for opening, closing in _WRAPPERS:
-            if len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
-                inner = text[len(opening) : -len(closing)]
-                if opening not in inner.replace("\\$", "") and not inner.endswith("\\"):
-                    text = inner
+            inner = text[len(opening) : -len(closing)]
+            if inner and text.startswith(opening) and text.endswith(closing) and not inner.endswith("\\"):
+                text = text if opening in inner.replace("\\$", "") else inner
         if text.replace("\\$", "").count("$") == 1:
             text = text[1:] if text[0] == "$" else text[:-1] if text[-1] == "$" and text[-2:] != "\\$" else text
         if text.startswith("{") and closing_brace(text, 0) == len(text) - 1:
             text = text[1:-1]
-        if text == before:
-            break
     return text
 
 
@@ -122,11 +139,7 @@ def _strip_spacing(text: str) -> str:
     """Blanks, commas and LaTeX spaces off both ends, and the backslash that a cut-off LaTeX space leaves."""
     before = None
     while text != before:
-        before, text = text, text.strip(" \t\r\n,;~")
-        for mark in _EDGES:
-            if not (mark.endswith("d") and text[len(mark) : len(mark) + 1].isalpha()):
-                text = text.removeprefix(mark)
-            text = text.removesuffix(mark)
+        before, text = text, _EDGES.sub("", text)
     return text.removesuffix("\\")
 
 
@@ -143,112 +156,75 @@ def closing_brace(text: str, opening: int) -> int:
 
 def _as_words(text: str) -> str:
     """The text answer that `text` is, in lower case; "" when it is mathematics."""
-    plain = _TEXT.sub(r"\1", re.sub(r"\\(?:mbox|textrm|textbf|textit|mathrm|textnormal)(?=\s*\{)", r"\\text", text))
-    wrapped = plain != text
-    plain = " ".join(_SPACING.sub(" ", plain).split()).strip(" .,")
-    if not _TEXT_WORDS.fullmatch(plain):
+    bare = _TEXT.sub(r"\1", _TEXT_COMMANDS.sub(r"\\text", text))
+    plain = " ".join(_SPACING.sub(" ", bare).split()).strip(" .,").lower()
+    words = re.findall("[a-z]+", plain)
+    if not _TEXT_WORDS.fullmatch(plain) or _NOT_TEXT.intersection(words):
         return ""
-    words = re.findall("[a-z]+", plain.lower())
-    if _NOT_TEXT.intersection(words):
-        return ""
-    long = any(len(word) >= 4 or word in _KNOWN_WORDS for word in words)
-    if not long and not (wrapped and len(plain) > 1 and " " not in plain):
-        return ""
-    return _SYNONYMS.get(plain.lower(), plain.lower())
+    word_like = any(len(word) >= 4 or word in _KNOWN_WORDS for word in words)
+    return _SYNONYMS.get(plain, plain) if word_like or (bare != text and plain.isalpha() and len(plain) > 1) else ""
 
 
 def _normalize_math(text: str) -> str:
     text = text.replace("\\!", "").replace("{,}", ",").replace("\\%", "%").replace("**", "^").replace("...", "\\ldots ")
-    text = re.sub(r"\\\\\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\]", r"\\\\", text)  # \\[4pt]
-    text = text.replace("\\\\", ROW) if "\\begin" in text else text.replace("\\\\", "\\")
+    text = _ROW_SPACE.sub(ROW, text).replace("\\\\", ROW) if "\\begin" in text else text.replace("\\\\", "\\")
     text = text.replace("{:}", ":").replace("$", " ") if "\\$" not in text else text
-    text = re.sub(r"\\(?:textcolor|colorbox|color)\{[^{}]*\}", "", text) if "color" in text else text
-    text = re.sub(r"\\left\s*\.|\\right\s*\.", "", text)
-    text = re.sub(r"\\not\s*=|\\not\s*\\in(?![a-z])", r"\\neq ", text)
-    text = _COMMAND.sub(_one_command, text)
-    text = re.sub(r"\^\s*\{\s*\\(?:circ|degree)\s*\}|\^\s*\\(?:circ|degree)(?![a-zA-Z])", r"\\degree ", text)
-    text = re.sub(r"\^\s*o(?![a-zA-Z])", r"\\degree ", text) if text.endswith("^o") else text
-    text = _SPACING.sub(" ", text)
-    text = _one_modulus(text) if "mod" in text else text
-    text = _open_texts(_UNIT_FRACTION.sub(r"\\text{\1/\2\3}", text)) if "\\text" in text else text
-    text = re.sub(r"(?<= )(and|or)(?= )", lambda m: _joiner(m[1], m.string), text)
+    text = _LAYOUT.sub("", text) if "color" in text or "." in text else text
+    text = _COMMAND.sub(_one_command, _NEGATED.sub(r"\\neq ", text))
+    text = _SPACING.sub(" ", _DEGREE.sub(r"\\degree ", text))
+    text = _MODULUS.sub(lambda m: f"\\pmod{{{m[m.lastindex or 0].strip()}}}", text) if "mod" in text else text
+    if "\\text" in text:
+        units = _UNIT_FRACTION.sub(r"\\text{\1/\2\3}", text)
+        text = _rewritten(units, _TEXT_COMMAND, 1, lambda inner, before: _one_text(inner[0].strip(), before, text))
+    text = _PLAIN_JOINER.sub(lambda m: _joiner(m[1], m.string), text)
     text = _WORD_SYMBOLS.sub(lambda m: "\\infty " if m[1] == "infinity" else f"\\{m[1]} ", text)
-    text = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
-    text = re.sub(r"(\d)\s*[xX]\s*(10\s*\^)", r"\1*\2", text)
-    for word, command in (("over", "frac"), ("choose", "binom")):
-        if f"\\{word}" in text:
-            for pattern in (
-                rf"\{{([^{{}}]*)\\{word}(?![a-zA-Z])([^{{}}]*)\}}",
-                rf"^([^{{}}]*)\\{word}(?![a-zA-Z])([^{{}}]*)$",
-            ):
-                text = re.sub(pattern, rf"\\{command}{{\1}}{{\2}}", text)
-    text = re.sub(r"\\(sqrt|dot|bar|overline|mathbb|hat|vec|tilde)\s*([0-9a-zA-Z])", r"\\\1{\2}", text)
-    text = _brace_arguments(text) if "\\frac" in text or "\\binom" in text else text
-    text = re.sub(r"(\d)\s*(?:\\text\{to\}|to)\s*(\d)", r"\1:\2", text)  # 3 to 2
-    text = re.sub(r"([\^_])\s*(-?\d+|-?[a-zA-Z]|\\[a-zA-Z]+)(?!\{)", r"\1{\2}", text)
-    text = re.sub(r"(?<![\w}\\^_\])])\{(-?[\w.,]+)\}", r"\1", text)  # {42}, what a dropped \bf leaves
-    text = re.sub(r"(?<![\w})\]!|%])\+(?=\\infty|\d|\\frac)", "", text)  # a plus sign that only says "positive"
+    if "\\over" in text or "\\choose" in text:
+        text = _INFIX.sub(lambda m: f"\\{'frac' if m[3] == 'over' else 'binom'}{{{m[2]}}}{{{m[4]}}}", text)
+    for pattern, spelling in _RESPELLED:
+        text = pattern.sub(spelling, text)
+    if "\\frac" in text or "\\binom" in text:
+        text = _in_braces(text)
+    for pattern, spelling in _RESPELLED_AT_LAST:
+        text = pattern.sub(spelling, text)
     text = _squeeze(text)
     if text.startswith("{") and closing_brace(text, 0) == len(text) - 1:
         text = text[1:-1]
     return "\\emptyset" if text in ("\\{\\}", "\\{\\emptyset\\}") else text
 
 
-def _brace_arguments(text: str) -> str:
-    r"""`\frac12`, `\frac1{72}`, `\binom n2` with both arguments in braces, as TeX reads them: one token each."""
-    pieces, position = [], 0
-    for command in _ARGUMENTS.finditer(text):
-        if command.start() < position:
-            continue
-        pieces.append(text[position : command.end()])
-        position = command.end()
-        for _ in range(2):
-            argument = _TOKEN.match(text, position)
-            if argument is None:
-                break
-            position = argument.end()
-            if argument[1] != "{":
-                pieces.append(f"{{{argument[1]}}}")
-            else:
-                closing = closing_brace(text, position - 1)
-                if closing < 0:
-                    return text
-                pieces.append(f"{{{_brace_arguments(text[position:closing])}}}")
-                position = closing + 1
+def _rewritten(text: str, commands: re.Pattern[str], count: int, rewrite: Callable[[list[str], str], str]) -> str:
+    """Each command and its arguments replaced by `rewrite(arguments, text before)`. As TeX reads them, an argument is
+    a group in braces or one token.
+    """
+    pieces, position = [""], 0
+    for found in commands.finditer(text):
+        arguments, end = [], found.end()
+        while len(arguments) < count and (token := _TOKEN.match(text, end)):
+            braces = token[1] == "{"
+            end = closing_brace(text, token.end() - 1) + 1 if braces else token.end()
+            if end == 0:
+                return text
+            arguments.append(text[token.end() : end - 1] if braces else token[1])
+        if found.start() >= position and len(arguments) == count:
+            before = text[position : found.start()]
+            pieces += [before, rewrite([found[0], *arguments][-count - (count > 1) :], pieces[-1] + before)]
+            position = end
     return "".join([*pieces, text[position:]])
+
+
+def _in_braces(text: str) -> str:
+    r"""`\frac12`, `\frac1{72}`, `\binom n2` with both arguments in braces."""
+    return _rewritten(text, _ARGUMENTS, 2, lambda p, _: f"{p[0]}{{{_in_braces(p[1])}}}{{{_in_braces(p[2])}}}")
 
 
 def _one_command(match: re.Match[str]) -> str:
-    name = match[1]
-    if name in _COMMANDS:
-        return _COMMANDS[name]
-    follows = match.string[match.end() : match.end() + 1]
-    return f"\\{name} " if follows.isalpha() else f"\\{name}"
-
-
-def _one_modulus(text: str) -> str:
-    r"""`(\mathrm{mod}\ 7)`, `(mod 7)`, `\pmod 7` as `\pmod{7}`; `2024 \bmod 10` stays an operation."""
-    text = re.sub(r"\\text\s*\{ ?mod ?\}", r"\\mod ", text)
-    return _MODULUS.sub(lambda m: f"\\pmod{{{m[m.lastindex or 0].strip()}}}", text)
-
-
-def _open_texts(text: str) -> str:
-    r"""Mathematics leaves its `\text{}`, unless it follows a number, where it is a unit; words stay inside."""
-    pieces, position = [], 0
-    for opening in _TEXT_OPENING.finditer(text):
-        closing = closing_brace(text, opening.end() - 1)
-        if opening.start() < position or closing < 0:
-            continue
-        before = text[position : opening.start()]
-        pieces += [
-            before,
-            _one_text(text[opening.end() : closing].strip(), ("".join(pieces[-1:]) + before).rstrip(" ,"), text),
-        ]
-        position = closing + 1
-    return "".join([*pieces, text[position:]])
+    name, follows = match[1], match.string[match.end() : match.end() + 1]
+    return _COMMANDS.get(name, f"\\{name} " if follows.isalpha() else f"\\{name}")
 
 
 def _one_text(inner: str, before: str, text: str) -> str:
+    r"""Mathematics leaves its `\text{}`, unless it follows a number, where it is a unit; words stay inside."""
+    before = before.rstrip(" ,")
     after_number = bool(before) and (before[-1].isalnum() or before[-1] in "}%)")
     if inner in FUNCTIONS and not (after_number and inner == "min"):
         return f"\\{inner} "
@@ -265,15 +241,12 @@ def _one_text(inner: str, before: str, text: str) -> str:
 
 def _joiner(word: str, text: str) -> str:
     """`and` between inequalities means both at once; any other `and` or `or` makes a list."""
-    inequalities = any(sign in text for sign in ("<", ">", "\\leq", "\\geq", "\\neq"))
-    return " \\land " if word == "and" and inequalities else " , "
+    return " \\land " if word == "and" and re.search(r"[<>]|\\[lgn]eq", text) else " , "
 
 
 def _squeeze(text: str) -> str:
     """Drop blanks that carry nothing. One stays between two letters or digits, and before `\\text{` never."""
-    text = " ".join(text.split())
-    text = re.sub(r"(\\[a-zA-Z]+) (?![a-zA-Z])", r"\1", text)
+    text = re.sub(r"(\\[a-zA-Z]+) (?![a-zA-Z])", r"\1", " ".join(text.split()))
     parts = re.split(r"(\\text\{[^{}]*\})", text)
-    for index in range(0, len(parts), 2):
-        parts[index] = re.sub(r"(?<![\w.]) | (?![\w.])", "", parts[index])
+    parts[::2] = [re.sub(r"(?<![\w.]) | (?![\w.])", "", part) for part in parts[::2]]
     return "".join(parts).replace(" \\text", "\\text")

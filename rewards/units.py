@@ -14,7 +14,8 @@ mm millimeter millimetre 毫米 | cm centimeter centimetre cms 厘米 | m meter 
 in inch inches | ft foot feet | yd yard yds | mi mile | nm nanometer nanometre | mg milligram | g gram gm 克
 kg kilogram kgs 千克 公斤 | lb pound lbs | oz ounce | ton tonne 吨 | ml milliliter millilitre 毫升 | l liter litre 升
 gal gallon | s sec second secs 秒 | min minute mins 分钟 | h hr hour hrs 小时 | day 天 | week 周 | month 月
-year yr yrs 年 岁 | ms millisecond | dollar usd $ 美元 | cent | euro € 欧元 | pound-sterling £ | rupee rs inr ₹ | yuan 元
+year yr yrs 年 岁 | ms millisecond | dollar usd $ 美元 | cent | euro € 欧元 | pound-sterling £
+rupee rs inr ₹ | yuan 元
 degree deg 度 | degree-f | degree-c | radian rad | mph mi/h | kmh km/h kph kmph | unit | square | sq-unit
 person people 人 名 | man men | woman women | child children | mouse mice | foot-pound | v volt | w watt kw
 a amp ampere | n newton | j joule | hz hertz | mol mole | k kelvin | pa pascal | am a.m. a.m | pm p.m. p.m
