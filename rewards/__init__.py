@@ -6,9 +6,10 @@
     check_golds(golds)                      golds that must not be trained on, with the reason
     shape_reward(grade, ...)                the grade as a reward
 
-extract.py finds the final answer, normalize.py gives it one spelling, units.py cuts its unit off, guards.py refuses
-what is too large, compare.py takes it apart, symbolic.py compares expressions inside worker.py, pool.py keeps the
-workers. Policy table: docs/verifier.md.
+extract.py finds the final answer, normalize.py gives it one spelling, exact.py reads numbers, units.py cuts units off,
+parts.py and statements.py take it apart, compare.py compares kind by kind (regions.py: sets of reals), guards.py refuses
+what is too large, symbolic.py compares expressions inside worker.py, pool.py keeps the workers. Policy table:
+docs/verifier.md.
 Command line: `python -m rewards.check FILE.jsonl`, `python -m rewards.fuzz --minutes 2`.
 """
 
@@ -26,8 +27,7 @@ from .shaping import shape_reward
 
 __all__ = [
     "REASONS", "Grade", "Reason", "Ticket", "Verifier", "answer_line_reward", "check_gold", "check_golds",
-    "extract_answer",
-    "math_reward", "shape_reward", "vote_key",
+    "extract_answer", "math_reward", "shape_reward", "vote_key",
 ]  # fmt: skip
 
 _shared: Verifier | None = None
@@ -68,11 +68,7 @@ def check_golds(golds: list[str]) -> list[str | None]:
 
 
 def vote_key(extracted: str) -> str:
-    """A cheap key for majority voting: equal numbers and equal spellings give equal keys (0.5 and 1/2, not 2ab and
-    2ba).
-    """
-    if len(extracted) > MAX_CHARS:
-        return extracted
-    text = normalize(extracted)
+    """A cheap key for majority voting: equal numbers and equal spellings give equal keys (0.5 and 1/2)."""
+    text = normalize(extracted) if len(extracted) <= MAX_CHARS else extracted
     value = number(text)
     return text if value is None else str(value)

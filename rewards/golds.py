@@ -18,16 +18,14 @@ def trouble_with(gold: str, leaf: compare.Leaf) -> str | None:
         return f"not a string but {type(gold).__name__}"
     if len(gold) > guards.MAX_CHARS:
         return "over a size limit (docs/verifier.md)"
-    if not normalize(gold):
+    text = normalize(gold)
+    if not text:
         return "empty"
     if final_answers(f"\\boxed{{{gold}}}") != (gold.strip(),):
         return "does not survive \\boxed{}: unbalanced braces, a box of its own, or nothing visible"
-    text = normalize(gold)
-    if number(text) is not None:
-        return None
     try:
         guards.check_size(text)
-        verdict = compare.equal(text, text, replace(leaf, trust_spelling=False))
+        verdict = number(text) is not None or compare.equal(text, text, replace(leaf, trust_spelling=False))
     except (guards.TooLarge, RecursionError):
         return "over a size limit (docs/verifier.md)"
     if verdict is None:

@@ -51,6 +51,7 @@ FUNCTIONS = frozenset(
     "arcsin arccos arctan sinh cosh tanh sin cos tan cot sec csc log ln exp lg lcm gcd max min det arg".split()
 )
 _COMMAND = re.compile(r"\\([A-Za-z]+)\s*")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _TOKEN = re.compile(r"\s*(\{|\\sqrt\{[^{}]*\}|\\[a-zA-Z]+|[0-9a-zA-Z])")
 _ARGUMENTS = re.compile(r"\\(?:frac|binom)(?![a-zA-Z])")
 _MODULUS = re.compile(r"\(\s*(?:\\?mod|\\text\s*\{ ?mod ?\})\s*([^()]+)\)|\\pmod\s*(\w+)|\\mod\s*(\w+)$")
@@ -143,14 +144,13 @@ def _strip_spacing(text: str) -> str:
     return text.removesuffix("\\")
 
 
-def closing_brace(text: str, opening: int) -> int:
-    """Index of the brace that closes the one at `opening`, -1 when none does; escaped braces do not count."""
+def closing_brace(text: str, opening: int, stop: int | None = None) -> int:
+    """Index of the brace that closes the one at `opening`, -1 when none before `stop` does. Escaped ones count not."""
     depth = 0
-    for index in range(opening, len(text)):
-        if text[index] in "{}" and (index == 0 or text[index - 1] != "\\"):
-            depth += 1 if text[index] == "{" else -1
-            if depth == 0:
-                return index
+    for token in _BRACE.finditer(text, opening, len(text) if stop is None else stop):
+        depth += (token[0] == "{") - (token[0] == "}")
+        if depth == 0:
+            return token.start()
     return -1
 
 
