@@ -6,10 +6,9 @@
     check_golds(golds)                      golds that must not be trained on, with the reason
     shape_reward(grade, ...)                the grade as a reward
 
-extract.py finds the final answer, normalize.py gives it one spelling, exact.py reads numbers, units.py cuts units off,
-parts.py and statements.py take it apart, compare.py compares kind by kind (regions.py: sets of reals), guards.py refuses
-what is too large, symbolic.py compares expressions inside worker.py, pool.py keeps the workers. Policy table:
-docs/verifier.md.
+extract.py finds the final answer, normalize.py gives it one spelling, guards.py refuses what is too large, parts.py takes
+it apart (exact.py: numbers, units.py, regions.py: sets of reals), compare.py compares kind by kind, symbolic.py compares
+expressions inside worker.py, pool.py keeps the workers. Policies: docs/verifier.md.
 Command line: `python -m rewards.check FILE.jsonl`, `python -m rewards.fuzz --minutes 2`.
 """
 
@@ -19,11 +18,10 @@ import threading
 from .answer_line import answer_line_reward
 from .exact import number
 from .extract import extract_answer
-from .grade import REASONS, Grade, Reason
+from .grade import REASONS, Grade, Reason, shape_reward
 from .guards import MAX_CHARS
 from .normalize import normalize
 from .pool import Ticket, Verifier
-from .shaping import shape_reward
 
 __all__ = [
     "REASONS", "Grade", "Reason", "Ticket", "Verifier", "answer_line_reward", "check_gold", "check_golds",

@@ -31,11 +31,9 @@ def read_cases(path: Path) -> list[Case]:
         if not line.strip():
             continue
         row = json.loads(line)
-        missing = {"completion", "gold", "expected"} - row.keys()
+        missing = ", ".join(sorted({"completion", "gold", "expected"} - row.keys()))
         if missing:
-            raise ValueError(
-                f"{path} line {number}: without {', '.join(sorted(missing))}; see `python -m rewards.check -h`"
-            )
+            raise ValueError(f"{path} line {number}: without {missing}; see `python -m rewards.check -h`")
         cases.append(Case(row["completion"], row["gold"], bool(row["expected"]), row.get("kind", "-")))
     return cases
 
@@ -56,11 +54,9 @@ def report(cases: list[Case], grades: list[Grade]) -> str:
             said = f"{grade.reason}, read {grade.extracted!r:.80}"
             mistakes.append(f"{outcome} {case.kind}: {case.completion[-120:]!r} gold {case.gold[:80]!r} ({said})")
     lines = [f"{'kind':<16}{'cases':>7}{'accuracy':>10}{'FP':>5}{'FN':>5}"]
-    for kind in [*sorted(kind for kind in counts if kind != "all"), *(["all"] if counts else [])]:
-        count = counts[kind]
-        lines.append(
-            f"{kind:<16}{count.total():>7}{count['ok'] / count.total():>10.4f}{count['FP']:>5}{count['FN']:>5}"
-        )
+    for kind in sorted(counts, key=lambda kind: (kind == "all", kind)):
+        ok, paid, refused, total = *(counts[kind][outcome] for outcome in ("ok", "FP", "FN")), counts[kind].total()
+        lines.append(f"{kind:<16}{total:>7}{ok / total:>10.4f}{paid:>5}{refused:>5}")
     reasons = Counter(grade.reason for grade in grades)
     lines.append("reasons: " + ", ".join(f"{reason} {n}" for reason, n in reasons.most_common()))
     return "\n".join([*lines, *mistakes])

@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import parts, statements
+from . import parts, regions
 from .exact import number
 from .guards import MAX_ALGEBRA_ITEMS, MAX_CHARS, TooLarge, check_size
 from .normalize import normalize
-from .regions import has_inequality, region, speaks_of_regions
-from .statements import Statement, statement, unknowns
+from .parts import Statement, statement, unknowns
 from .units import split_unit
 
 Verdict = bool | None
@@ -42,8 +41,7 @@ UNDECIDED = Leaf(lambda answer, gold: None)
 
 
 def compare(answers: Sequence[str], gold: str, leaf: Leaf) -> tuple[Verdict, str]:
-    """Judge the final answers of one completion (usually one) as (verdict, reason); verdict None: `leaf` could not
-    decide.
+    """Judge the final answers of one completion (usually one) as (verdict, reason); None: `leaf` could not decide.
 
     Several different final answers must all equal the gold, or together be the list that the gold is.
     """
@@ -68,9 +66,8 @@ def _guarded_equal(answer: str, gold: str, leaf: Leaf) -> Verdict:
     a, g = normalize(answer), normalize(gold)
     if a == g or not a or not g:
         return bool(a) and a == g
-    x, y = number(a), number(g)
-    if x is not None and y is not None:
-        return x == y
+    if number(a) is not None and number(g) is not None:
+        return number(a) == number(g)
     check_size(a)
     check_size(g)
     return equal(*parts.without_conditions(a, g), leaf)
@@ -81,9 +78,8 @@ def equal(a: str, g: str, leaf: Leaf) -> Verdict:
     a, g = parts.plain(a), parts.plain(g)
     if not a or not g or (a == g and leaf.trust_spelling):
         return bool(a) and a == g
-    x, y = number(a), number(g)
-    if x is not None and y is not None:
-        return x == y
+    if number(a) is not None and number(g) is not None:
+        return number(a) == number(g)
     for rule in _RULES:
         verdict = rule(a, g, leaf)
         if verdict is not NotImplemented:
@@ -91,11 +87,8 @@ def equal(a: str, g: str, leaf: Leaf) -> Verdict:
     return _expressions(a, g, leaf)
 
 
-# ------------------------------------------------------------------------------------------------- words and choices
-
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
-_CHOICE = re.compile(r"\(?([A-Ha-h])\)?[.:)]?|\\text\{(?:choice|option|answer) ?\(?([a-h])\)?\}", re.IGNORECASE)
-_CHOICE_OF_WORD = re.compile(r"\\text\{(?:choice|option)\}\(?([A-H])\)?", re.IGNORECASE)
+_CHOICE = re.compile(r"(?:\\text\{(?:choice|option|answer)\}? ?)?\(?([A-H])\)?[.:)]?\}?", re.I)
 _CHOICE_AND_VALUE = re.compile(
     r"(?:\(?([A-H])\)|([A-H])(?=[.:])|\\text\{\(?([A-H])[).:]+\})[:.]? ?(?![A-H]\b)(.+)", re.S
 )
@@ -103,7 +96,7 @@ _CHOICE_AND_VALUE = re.compile(
 
 def _texts(a: str, g: str, leaf: Leaf):
     """Words equal the same words; a choice letter equals itself in any dress, also with its value beside it."""
-    letter, gold_letter = (_CHOICE.fullmatch(text) or _CHOICE_OF_WORD.fullmatch(text) for text in (a, g))
+    letter, gold_letter = _CHOICE.fullmatch(a), _CHOICE.fullmatch(g)
     if letter and gold_letter:
         return {a, g} != {"e", "E"} and _letter(letter) == _letter(gold_letter)
     labelled = _CHOICE_AND_VALUE.fullmatch(a)
@@ -119,9 +112,6 @@ def _letter(choice: re.Match[str]) -> str:
     return next(found for found in choice.groups() if found).upper()
 
 
-# -------------------------------------------------------------------------------------------------------- statements
-
-
 def _statements(a: str, g: str, leaf: Leaf):
     """`x=5` says 5 and is said by 5; an equation still to be solved says nothing, unless the gold is a curve."""
     x, y = statement(a), statement(g)
@@ -131,25 +121,25 @@ def _statements(a: str, g: str, leaf: Leaf):
         assert x is not None
         return x.solved and not x.modulus and _claims(x, g, leaf)
     if x is None:
-        named = y.names and y.solved and not y.modulus and not any(map(statements.is_curve_side, y.names))
-        return equal(a, statements.ordered_value(y), leaf) if named else False
+        named = y.names and y.solved and not y.modulus and not any(map(parts.is_curve_side, y.names))
+        return equal(a, parts.ordered_value(y), leaf) if named else False
     if x.modulus or y.modulus:
-        return x.modulus == y.modulus and not x.links and _same_residue(x.value, y.value, y.modulus, leaf)
+        p, q, m = number(x.value), number(y.value), number(y.modulus)
+        congruent = equal(x.value, y.value, leaf) if p is None or q is None or not m else (p - q) % m == 0
+        return x.modulus == y.modulus and not x.links and congruent
     if x.names and x.solved and y.names and y.solved:
-        if any(statements.same_name(p, q) for p in x.names for q in y.names):
-            return _claims(x, statements.ordered_value(y), leaf)
+        if any(parts.same_name(p, q) for p in x.names for q in y.names):
+            return _claims(x, parts.ordered_value(y), leaf)
     two_sides = all(len(side.names) + len(side.links) == 1 for side in (x, y))
     return _expressions(a, g, leaf) if y.is_curve and two_sides else False
 
 
 def _claims(found: Statement, g: str, leaf: Leaf) -> Verdict:
-    """Whether a statement's value is the gold, and each link is too: 6*7=42 is right, 17=42 is not. A formula in other
-    letters (A=\\pi r^2=9\\pi) claims nothing. Without a name the first side may be the answer: 42=6*7.
+    r"""Whether the value and each link are the gold: 6*7=42 and 42=6*7 are right, 17=42 is not. A formula in other
+    letters claims nothing: A=\pi r^2=9\pi.
     """
-    if any(statements.is_name(link) and unknowns(link) & unknowns("".join(found.names)) for link in found.links):
-        return False
     links = [link for link in found.links if not found.names or unknowns(link) <= unknowns(g)]
-    value = equal(statements.ordered_value(found), g, leaf)
+    value = equal(parts.ordered_value(found), g, leaf)
     if value is False and links and not found.names:
         value, links = equal(links[0], g, leaf), [*links[1:], found.value]
     return _all_of((value, *(_holds(link, g, leaf) for link in links)))
@@ -164,14 +154,6 @@ def _holds(link: str, g: str, leaf: Leaf) -> Verdict:
         return False
     check_size(link)
     return leaf.expressions(link, split_unit(g).core)
-
-
-def _same_residue(a: str, g: str, modulus: str, leaf: Leaf) -> Verdict:
-    x, y, m = number(a), number(g), number(modulus)
-    return equal(a, g, leaf) if x is None or y is None or not m else (x - y) % m == 0
-
-
-# --------------------------------------------------------------------------------------- matrices, bases, roundings
 
 
 def _matrices(a: str, g: str, leaf: Leaf):
@@ -212,31 +194,26 @@ def _value_in_base(text: str) -> int | None:
 
 
 def _roundings(a: str, g: str, leaf: Leaf):
-    r"""`x \approx 3.14` is right for a decimal gold; `\pi \approx 3.14` says \pi. For an exact gold "about" is not
-    enough.
-    """
+    r"""`x \approx 3.14` is right for a decimal gold, not for an exact one; `\pi \approx 3.14` says \pi."""
     if "\\approx" not in a:
         return NotImplemented
     exact, _, rounded = a.partition("\\approx")
     if "\\approx" in g:
         return equal(a.rpartition("\\approx")[2], g.rpartition("\\approx")[2], leaf)
-    if exact and not statements.is_name(exact):
+    if exact and not parts.is_name(exact):
         return equal(exact, g, leaf)
     return "." in g and equal(rounded, g, leaf)
 
 
-# ---------------------------------------------------------------------------------------------- sets of reals, groups
-
-
 def _regions(a: str, g: str, leaf: Leaf):
     r"""Sets of real numbers: an inequality, an interval, `x\neq0`; in another unknown they are another answer."""
-    if not speaks_of_regions(a) and not speaks_of_regions(g):
+    if not regions.MARKS.search(a + g):
         return NotImplemented
-    x, y = region(a), region(g)
+    x, y = regions.region(a), regions.region(g)
     if x is None or y is None:
-        if has_inequality(a) and has_inequality(g) and not parts.listed(a) and not parts.listed(g):
+        if all(regions.SIGNS.search(text) and not parts.listed(text) for text in (a, g)):
             return _expressions(a, g, leaf)
-        return False if has_inequality(a + g) or x or y else NotImplemented
+        return False if regions.SIGNS.search(a + g) or x or y else NotImplemented
     if x.name and y.name and x.name != y.name:
         return False
     return _all_of((
@@ -259,22 +236,16 @@ def _groups(a: str, g: str, leaf: Leaf):
             x, y = (x, thousands) if x else (thousands, y)
         else:
             return False if len(found.items) > 1 or found.opening in ("[", "\\{") else NotImplemented
-    (names, items), (gold_names, golds) = statements.assigned(x.items), statements.assigned(y.items)
+    (names, items), (gold_names, golds) = parts.assigned(x.items), parts.assigned(y.items)
     if names and gold_names and set(names) != set(gold_names):
         return False
-    in_order = bool(names or gold_names)
-    if x.is_set or y.is_set:
-        both = all(side.is_set or not side.opening for side in (x, y))
-        return both and not in_order and _unordered(_distinct(items), _distinct(golds), leaf)
-    if not x.opening and not y.opening:
-        return (_in_order if in_order else _unordered)(items, golds, leaf)
-    ends = x.opening + x.closing, y.opening + y.closing
-    same = (x.is_round or not x.opening) and (y.is_round or not y.opening) or ends[0] == ends[1]
-    same = same or (len(items) > 2 and set(ends) == {"()", "[]"})
-    return same and _in_order(items, golds, leaf)
-
-
-# ------------------------------------------------------------------------------------- units, ratios, expressions
+    if not names and not gold_names and all(side.is_set or not side.opening for side in (x, y)):
+        distinct = _distinct if x.is_set or y.is_set else list
+        return _unordered(distinct(items), distinct(golds), leaf)
+    ends = {x.opening + x.closing, y.opening + y.closing}
+    same = len(ends) == 1 or all(side.is_round or not side.opening for side in (x, y))
+    same = same or (len(items) > 2 and ends == {"()", "[]"})
+    return same and not x.is_set and not y.is_set and _in_order(items, golds, leaf)
 
 
 def _units(a: str, g: str, leaf: Leaf):
@@ -329,9 +300,6 @@ def _expressions(a: str, g: str, leaf: Leaf) -> Verdict:
 _RULES: tuple[Callable[[str, str, Leaf], Verdict], ...] = (
     _texts, _statements, _matrices, _bases, _roundings, _regions, _groups, _units, _ratios,
 )  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------------- three-valued matching
 
 
 def _all_of(verdicts: Iterable[Verdict]) -> Verdict:

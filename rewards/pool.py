@@ -141,14 +141,11 @@ class Verifier:
                 tickets.append(golds.trouble_with(gold, compare.UNDECIDED))
             except golds.Undecided:
                 tickets.append(self._enqueue(Ticket("", gold, "check", ())))
-        reasons: list[str | None] = []
-        for ticket in tickets:
-            if isinstance(ticket, Ticket):
-                outcome = self._wait(ticket)
-                reasons.append(outcome["reason"] if outcome["reason"] in ("timeout", "crash") else outcome["value"])
-            else:
-                reasons.append(ticket)
-        return reasons
+        return [self._trouble(ticket) if isinstance(ticket, Ticket) else ticket for ticket in tickets]
+
+    def _trouble(self, ticket: Ticket) -> str | None:
+        outcome = self._wait(ticket)
+        return outcome["reason"] if outcome["reason"] in ("timeout", "crash") else outcome["value"]
 
     def close(self) -> None:
         """Kill the workers; what is still unanswered becomes a crash. Idempotent."""
@@ -169,8 +166,6 @@ class Verifier:
             ticket = self._queue.get()
             if ticket is not None:
                 ticket.settle(_CRASH)
-
-    # ----------------------------------------------------------------------------------------------------- inside
 
     def _enqueue(self, ticket: Ticket) -> Ticket:
         if self._closed:
@@ -286,21 +281,15 @@ class _Worker:
 
     def ask(self, ticket: Ticket, timeout_s: float) -> dict[str, Any]:
         """The reply to one item. Raises TimeoutError at the deadline, WorkerDied when the process ends before."""
-        arguments = {
-            "compare": [ticket.answers, ticket.gold],
-            "check": [ticket.gold],
-            "own": [ticket.completion, ticket.gold],
-        }
-        message = json.dumps({"call": ticket.call, "args": arguments[ticket.call]}).encode("ascii") + b"\n"
+        given = {"compare": [ticket.answers], "check": [], "own": [ticket.completion]}[ticket.call]
+        message = json.dumps({"call": ticket.call, "args": [*given, ticket.gold]}).encode("ascii") + b"\n"
         deadline = time.monotonic() + timeout_s
         self.items += 1
         try:
             self._socket.settimeout(timeout_s)
             self._socket.sendall(message)
-        except TimeoutError:
-            raise
         except OSError as error:
-            raise WorkerDied from error
+            raise error if isinstance(error, TimeoutError) else WorkerDied from error
         return self._receive(deadline)
 
     def _receive(self, deadline: float) -> dict[str, Any]:
@@ -311,10 +300,8 @@ class _Worker:
             try:
                 self._socket.settimeout(left)
                 chunk = self._socket.recv(65536)
-            except TimeoutError:
-                raise
             except OSError as error:
-                raise WorkerDied from error
+                raise error if isinstance(error, TimeoutError) else WorkerDied from error
             if not chunk:
                 raise WorkerDied
             self._buffer += chunk
@@ -347,8 +334,6 @@ def _checked_grader(grader: str) -> str:
         raise ValueError(f"grader={grader!r}: there is no file {Path(path).resolve()}")
     return f"{Path(path).resolve()}:{name}"
 
-
-# ------------------------------------------------------------------------------------------------- process-wide care
 
 _OPEN: "weakref.WeakSet[Verifier]" = weakref.WeakSet()
 

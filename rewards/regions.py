@@ -9,11 +9,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .exact import number
-from .parts import both_signs, bracket, listed, split
-from .statements import is_variable
+from .parts import both_signs, bracket, is_variable, listed, split
 
-_SIGNS = re.compile(r"\\leq|\\geq|\\neq|<|>")
-_MARKS = re.compile(r"\\leq|\\geq|\\neq|<|>|\\cup|\\setminus|\\mathbb\{R\}")
+SIGNS = re.compile(r"\\leq|\\geq|\\neq|<|>")
+MARKS = re.compile(SIGNS.pattern + r"|\\cup|\\setminus|\\mathbb\{R\}")  # only regions have; (1,2) may be a point
 _MIRRORED = {"<": ">", ">": "<", "\\leq": "\\geq", "\\geq": "\\leq"}
 _BUILDER = re.compile(r"\\\{[a-z](?:\\in ?\\mathbb\{R\})?[|:](.*)\\\}|[a-z]\\in ?([^<>]*)")
 
@@ -39,15 +38,6 @@ class Region(NamedTuple):
 _LINE = Region((Span("-\\infty", "\\infty", False, False),))
 
 
-def speaks_of_regions(text: str) -> bool:
-    """Whether `text` holds a sign that only regions have; a bare (1,2) may be a point as well."""
-    return _MARKS.search(text) is not None
-
-
-def has_inequality(text: str) -> bool:
-    return _SIGNS.search(text) is not None
-
-
 @lru_cache(maxsize=4096)
 def region(text: str) -> Region | None:
     """The region that a normalised text describes, its spans joined where they touch; None when it is none."""
@@ -63,7 +53,7 @@ def _read(text: str) -> Region | None:
         return _combined(both, union=False)
     if items:
         name = re.match(r"[a-z]\\neq", items[0])  # x\neq 2,3
-        said = [item if has_inequality(item) or not name else name[0] + item for item in items]
+        said = [item if SIGNS.search(item) or not name else name[0] + item for item in items]
         return _combined(said, union="\\neq" not in text)
     if len(unions) > 1:
         return _combined(unions, union=True)
@@ -76,9 +66,9 @@ def _read(text: str) -> Region | None:
         return _read(built[1] or built[2])
     found = bracket(text)
     if found is None:
-        return _inequality(text) if has_inequality(text) else None
+        return _inequality(text) if SIGNS.search(text) else None
     if found.is_set:
-        return None if has_inequality(text) else Region((), points=found.items)
+        return None if SIGNS.search(text) else Region((), points=found.items)
     if len(found.items) != 2 or found.opening not in "([" or found.closing not in ")]":
         return None
     return Region((Span(*found.items, found.opening == "[", found.closing == "]"),))
@@ -86,7 +76,7 @@ def _read(text: str) -> Region | None:
 
 def _inequality(text: str) -> Region | None:
     r"""`2>x\geq1`, `x<3`, `x\neq\pm1`, `|x|<2`."""
-    sides, signs = [side.strip() for side in _SIGNS.split(text)], _SIGNS.findall(text)
+    sides, signs = [side.strip() for side in SIGNS.split(text)], SIGNS.findall(text)
     if signs == ["\\neq"] and is_variable(sides[0]):
         return _LINE._replace(holes=tuple(both_signs(sides[1])), name=sides[0])
     if signs[0] in (">", "\\geq"):
@@ -109,9 +99,7 @@ def _inequality(text: str) -> Region | None:
 
 
 def _combined(texts: list[str] | tuple[str, ...], *, union: bool) -> Region | None:
-    """The union, or the intersection, of regions that speak of one unknown. An intersection may have one lower and
-    one upper end: `x>1` and `x<2` and `x\\neq\\frac32`.
-    """
+    """The union of regions that speak of one unknown, or their intersection if it has one lower and one upper end."""
     regions = [part for part in map(_read, texts) if part]
     names = {part.name for part in regions if part.name}
     spans, points, holes = ([item for part in regions for item in part[field]] for field in range(3))
@@ -128,9 +116,7 @@ def _combined(texts: list[str] | tuple[str, ...], *, union: bool) -> Region | No
 
 
 def _joined(found: Region) -> Region:
-    """Spans that touch become one, with a hole where both leave their common end out: (1,2)\\cup(2,3) is (1,3)
-    without 2.
-    """
+    """Spans that touch become one, with a hole where both leave their common end out: (1,2) and (2,3) have one at 2."""
     spans, holes, points = list(found.spans), list(found.holes), {_key(point): point for point in found.points}
     for _ in found.spans:
         pair = next(((p, q) for p in spans for q in spans if p is not q and _key(p.high) == _key(q.low)), None)

@@ -32,8 +32,10 @@ _CANONICAL["ordered pairs"] = "ordered pair"  # pairs alone would be twice as ma
 _SINGLE_LETTERS = frozenset(word for word in _CANONICAL if len(word) == 1 and word.isascii())
 _GLUED = frozenset("mm cm km kg mg ml lb lbs oz ft mph kmh hz".split())  # no product that anybody writes
 _NUMBER_WORD = re.compile(
-    r"\w+(?:illion|illionth|teenth|ieth|enth)s?|\w+teens|(?:twen|thir|for|fif|six|seven|eigh|nine)ties"
+    r"(?:illion|illionth|teenth|ieth|enth)s?\b|teens\b|\b(?:twen|thir|for|fif|six|seven|eigh|nine)ties\b"
 )
+_POWER = re.compile(r"(square |sq\.? |cubic |cu |平方|立方)(.+)|(.+?)( squared| cubed|[23])")
+_SQUARES = frozenset(("square", "sq", "sq.", "平方", "squared", "2"))
 _NO_NOUNS = frozenset(  # numbers and operations (42 sixteenths is not 42), and what is no noun at all
     """halves thirds quarters fourths fifths sixths sevenths eighths ninths tenths twelfths hundredths thousandths
     ones twos threes fours fives sixes sevens eights nines tens hundreds thousands dozens zeros zeroes percents
@@ -129,34 +131,22 @@ def _measure(text: str, core: str, words: str, power: str | None, *, letters_cou
 
 
 def _unit_name(words: str) -> str:
-    """One name for a unit: singular, abbreviated, `square x` as x^2, `x per y` as x/y; "" for words that are no
-    unit.
-    """
-    if words.startswith("per "):
-        under = _unit_name(words.removeprefix("per "))
-        return f"/{under}" if under else ""
+    """One name for a unit: singular, abbreviated, `square x` as x^2, `x per y` as x/y; "" for words that are none."""
     for divider in (" per ", "/"):
-        over, found, under = words.partition(divider)
+        over, found, under = f" {words}".partition(divider)
         if found:
-            upper, lower = _unit_name(over), _unit_name(under)
-            return _CANONICAL.get(f"{upper}/{lower}", f"{upper}/{lower}") if upper and lower else ""
-    for prefix, power in (("square ", 2), ("sq ", 2), ("sq. ", 2), ("平方", 2), ("cubic ", 3), ("cu ", 3), ("立方", 3)):
-        if words.startswith(prefix):
-            name = _unit_name(words.removeprefix(prefix))
-            return f"{name}^{power}" if name else ""
-    for suffix, power in ((" squared", 2), (" cubed", 3), ("2", 2), ("3", 3)):
-        if words.endswith(suffix):
-            name = _unit_name(words.removesuffix(suffix))
-            return f"{name}^{power}" if name else ""
+            upper, lower = _unit_name(over.strip()), _unit_name(under)
+            return _CANONICAL.get(f"{upper}/{lower}", f"{upper}/{lower}") if lower and (upper or not over) else ""
+    raised = _POWER.fullmatch(words)
+    if raised:
+        name, power = _unit_name(raised[2] or raised[3]), 2 if (raised[1] or raised[4]).strip() in _SQUARES else 3
+        return f"{name}^{power}" if name else ""
     for known in (words, words.rstrip("."), words.removesuffix("s") if len(words) > 3 else words):
         if known in _CANONICAL:
             return _CANONICAL[known]
-    if words == "ordered pairs":
-        return "ordered-pair"
     *adjectives, noun = words.split(" ")
-    if len(adjectives) > 1 or any(not word.isalpha() or word in _NO_ADJECTIVES for word in adjectives):
-        return ""
     plural = noun.isalpha() and len(noun) >= 4 and noun.endswith("s") and not noun.endswith("ss")
-    if not plural or noun in _NO_NOUNS or any(_NUMBER_WORD.fullmatch(word) for word in (noun, *adjectives)):
+    if not plural or len(adjectives) > 1 or noun in _NO_NOUNS or _NUMBER_WORD.search(words):
         return ""
-    return " ".join([*adjectives, noun[:-1]])
+    described = all(word.isalpha() and word not in _NO_ADJECTIVES for word in adjectives)
+    return " ".join([*adjectives, noun[:-1]]) if described else ""

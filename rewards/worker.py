@@ -80,10 +80,7 @@ def _math_calls() -> dict[str, Callable[..., dict[str, Any]]]:
     from . import compare, golds, symbolic
 
     logging.disable(logging.CRITICAL)  # math-verify and sympy would log the model's whole text when they cannot read it
-    symbolic.equal_expressions(
-        "\\sqrt{2}+x^{2}", "x^{2}+\\sqrt{2}"
-    )  # builds the grammar now rather than on the first item's time
-
+    symbolic.equal_expressions("\\sqrt{2}+x^{2}", "x^{2}+\\sqrt{2}")  # builds the grammar now, not on an item's time
     leaf = compare.Leaf(symbolic.equal_expressions)
 
     def judge(answers: list[str], gold: str) -> dict[str, Any]:
@@ -109,9 +106,8 @@ def _own_calls(grader: str) -> dict[str, Callable[..., dict[str, Any]]]:
     def own(completion: str, gold: str) -> dict[str, Any]:
         score = function(completion, gold)
         if not isinstance(score, (bool, int, float)) or not math.isfinite(score):
-            raise TypeError(
-                f"{grader} returned {type(score).__name__} {str(score)[:80]!r}; a bool or a finite float is needed"
-            )
+            said = f"{type(score).__name__} {str(score)[:80]!r}"
+            raise TypeError(f"{grader} returned {said}; a bool or a finite float is needed")
         return {"value": float(score), "reason": "match" if score > 0 else "mismatch"}
 
     return {"own": own}
