@@ -6,9 +6,9 @@
     check_golds(golds)                      golds that must not be trained on, with the reason
     shape_reward(grade, ...)                the grade as a reward
 
-extract.py finds the final answer, normalize.py gives it one spelling, guards.py refuses what is too large, parts.py takes
-it apart (exact.py: numbers, units.py, regions.py: sets of reals), compare.py compares kind by kind, symbolic.py compares
-expressions inside worker.py, pool.py keeps the workers. Policies: docs/verifier.md.
+extract.py finds the final answer, normalize.py gives it one spelling, guards.py refuses what is too large, parts.py
+takes it apart (exact.py: numbers; units.py; regions.py: sets of reals), compare.py compares kind by kind, symbolic.py
+compares expressions inside worker.py, pool.py keeps the workers. Policies: docs/verifier.md.
 Command line: `python -m rewards.check FILE.jsonl`, `python -m rewards.fuzz --minutes 2`.
 """
 

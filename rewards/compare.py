@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import parts, regions
-from .exact import number
+from .exact import number, value_or_text
 from .guards import MAX_ALGEBRA_ITEMS, MAX_CHARS, TooLarge, check_size
 from .normalize import normalize
 from .parts import Statement, statement, unknowns
@@ -98,18 +98,15 @@ def _texts(a: str, g: str, leaf: Leaf):
     """Words equal the same words; a choice letter equals itself in any dress, also with its value beside it."""
     letter, gold_letter = _CHOICE.fullmatch(a), _CHOICE.fullmatch(g)
     if letter and gold_letter:
-        return {a, g} != {"e", "E"} and _letter(letter) == _letter(gold_letter)
+        return {a, g} != {"e", "E"} and letter[1].upper() == gold_letter[1].upper()
     labelled = _CHOICE_AND_VALUE.fullmatch(a)
     if labelled and not _CHOICE_AND_VALUE.fullmatch(g) and not parts.listed(a):
-        return _letter(labelled) == _letter(gold_letter) if gold_letter else equal(labelled[4].strip(), g, leaf)
+        label = labelled[1] or labelled[2] or labelled[3]
+        return label == gold_letter[1].upper() if gold_letter else equal(labelled[4].strip(), g, leaf)
     if _TEXT.fullmatch(a) or _TEXT.fullmatch(g):
         words = [" ".join(_TEXT.sub(r" \1 ", text).lower().split()) for text in (a, g)]
         return words[0] == words[1]
     return NotImplemented
-
-
-def _letter(choice: re.Match[str]) -> str:
-    return next(found for found in choice.groups() if found).upper()
 
 
 def _statements(a: str, g: str, leaf: Leaf):
@@ -337,7 +334,7 @@ def _matched(answers: Sequence[Any], golds: Sequence[Any], same: Callable[[Any, 
 
 
 def _distinct(items: Sequence[str]) -> list[str]:
-    return list({item if number(item) is None else number(item): item for item in reversed(items)}.values())
+    return list({value_or_text(item): item for item in reversed(items)}.values())
 
 
 def _check_items(answers: Sequence[str], golds: Sequence[str]) -> None:

@@ -1,8 +1,4 @@
-"""Exact numbers: a normalised string that is one number, as a Fraction.
-
-Integer, decimal, thousands separators, percent, fraction, mixed number, scientific notation, repeating decimal. What is
-anything else, or too long to be honest, has no exact value here.
-"""
+"""Exact numbers: integers, decimals, thousands separators, percent, fractions, mixed numbers, powers of ten, cycles."""
 
 import re
 from fractions import Fraction
@@ -22,7 +18,7 @@ _PARENTHESES = re.compile(r"\(([^(),]*)\)")
 
 @lru_cache(maxsize=1 << 16)
 def number(text: str) -> Fraction | None:
-    """The exact value of a normalised string that is one number, else None."""
+    """The exact value of a normalised string that is one number; None when it is anything else, or too long."""
     if not text or len(text) > MAX_DIGITS:
         return None
     if text.isdecimal():
@@ -42,6 +38,12 @@ def number(text: str) -> Fraction | None:
     return None
 
 
+def value_or_text(text: str) -> Fraction | str:
+    """A key that is equal for equal numbers."""
+    value = number(text)
+    return text if value is None else value
+
+
 def _decimal(text: str) -> Fraction | None:
     return Fraction(text.replace(",", "").replace(" ", "").rstrip(".")) if _DECIMAL.fullmatch(text) else None
 
@@ -57,20 +59,16 @@ def _scientific(text: str) -> Fraction | None:
 
 def _fraction(text: str) -> Fraction | None:
     match = _FRACTION.fullmatch(text)
-    if not match:
-        return None
-    upper_sign, upper, lower_sign, lower = (group for group in match.groups() if group is not None)
-    top, bottom = _decimal(upper), _decimal(lower)
+    signs_and_digits = [group for group in match.groups() if group is not None] if match else ["", "1", "", "0"]
+    top, bottom = (_decimal(digits) for digits in signs_and_digits[1::2])
     if top is None or not bottom:
         return None
-    return top / bottom if upper_sign.endswith("-") == lower_sign.endswith("-") else -top / bottom
+    return -top / bottom if signs_and_digits[::2].count("-") == 1 else top / bottom
 
 
 def _mixed(text: str) -> Fraction | None:
     match = _MIXED.fullmatch(text)
-    if not match:
-        return None
-    whole, upper, lower = (int(group) for group in match.groups() if group)
+    whole, upper, lower = (int(group) for group in match.groups() if group) if match else (0, 0, 0)
     return whole + Fraction(upper, lower) if 0 < upper < lower else None  # 3\frac{5}{2} is no mixed number
 
 

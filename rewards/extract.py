@@ -26,16 +26,15 @@ _BLANK = re.compile(r"(?:\s|~|\$|\*|\\[,;:!> ]|\\q?quad|\\text\{\s*\}|\\[()\[\]]
 _VALUE_LIKE = re.compile(r"[\s*$(\[{+\-−\\]*(?:\d|\\[a-zA-Z{]|[a-zA-Z](?![a-zA-Z]))|\\")
 _WORD = re.compile(r"(?<!\\)\b[A-Za-z]{2,}\b")
 _CORRECTED = re.compile(
-    r"\b(?:no|wait|actually|correct\w*|mistake\w*|errors?|wrong|incorrect\w*|instead|sorry|oops|rather)\b", re.I
+    r"(?i)\b(?:no|wait|actually|(?:in)?correct\w*|mistake\w*|errors?|wrong|instead|sorry|oops|rather)\b"
 )
 _HEDGED = re.compile(r"\b(?:or|maybe|perhaps|possibly|alternatively|either|might|could|unsure|not sure)\b", re.I)
 _OTHER_CASE = re.compile(r"\b(?:otherwise|else|alternative\w*|option|case|interpretation|scenario|if not)\b", re.I)
 _CONCLUDED = re.compile(r"\b(?:total|sum|altogether|overall|in all|therefore|hence|final\w*)\b", re.I)
 _AND_ANOTHER = re.compile(  # what follows a box on its line: "or 43", "otherwise $6$"
     r"[\s$\\\])}*,;(]*\b(?:or|otherwise|else)\s+(?:(?!about|approx|around|rough|nearly)[a-z]+,?\s+){0,2}?"
-    r"(\$[^$\n]+\$|-?\d[\d.,/]*)",
-    re.I,
-)
+    r"(\$[^$\n]+\$|-?\d[\d.,/]*)", re.I,
+)  # fmt: skip
 _STRAY_BOLD = re.compile(r"(?<![\w)}\]])\*\*|\*\*(?![\w(\\{])")
 _HOPE = re.compile(r"[.\s]*\bI hope (?:it|this) is correct[.!]?\s*$")  # the ending that Minerva's prompt teaches
 _JOINING = frozenset("and also both text quad qquad mathrm final the answer answers respectively boxed fbox".split())
@@ -52,34 +51,26 @@ class Found:
 
 def final_answers(completion: str) -> tuple[str, ...]:
     """The final answers of a completion in reading order, usually one; () when there is none."""
-    text = _after_thinking(completion)
-    if text is None:
-        return ()
-    if "phantom" in text:
-        text = _without_phantoms(text)
+    text = completion.rpartition("</think>")[2]
+    text = _without_phantoms(text) if "phantom" in text else text
     boxes = _last_boxes(text)
-    if boxes is None:  # the last box is cut off or empty
+    if boxes is None or "<think>" in text:  # the last box is cut off or empty, or the thinking did not end
         return ()
-    if not boxes:
-        lines = _last_answer_lines(text, 0)
-        return _distinct(lines) if lines and not _is_blank(lines[-1].text) else ()
-    other = _AND_ANOTHER.match(text, boxes[-1].end)
-    if other:
-        boxes.append(Found(other[1].rstrip(".,"), other.start(), other.end()))
-    before = _answer_line_above(text, boxes[0].start)
-    after = [line for line in _last_answer_lines(text, boxes[-1].end) if _VALUE_LIKE.match(line.text)]
-    return _distinct([*before, *boxes, *after])
+    found = boxes or _last_answer_lines(text, 0)
+    if boxes:
+        other = _AND_ANOTHER.match(text, boxes[-1].end)
+        beside = [Found(other[1].rstrip(".,"), other.start(), other.end())] if other else []
+        after = [line for line in _last_answer_lines(text, boxes[-1].end) if _VALUE_LIKE.match(line.text)]
+        found = [*_answer_line_above(text, boxes[0].start), *boxes, *beside, *after]
+    elif found and _BLANK.fullmatch(found[-1].text):
+        return ()
+    return tuple(dict.fromkeys(item.text for item in found))
 
 
 def extract_answer(completion: str) -> str | None:
     """The final answer as text (for voting and for logs), several of them joined by commas; None when there is none."""
     answers = final_answers(completion)
     return ", ".join(answers) if answers else None
-
-
-def _after_thinking(completion: str) -> str | None:
-    text = completion.rpartition("</think>")[2]
-    return None if "<think>" in text else text
 
 
 def _without_phantoms(text: str) -> str:
@@ -105,7 +96,7 @@ def _last_boxes(text: str) -> list[Found] | None:
     boxes: list[Found] = []
     for command in reversed(list(_BOX.finditer(text))):
         box = _box_at(text, command, boxes[0].start if boxes else len(text))
-        if not boxes and (box is None or _is_blank(box.text)):
+        if not boxes and (box is None or _BLANK.fullmatch(box.text)):
             return None
         if box is None or len(boxes) > MAX_ANSWERS or (boxes and not _side_by_side(text[box.end : boxes[0].start])):
             break
@@ -140,7 +131,7 @@ def _line_after(text: str, label: re.Match[str]) -> Found:
 def _answer_line_above(text: str, start: int) -> list[Found]:
     """An "Answer: 41" line directly above the first box, if it states a value."""
     above, newline, beside = text[max(0, start - 3 * MAX_GAP_CHARS) : start].rpartition("\n")
-    labels = list(_ANSWER.finditer(above)) if newline and _is_blank(beside) else []
+    labels = list(_ANSWER.finditer(above)) if newline and _BLANK.fullmatch(beside) else []
     value = above[labels[-1].end() :].strip() if labels else ""
     return [Found(value, 0, 0)] if "\n" not in value and _VALUE_LIKE.match(value) else []
 
@@ -153,11 +144,3 @@ def _side_by_side(gap: str) -> bool:
     if len(gap) > MAX_GAP_CHARS or _CORRECTED.search(gap):
         return False
     return bool(_HEDGED.search(gap)) or all(word.lower() in _JOINING for word in _WORD.findall(gap))
-
-
-def _is_blank(text: str) -> bool:
-    return _BLANK.fullmatch(text) is not None
-
-
-def _distinct(found: list[Found]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(item.text for item in found))

@@ -34,6 +34,7 @@ __import__('os')
 """.split()
     + ["\x00", "\ud800", "\udfff", "\u202e", "\u0661", "\n", " ", "\t", "\r"]
 )
+FRAMES = r"\boxed{%s} $\boxed{%s}$ Answer:%s Answer:$%s$ <think>%s</think>\boxed{%s} %s \boxed{%s}or\boxed{%s}".split()
 
 
 def random_answer(rng: random.Random) -> str:
@@ -49,17 +50,13 @@ def random_answer(rng: random.Random) -> str:
     return text
 
 
-def random_completion(rng: random.Random) -> str:
-    frames = r"\boxed{%s}|$\boxed{%s}$|Answer: %s|Answer: $%s$|<think>%s</think>\boxed{%s}|%s|\boxed{%s} or \boxed{%s}"
-    return rng.choice(frames.split("|")).replace("%s", random_answer(rng))
-
-
 def fuzz(verifier: Verifier, seconds: float, seed: int, batch: int) -> tuple[Counter[str], str | None]:
     """(how often each reason came, what went wrong or None). Runs for about `seconds`."""
     rng, reasons = random.Random(seed), Counter()
     stop = time.monotonic() + seconds
     while time.monotonic() < stop:
-        for completion in [random_completion(rng) for _ in range(batch)]:
+        for _ in range(batch):
+            completion = rng.choice(FRAMES).replace("%s", random_answer(rng))
             start = time.monotonic()
             grade = verifier.grade(completion, GOLD)
             took = time.monotonic() - start

@@ -1,8 +1,6 @@
 r"""One spelling for one answer: LaTeX, Unicode and plain-text variants become the same short string.
 
-`normalize` is cosmetic: it never changes a value. What a spelling *means* is for exact.py (numbers), parts.py and
-compare.py.
-
+`normalize` is cosmetic: it never changes a value; what a spelling means is for parts.py and compare.py.
 Normalised form: no blanks but between two letters or digits; `\frac{a}{b}`, `*` for products, `^{..}`, `\{ \}`, `|`,
 `%`, `\degree`, `\leq \geq \neq`, `\emptyset`, `\infty`, `\pmod{n}`; `¶` between the rows of an environment; words,
 units and their like inside `\text{...}`; a text answer is one `\text{...}` in lower case.
@@ -82,15 +80,13 @@ _MATHS_IN_TEXT = re.compile(r"\s*[-+\\$]|\s*\d[\d,.:/]*%?(?:\s|$)|[^=\\]*[=\\]|\
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _UNIT_FRACTION = re.compile(r"\\frac\{\\text\{([^{}]*)\}\}\{\\text\{([^{}]*)\}(?:\^\{?(\d)\}?)?\}")
 _LEAD = re.compile(  # what a sentence says before its value: "The value of $n$ is", "There are", "Domain:"
-    r"(?:(?:so|thus|hence|therefore|then|finally)[,\s]+)?(?:there (?:are|is)(?=\s)"
+    r"(?i)(?:(?:so|thus|hence|therefore|then|finally)[,\s]+)?(?:there (?:are|is)(?=\s)"
     r"|(?:the|my|our|its|it|this|answer|result|solution)\b[^=<>.;?!]*?\s(?:is|are|equals)(?=[\s$:*]|\\)"
-    r"|(?:(?:the|my|our|final)\s+)*(?:answer|result|solution)\s*[=:]|[a-z]{4,}\s*:(?=\s)):?\s*",
-    re.IGNORECASE,
+    r"|(?:(?:the|my|our|final)\s+)*(?:answer|result|solution)\s*[=:]|[a-z]{4,}\s*:(?=\s)):?\s*"
 )
 _DENIED = re.compile(
-    r"n't\b|\b(?:not|never|no|nor|neither|wrong\w*|incorrect\w*|false|or|either|maybe|perhaps|possibly|otherwise|else"
-    r"|unless|if|option|case)\b",
-    re.IGNORECASE,
+    r"(?i)n't\b|\b(?:not|never|no|nor|neither|wrong\w*|incorrect\w*|false|or|either|maybe|perhaps|possibly|otherwise"
+    r"|else|unless|if|option|case)\b"
 )
 _TEXT_WORDS = re.compile(r"[a-z][a-z ,.'&/\-]*")
 _TEXT_COMMANDS = re.compile(r"\\(?:mbox|textrm|textbf|textit|mathrm|textnormal)(?=\s*\{)")
@@ -110,19 +106,15 @@ def normalize(answer: str) -> str:
     text = _unwrap(_PRAISE.sub("", text.translate(_TRANSLATION)))
     plain = _TEXT.sub(r"\1", text) if text.startswith("\\text") else text
     lead = _LEAD.match(plain)
-    if lead and not _DENIED.search(lead[0]):
-        text = _unwrap(plain[lead.end() :])
+    text = _unwrap(plain[lead.end() :]) if lead and not _DENIED.search(lead[0]) else text
     words = _as_words(text)
-    if words in _ALL_REALS:
-        return "\\mathbb{R}"
-    return f"\\text{{{words}}}" if words else _normalize_math(text)
+    return "\\mathbb{R}" if words in _ALL_REALS else f"\\text{{{words}}}" if words else _normalize_math(text)
 
 
 def _unwrap(text: str) -> str:
     """Strip blanks, the final full stop, and delimiters that enclose the whole."""
-    before = None
-    while text != before:
-        before, text = text, _strip_spacing(text)
+    for _ in range(20):
+        before, text = text, _EDGES.sub("", text).removesuffix("\\")
         if text.endswith(".") and not text.endswith(".."):
             text = text[:-1]
         for opening, closing in _WRAPPERS:
@@ -133,15 +125,9 @@ def _unwrap(text: str) -> str:
             text = text[1:] if text[0] == "$" else text[:-1] if text[-1] == "$" and text[-2:] != "\\$" else text
         if text.startswith("{") and closing_brace(text, 0) == len(text) - 1:
             text = text[1:-1]
+        if text == before:
+            break
     return text
-
-
-def _strip_spacing(text: str) -> str:
-    """Blanks, commas and LaTeX spaces off both ends, and the backslash that a cut-off LaTeX space leaves."""
-    before = None
-    while text != before:
-        before, text = text, _EDGES.sub("", text)
-    return text.removesuffix("\\")
 
 
 def closing_brace(text: str, opening: int, stop: int | None = None) -> int:

@@ -53,8 +53,7 @@ class Ticket:
         self.completion, self.gold, self.call, self.answers = completion, gold, call, answers
         self.done = threading.Event()
         self.outcome: dict[str, Any] = {}
-        self.pid = os.getpid()
-        self.attempts = 0
+        self.pid, self.attempts = os.getpid(), 0
 
     def settle(self, outcome: dict[str, Any]) -> None:
         self.outcome = outcome
@@ -79,8 +78,7 @@ class Verifier:
         if workers < 1 or timeout_s <= 0 or memory_gib <= 0:
             raise ValueError(f"{workers=}, {timeout_s=}, {memory_gib=}: all three must be positive")
         self.workers, self.timeout_s, self.memory_gib = workers, timeout_s, memory_gib
-        self.grader = _checked_grader(grader)
-        self._closed = False
+        self.grader, self._closed = _checked_grader(grader), False
         self._reset()
         _OPEN.add(self)
         if ":" in self.grader:
@@ -163,8 +161,7 @@ class Verifier:
             if thread is not threading.current_thread():
                 thread.join(timeout=5)
         while not self._queue.empty():
-            ticket = self._queue.get()
-            if ticket is not None:
+            if (ticket := self._queue.get()) is not None:
                 ticket.settle(_CRASH)
 
     def _enqueue(self, ticket: Ticket) -> Ticket:
@@ -180,8 +177,7 @@ class Verifier:
 
     def _wait(self, ticket: Ticket) -> dict[str, Any]:
         if ticket.pid != os.getpid() and not ticket.done.is_set():  # submitted before a fork: nobody here works on it
-            again = Ticket(ticket.completion, ticket.gold, ticket.call, ticket.answers)
-            return self._wait(self._enqueue(again))
+            return self._wait(self._enqueue(Ticket(ticket.completion, ticket.gold, ticket.call, ticket.answers)))
         while not ticket.done.wait(timeout=1.0):
             if not any(thread.is_alive() for thread in self._threads):  # nobody is left to work on it
                 ticket.settle(_CRASH)

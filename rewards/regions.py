@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .exact import number
+from .exact import value_or_text as _key
 from .parts import both_signs, bracket, is_variable, listed, split
 
 SIGNS = re.compile(r"\\leq|\\geq|\\neq|<|>")
@@ -128,7 +129,3 @@ def _joined(found: Region) -> Region:
         if not left.has_high and not right.has_low and not points.pop(_key(left.high), None):
             holes.append(left.high)
     return found._replace(spans=tuple(spans), points=tuple(points.values()), holes=tuple(holes))
-
-
-def _key(end: str) -> object:
-    return end if number(end) is None else number(end)

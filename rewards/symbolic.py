@@ -45,8 +45,9 @@ def equal_expressions(answer: str, gold: str) -> bool:
 
 def _equal(answer: str, gold: str) -> bool:
     a, g = _parse(answer), _parse(gold)
-    if isinstance(a, sympy.Eq) and isinstance(g, sympy.Eq):
-        return _same_equation(a, g)
+    if isinstance(a, sympy.Eq) and isinstance(g, sympy.Eq):  # the same up to a factor, all on one side
+        ratio: Any = sympy.simplify((a.lhs - a.rhs) / (g.lhs - g.rhs))  # type: ignore[operator]
+        return bool(ratio.is_number and ratio.is_nonzero and ratio.is_finite)
     if _is_number(a) and _is_number(g):
         return _same_number(a, g)
     if not isinstance(a, sympy.Expr) or not isinstance(g, sympy.Expr):
@@ -89,7 +90,7 @@ def _is_real_at(expression: Any, point: Any) -> bool:
 @lru_cache(maxsize=1024)  # reading costs more than comparing, and a group of samples shares its gold
 def _parse(text: str) -> Any:
     """A sympy object with exact numbers: decimals and mixed numbers as fractions, degrees as radians, i imaginary."""
-    text = _DECIMAL.sub(_exact_decimal, text)
+    text = _DECIMAL.sub(lambda m: f"\\frac{{{int(m[1] + m[2])}}}{{{10 ** len(m[2])}}}", text)
     text = _MIXED.sub(_improper, text)
     text = re.sub(r"(?<=[\d)])\(|(?<=\\pi)\(", "*(", text)  # read as a mixed number otherwise: 2(3) would be 5
     text = _DEGREES.sub(r"(\\frac{\1*\\pi}{180})", text)
@@ -100,10 +101,6 @@ def _parse(text: str) -> Any:
     parsed = parsed if isinstance(parsed, sympy.Eq) else parsed.doit()
     parsed = parsed.subs({symbol: sympy.I for symbol in parsed.free_symbols if symbol.name == "i"})
     return parsed.replace(_is_odd_root_of_negative, lambda root: -((-root.base) ** root.exp))
-
-
-def _exact_decimal(match: re.Match[str]) -> str:
-    return f"\\frac{{{int(match[1] + match[2])}}}{{{10 ** len(match[2])}}}"
 
 
 def _improper(match: re.Match[str]) -> str:
@@ -137,13 +134,6 @@ def _same_real(x: Any, y: Any) -> bool:
     except PrecisionExhausted:
         # not told from zero at so many digits: equal, unless sympy cannot evaluate it at all (the cosine of 10^300)
         return bool(abs(x.evalf(20) - y.evalf(20)) <= _CLOSE * max(1, abs(y.evalf(20))))
-
-
-def _same_equation(a: sympy.Eq, g: sympy.Eq) -> bool:
-    """Two equations are the same when one is a nonzero multiple of the other, all on one side."""
-    left, right = a.lhs - a.rhs, g.lhs - g.rhs  # type: ignore[operator]
-    ratio = sympy.simplify(left / right)
-    return bool(ratio.is_number and ratio.is_nonzero and ratio.is_finite)
 
 
 def _agree_at_points(a: Any, g: Any) -> bool:
