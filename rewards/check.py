@@ -10,14 +10,13 @@ import argparse
 import json
 import sys
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from . import Grade, Verifier
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
+class Case(NamedTuple):
     completion: str
     gold: str
     expected: bool

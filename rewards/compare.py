@@ -19,7 +19,7 @@ from .exact import number, value_or_text
 from .guards import MAX_ALGEBRA_ITEMS, MAX_CHARS, TooLarge, check_size
 from .normalize import normalize
 from .parts import Statement, statement, unknowns
-from .units import split_unit
+from .units import MARKS, split_unit
 
 Verdict = bool | None
 
@@ -224,18 +224,20 @@ def _groups(a: str, g: str, leaf: Leaf):
     order. The brackets of two items must be the same: (3,4] is not [3,4].
     """
     x, y = parts.group(a), parts.group(g)
-    if x is None and y is None:
+    found, other = (x, g) if x else (y, a)
+    if found is None:
         return NotImplemented
     if x is None or y is None:
-        found, other = (x, g) if x else (y, a)
-        thousands = parts.Group("", tuple(other.split(",")), "")  # beside a list 100,200 may be one too
-        if not found.opening and number(other) is not None and len(thousands.items) > 1:
-            x, y = (x, thousands) if x else (thousands, y)
-        else:
+        if found.opening or number(other) is None or "," not in other:
             return False if len(found.items) > 1 or found.opening in ("[", "\\{") else NotImplemented
+        thousands = parts.Group("", tuple(other.split(",")), "")  # beside a list 100,200 may be one too
+        x, y = x or thousands, y or thousands
     (names, items), (gold_names, golds) = parts.assigned(x.items), parts.assigned(y.items)
     if names and gold_names and set(names) != set(gold_names):
         return False
+    all_numbers = all(number(item) is not None for item in (*items, *golds))
+    if len(items) == len(golds) > MAX_ALGEBRA_ITEMS and not all_numbers and sorted(items) != sorted(golds):
+        raise TooLarge
     if not names and not gold_names and all(side.is_set or not side.opening for side in (x, y)):
         distinct = _distinct if x.is_set or y.is_set else list
         return _unordered(distinct(items), distinct(golds), leaf)
@@ -253,7 +255,7 @@ def _units(a: str, g: str, leaf: Leaf):
     if "degree" in (x.unit, y.unit) and not (x.unit and y.unit) and "\\pi" in x.core + y.core:
         radians = [f"\\frac{{({m.core})*\\pi}}{{180}}" if m.unit else m.core for m in (x, y)]
         return _expressions(radians[0], radians[1], leaf)
-    same = x.unit == y.unit or not y.unit or (not x.unit and y.unit_may_be_left_out)
+    same = x.unit == y.unit or not y.unit or (not x.unit and y.unit in MARKS)
     return same and equal(x.core, y.core, leaf)
 
 
@@ -310,12 +312,10 @@ def _all_of(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def _in_order(answers: Sequence[str], golds: Sequence[str], leaf: Leaf) -> Verdict:
-    _check_items(answers, golds)
     return len(answers) == len(golds) and _all_of(equal(a, g, leaf) for a, g in zip(answers, golds, strict=True))
 
 
 def _unordered(answers: Sequence[str], golds: Sequence[str], leaf: Leaf) -> Verdict:
-    _check_items(answers, golds)
     return _matched(answers, sorted(golds, key=lambda item: number(item) is None), lambda a, g: equal(a, g, leaf))
 
 
@@ -335,9 +335,3 @@ def _matched(answers: Sequence[Any], golds: Sequence[Any], same: Callable[[Any, 
 
 def _distinct(items: Sequence[str]) -> list[str]:
     return list({value_or_text(item): item for item in reversed(items)}.values())
-
-
-def _check_items(answers: Sequence[str], golds: Sequence[str]) -> None:
-    if len(answers) > MAX_ALGEBRA_ITEMS and any(number(item) is None for item in (*answers, *golds)):
-        if len(answers) == len(golds) and sorted(answers) != sorted(golds):
-            raise TooLarge

@@ -23,10 +23,10 @@ def number(text: str) -> Fraction | None:
         return None
     if text.isdecimal():
         return Fraction(int(text))
-    factor = Fraction(1)
+    factor: int | Fraction = 1
     if text.endswith("%"):
         text, factor = text[:-1].rstrip(), Fraction(1, 100)
-    enclosed = _PARENTHESES.fullmatch(text)
+    enclosed = _PARENTHESES.fullmatch(text) if text[:1] == "(" else None
     text = enclosed[1] if enclosed else text
     if text[:1] in ("+", "-"):
         text, factor = text[1:], -factor if text[0] == "-" else factor
@@ -34,7 +34,7 @@ def number(text: str) -> Fraction | None:
         for read in (_decimal, _scientific, _fraction, _mixed, _repeating, _continued):
             value = read(text)
             if value is not None:
-                return factor * value
+                return value if factor == 1 else factor * value
     return None
 
 
@@ -45,6 +45,8 @@ def value_or_text(text: str) -> Fraction | str:
 
 
 def _decimal(text: str) -> Fraction | None:
+    if text.isdecimal():
+        return Fraction(int(text))
     return Fraction(text.replace(",", "").replace(" ", "").rstrip(".")) if _DECIMAL.fullmatch(text) else None
 
 
@@ -59,7 +61,9 @@ def _scientific(text: str) -> Fraction | None:
 
 def _fraction(text: str) -> Fraction | None:
     match = _FRACTION.fullmatch(text)
-    signs_and_digits = [group for group in match.groups() if group is not None] if match else ["", "1", "", "0"]
+    if not match:
+        return None
+    signs_and_digits = [group for group in match.groups() if group is not None]
     top, bottom = (_decimal(digits) for digits in signs_and_digits[1::2])
     if top is None or not bottom:
         return None

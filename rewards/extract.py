@@ -3,13 +3,12 @@ r"""Find the final answer of a completion: pure string code, linear in the lengt
 Read is only what follows the last `</think>`; a `<think>` left open has no answer. The last `\boxed{...}` is the
 answer, else the last "Answer:" line. Nothing else counts: no "last number in the text", which would pay for an echoed
 question. An empty or cut-off last box is no answer, whatever stands before it.
-
 Several final answers side by side (`\boxed{1} or \boxed{2}`, two "Answer:" lines in a row, a box and then another
 "Answer:") all count, and must agree. A box that the text later corrects or builds upon does not.
 """
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .normalize import closing_brace
 
@@ -40,8 +39,7 @@ _HOPE = re.compile(r"[.\s]*\bI hope (?:it|this) is correct[.!]?\s*$")  # the end
 _JOINING = frozenset("and also both text quad qquad mathrm final the answer answers respectively boxed fbox".split())
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """A candidate answer and where it stands, [start, end) in the text that was searched."""
 
     text: str

@@ -3,9 +3,8 @@
     python -m rewards.fuzz --minutes 2 [--seed 7]
 
 Inputs are random chains of LaTeX fragments, control characters, code, deep nesting and long runs, in boxes, on
-"Answer:" lines, after open and closed thinking. The gold is a number that no fragment spells, so every reward is a
-mistake. After each batch an ordinary item must still be graded right. A failure prints the input and the seed, and
-exits with status 1.
+"Answer:" lines, after open and closed thinking. No fragment spells the gold, so every reward is a mistake. After each
+batch an ordinary item must be graded right. A failure prints the input and the seed, and exits with status 1.
 """
 
 import argparse

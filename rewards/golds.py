@@ -1,7 +1,7 @@
 """Is a gold fit to be a gold? Checked when data is loaded, for a gold that cannot be matched teaches only noise.
 
-A gold must survive extraction from a box, stay inside the size limits, and be readable: a number, words, or mathematics
-that equals itself when it is taken apart and compared without the shortcut of equal strings.
+It must survive extraction from a box, stay inside the size limits, and be readable: a number, words, or mathematics
+that equals itself when it is compared without the shortcut of equal strings.
 """
 
 from dataclasses import replace

@@ -5,6 +5,7 @@ workers' deadline is only the second line. Over a limit the verdict is wrong, wi
 """
 
 import re
+from functools import lru_cache
 from itertools import accumulate
 
 MAX_CHARS = 2000
@@ -40,15 +41,18 @@ def _small_tower(match: re.Match[str]) -> str:
     return f"^{{{value}}}" if value <= MAX_EXPONENT else match[0]
 
 
+@lru_cache(maxsize=4096)
 def check_size(text: str) -> None:
     """Raise TooLarge when an expression could cost the algebra much more than an honest answer does. Linear time."""
+    depths = accumulate((char in "({[") - (char in ")}]") for char in text)
+    powers = [n for pair in _EXPONENT.findall(text) for n in pair if n] if "^" in text else ()
     too_large = (
         len(text) > MAX_CHARS
-        or max(accumulate((char in "({[") - (char in ")}]") for char in text), default=0) > MAX_DEPTH
+        or (sum(map(text.count, "({[")) > MAX_DEPTH and max(depths) > MAX_DEPTH)
         or max(map(len, _DIGITS.findall(text)), default=0) > (MAX_BINOMIAL_DIGITS if "\\binom" in text else MAX_DIGITS)
         or ("^" in text and _TOWER.search(_SMALL_TOWER.sub(_small_tower, text)))
-        or any(len(n) > 4 or int(n) > MAX_EXPONENT for pair in _EXPONENT.findall(text) for n in pair if n)
-        or any(not n or len(n) > 4 or int(n) > MAX_FACTORIAL for n in _FACTORIAL.findall(text))
+        or any(len(n) > 4 or int(n) > MAX_EXPONENT for n in powers)
+        or ("!" in text and any(not n or len(n) > 4 or int(n) > MAX_FACTORIAL for n in _FACTORIAL.findall(text)))
         or len(_OPERATOR.findall(text)) > MAX_OPERATORS
         or len(_FUNCTION.findall(text)) > MAX_FUNCTIONS
         or text.count("|") > MAX_BARS

@@ -18,7 +18,7 @@ _CHARACTERS = {
     "\\cap ": "∩", "\\in ": "∈", "\\emptyset ": "∅⌀ø", "\\mathbb{R}": "ℝ", "\\mathbb{Z}": "ℤ", "\\theta ": "θ",
     "\\alpha ": "α", "\\beta ": "β", "\\langle ": "⟨〈", "\\rangle ": "⟩〉", "\\ldots ": "…", "\\sqrt ": "√", "%": "％",
     ",": "，、", "(": "（", ")": "）", ":": "：", ";": "；", ".": "。", "'": "’‘′", '"': "“”″", "\\equiv ": "≡",
-    " ": "\u00a0\u2009\u202f\u2002\u2003\u200a\u3000\x00", "": "\u200b\u200c\u200d\u2060\ufeff\u200e\u200f\u2061\ufe0f",
+    " ": "\u00a0\u2009\u202f\u2002\u2003\u200a\u3000", "": "\u200b\u200c\u200d\u2060\ufeff\u200e\u200f\u2061\ufe0f",
     **{f"\\frac{{{pair[0]}}}{{{pair[1]}}}": sign for pair, sign in zip(
         "12 13 23 14 34 15 16 18 38 58 78".split(), "½⅓⅔¼¾⅕⅙⅛⅜⅝⅞", strict=True)},
     **{f"^{{{digit}}}": sign for digit, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
@@ -88,6 +88,7 @@ _DENIED = re.compile(
     r"(?i)n't\b|\b(?:not|never|no|nor|neither|wrong\w*|incorrect\w*|false|or|either|maybe|perhaps|possibly|otherwise"
     r"|else|unless|if|option|case)\b"
 )
+_DIGIT = re.compile(r"\d")
 _TEXT_WORDS = re.compile(r"[a-z][a-z ,.'&/\-]*")
 _TEXT_COMMANDS = re.compile(r"\\(?:mbox|textrm|textbf|textit|mathrm|textnormal)(?=\s*\{)")
 _KNOWN_WORDS = frozenset("yes no true false even odd none all dne max min never always both".split())
@@ -100,10 +101,10 @@ _WRAPPERS = (("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("$", "$"), ("*", "*"
 @lru_cache(maxsize=1 << 16)
 def normalize(answer: str) -> str:
     """The one spelling of an answer (see the file's head); "" when nothing is left."""
-    text = answer.strip()
+    text = answer.strip().replace("\x00", " ")
     if text.isdecimal() and text.isascii():
         return text
-    text = _unwrap(_PRAISE.sub("", text.translate(_TRANSLATION)))
+    text = _unwrap(text if text.isascii() else _PRAISE.sub("", text.translate(_TRANSLATION)))
     plain = _TEXT.sub(r"\1", text) if text.startswith("\\text") else text
     lead = _LEAD.match(plain)
     text = _unwrap(plain[lead.end() :]) if lead and not _DENIED.search(lead[0]) else text
@@ -142,6 +143,8 @@ def closing_brace(text: str, opening: int, stop: int | None = None) -> int:
 
 def _as_words(text: str) -> str:
     """The text answer that `text` is, in lower case; "" when it is mathematics."""
+    if _DIGIT.search(text):
+        return ""
     bare = _TEXT.sub(r"\1", _TEXT_COMMANDS.sub(r"\\text", text))
     plain = " ".join(_SPACING.sub(" ", bare).split()).strip(" .,").lower()
     words = re.findall("[a-z]+", plain)
@@ -156,13 +159,14 @@ def _normalize_math(text: str) -> str:
     text = _ROW_SPACE.sub(ROW, text).replace("\\\\", ROW) if "\\begin" in text else text.replace("\\\\", "\\")
     text = text.replace("{:}", ":").replace("$", " ") if "\\$" not in text else text
     text = _LAYOUT.sub("", text) if "color" in text or "." in text else text
-    text = _COMMAND.sub(_one_command, _NEGATED.sub(r"\\neq ", text))
-    text = _SPACING.sub(" ", _DEGREE.sub(r"\\degree ", text))
+    text = _NEGATED.sub(r"\\neq ", text) if "\\not" in text else text
+    text = _COMMAND.sub(_one_command, text) if "\\" in text else text
+    text = _SPACING.sub(" ", _DEGREE.sub(r"\\degree ", text) if "^" in text else text)
     text = _MODULUS.sub(lambda m: f"\\pmod{{{m[m.lastindex or 0].strip()}}}", text) if "mod" in text else text
     if "\\text" in text:
         units = _UNIT_FRACTION.sub(r"\\text{\1/\2\3}", text)
         text = _rewritten(units, _TEXT_COMMAND, 1, lambda inner, before: _one_text(inner[0].strip(), before, text))
-    text = _PLAIN_JOINER.sub(lambda m: _joiner(m[1], m.string), text)
+    text = _PLAIN_JOINER.sub(lambda m: _joiner(m[1], m.string), text) if " " in text else text
     text = _WORD_SYMBOLS.sub(lambda m: "\\infty " if m[1] == "infinity" else f"\\{m[1]} ", text)
     if "\\over" in text or "\\choose" in text:
         text = _INFIX.sub(lambda m: f"\\{'frac' if m[3] == 'over' else 'binom'}{{{m[2]}}}{{{m[4]}}}", text)
@@ -210,17 +214,14 @@ def _one_command(match: re.Match[str]) -> str:
 
 def _one_text(inner: str, before: str, text: str) -> str:
     r"""Mathematics leaves its `\text{}`, unless it follows a number, where it is a unit; words stay inside."""
-    before = before.rstrip(" ,")
-    after_number = bool(before) and (before[-1].isalnum() or before[-1] in "}%)")
+    after_number = re.search(r"[\w}%)][ ,]*$", before) is not None
     if inner in FUNCTIONS and not (after_number and inner == "min"):
         return f"\\{inner} "
     if inner.strip(", ") in ("and", "or"):
         return _joiner(inner.strip(", "), text)
-    if inner == "infinity":
-        return "\\infty "
     if not inner.strip(".,;:"):
         return inner.strip(".:") or " "
-    if inner in ("e", "i") or (not after_number and _MATHS_IN_TEXT.match(inner)):
+    if inner in ("e", "i", "infinity") or (not after_number and _MATHS_IN_TEXT.match(inner)):
         return inner
     return f"\\text{{{re.sub(r'[{}^]', '', ' '.join(inner.split()))}}}"
 

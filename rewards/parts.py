@@ -5,8 +5,9 @@ solved. Pure string code; which parts may equal which is compare.py's business.
 """
 
 import re
-from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
+from typing import NamedTuple
 
 from .exact import number
 from .guards import MAX_ITEMS, TooLarge
@@ -19,12 +20,11 @@ _STACKS = frozenset("cases aligned align gathered split array".split())
 _ENVIRONMENT = re.compile(r"(?:\\\{)?\\begin\{([a-zA-Z]*)\*?\}(?:\{[lcr|]*\})?(.*)\\end\{\1\*?\}", re.DOTALL)
 _CONDITION_WORDS = re.compile(r"\\text\{(?:if|for|when|where|as)\b\s*([^{}]*)\}")
 _EITHER_SIGN = re.compile(r"\\([pm])[pm](?![a-zA-Z])")
-_SIGNED_SUM = re.compile(r"(?:(?<=^)|(?<==))(-?[\d.]+)([+-][\d.]+)$")
+_SIGNED_SUM = re.compile(r"(?:(?<=^)|(?<==))(-?\d+(?:\.\d+)?)([+-]\d+(?:\.\d+)?)$")
 _INTEGER = re.compile(r"(.+?)(?:,|\\text\{[^{}]*\}|\()+([a-z])\\in ?\\mathbb\{([ZN])\}\)?", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """Items between one pair of brackets that encloses the whole, or of a bare list (then without brackets)."""
 
     opening: str
@@ -128,12 +128,7 @@ def both_signs(text: str) -> list[str]:
     first = "p" if "\\pm" in text else "m"  # \mp alone means the same
     marked = _EITHER_SIGN.sub(lambda m: "±" if m[1] == first else "∓", text)
     said = [marked.translate(str.maketrans("±∓", signs)).replace("{+", "{").removeprefix("+") for signs in ("+-", "-+")]
-    return [_SIGNED_SUM.sub(_sum, normalize(item)) for item in said]
-
-
-def _sum(match: re.Match[str]) -> str:
-    first, second = number(match[1]), number(match[2])
-    return match[0] if first is None or second is None else str(first + second)
+    return [_SIGNED_SUM.sub(lambda m: str(Fraction(m[1]) + Fraction(m[2])), normalize(item)) for item in said]
 
 
 def without_conditions(a: str, g: str) -> tuple[str, str]:
@@ -191,8 +186,7 @@ _NEIGHBOURS = ("xyz", "abcd", "pqr", "mn", "uvw", "st", "kl", "rs")
 _ANGLES = frozenset(("\\theta", "\\phi", "\\varphi"))
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
+class Statement(NamedTuple):
     """names = links = value, perhaps modulo something. `solved`: no side holds the unknown that it is about."""
 
     names: tuple[str, ...]
@@ -207,7 +201,7 @@ class Statement:
         if not self.names or not self.solved or is_curve_side(self.names[0]):
             return True
         others = unknowns(self.value) - unknowns(self.names[0])
-        return re.fullmatch(r"[xyz](?:\([a-z]\))?", self.names[0]) is not None and bool(others)
+        return bool(others and re.fullmatch(r"[xyz](?:\([a-z]\))?", self.names[0]))
 
 
 @lru_cache(maxsize=4096)
@@ -276,10 +270,8 @@ def _canonical(name: str) -> tuple[str, int, str]:
 
 def same_name(first: str, second: str) -> bool:
     """Whether two names may name one thing: words go with anything, y(x) with y, f(x) with y, but y' never with y."""
-    if "\\text" in first or "\\text" in second:
+    if "\\text" in first + second or (tuple_names(first) and set(tuple_names(first)) == set(tuple_names(second))):
         return True
-    if tuple_names(first) and tuple_names(second):
-        return set(tuple_names(first)) == set(tuple_names(second))
     (p, order, argument), (q, other, at) = _canonical(first), _canonical(second)
     return order == other and argument == at and (p == q or ("y" in (p, q) and {p, q} <= set("yfgh")))
 

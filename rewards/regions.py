@@ -86,24 +86,25 @@ def _inequality(text: str) -> Region | None:
         return None
     closed = [sign == "\\leq" for sign in signs]
     absolute = re.fullmatch(r"\|([a-z])\|,(.+)|(.+),\|([a-z])\|", ",".join(sides) if len(signs) == 1 else "")
-    bound = absolute and (absolute[2] or absolute[3])
+    bound, end = absolute and (absolute[2] or absolute[3]), closed[0]
     if absolute and bound and (number(bound) or 0) > 0:
-        if absolute[1]:  # |x|<2
-            return Region((Span(f"-{bound}", bound, *closed * 2),), name=absolute[1])
+        outside = Span("-\\infty", f"-{bound}", False, end), Span(bound, "\\infty", end, False)  # |x|>2
         return Region(
-            (Span("-\\infty", f"-{bound}", False, *closed), Span(bound, "\\infty", *closed, False)), name=absolute[4]
+            (Span(f"-{bound}", bound, end, end),) if absolute[1] else outside, name=absolute[1] or absolute[4]
         )
     if len(signs) == 1:  # x<2 or 1<x
         below = is_variable(sides[0])
         sides, closed = (["-\\infty", *sides], [False, *closed]) if below else ([*sides, "\\infty"], [*closed, False])
-    return Region((Span(sides[0], sides[2], *closed),), name=sides[1]) if is_variable(sides[1]) else None
+    return Region((Span(sides[0], sides[2], closed[0], closed[1]),), name=sides[1]) if is_variable(sides[1]) else None
 
 
 def _combined(texts: list[str] | tuple[str, ...], *, union: bool) -> Region | None:
     """The union of regions that speak of one unknown, or their intersection if it has one lower and one upper end."""
     regions = [part for part in map(_read, texts) if part]
     names = {part.name for part in regions if part.name}
-    spans, points, holes = ([item for part in regions for item in part[field]] for field in range(3))
+    spans = [span for part in regions for span in part.spans]
+    points = [point for part in regions for point in part.points]
+    holes = [hole for part in regions for hole in part.holes]
     if len(regions) != len(texts) or len(names) > 1 or (holes if union else points):
         return None
     if not union:

@@ -1,13 +1,13 @@
 r"""Units of measure at the end (or a currency sign at the front) of a normalised answer.
 
 The rule (docs/verifier.md): both sides carry the same unit, or the answer alone carries one. What counts as a unit is a
-known word or a plural noun, inside `\text{}` or after a blank; a letter glued to a number is a variable: 6s is not 6.
-Words that are numbers or operations (pairs, sixteenths, squares, reciprocals) are no units.
+known word or a plural noun, inside `\text{}` or after a blank, but no number or operation (pairs, sixteenths, roots);
+a letter glued to a number is a variable: 6s is not 6.
 """
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 _ALIASES = """
 mm millimeter millimetre 毫米 | cm centimeter centimetre cms 厘米 | m meter metre 米 | km kilometer kilometre kms 千米
@@ -49,6 +49,7 @@ _NO_ADJECTIVES = _NO_NOUNS | frozenset(
     """not no if is was has about approximately roughly nearly almost under over below above per fewer more or and maybe
     to of by half third quarter hundred thousand dozen double triple twice else times negative""".split()
 )
+MARKS = frozenset(("degree", "dollar", "euro", "pound-sterling"))  # rather than words; graders take 5 for $5 as well
 _MULTIPLIERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
 _LETTER_MULTIPLIERS = {"k": 3, "m": 6, "b": 9}  # after a currency sign
 
@@ -64,17 +65,11 @@ _DEGREE = re.compile(r"(.+)\\degree(?:\\text\{ ?([CFK])\}| ?([CFK]))?", re.DOTAL
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
+class Measure(NamedTuple):
     """A normalised answer without its unit, and the unit's one name ("" for none)."""
 
     core: str
     unit: str
-
-    @property
-    def unit_may_be_left_out(self) -> bool:
-        """Marks rather than words: graders take $5 for 5 and 75 degrees for 75 in either direction."""
-        return self.unit in ("", "degree", "dollar", "euro", "pound-sterling")
 
 
 @lru_cache(maxsize=4096)

@@ -1,7 +1,6 @@
 """One grading process: reads items from a socket, answers each, and dies with its parent.
 
-    python -m rewards.worker '{"parent": 123, "memory_bytes": 2147483648, "grader": "math"}'    (started by pool.py
-    alone)
+    python -m rewards.worker '{"parent": 123, "memory_bytes": 2147483648, "grader": "math"}'    # by pool.py alone
 
 File descriptor 0 is the socket. One JSON object a line, ASCII, so that any string travels, lone surrogates included.
     first line out      {"ready": true} or {"ready": false, "why": "..."}
