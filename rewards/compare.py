@@ -90,7 +90,7 @@ def equal(a: str, g: str, leaf: Leaf) -> Verdict:
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _CHOICE = re.compile(r"(?:\\text\{(?:choice|option|answer)\}? ?)?\(?([A-H])\)?[.:)]?\}?", re.I)
 _CHOICE_AND_VALUE = re.compile(
-    r"(?:\(?([A-H])\)|([A-H])(?=[.:])|\\text\{\(?([A-H])[).:]+\})[:.]? ?(?![A-H]\b)(.+)", re.S
+    r"(?:\(?([A-H])\)|([A-H])(?=[.:])|\\text\{\(?([A-H])[).:]+\})[:.]? ?(?!\(?[A-H]\b)(.+)", re.S
 )
 
 

@@ -27,7 +27,7 @@ class TooLarge(Exception):
 
 _EXPONENT = re.compile(r"\^\{?[+-]?(\d+)|\^\{?\((\d+)")
 _DIGITS = re.compile(r"\d+")
-_TOWER = re.compile(r"\^\{[^{}a-zA-Z]*\^|\^\{?[^{}^a-zA-Z]*\}?\^|\^\{[^{}]*!|\^\{\{")  # of numbers, or a factorial
+_TOWER = re.compile(r"\^\{[^{}a-zA-Z]*\^|\^\{?[^{}^a-zA-Z]*\}?\^|\^\{[^{}]*!|\^\{\{|(?:\^\{[^{}]*){5}")  # or 5 deep
 _SMALL_TOWER = re.compile(r"\^\{(\d{1,2})\^\{(\d)\}\}")
 _FACTORIAL = re.compile(r"\^\{?\d+[)}]*(?=!)|!(?=[)}\s]*!)|(\d+)[)}]*(?=!)")  # of a power, a factorial, a number
 _OPERATOR = re.compile(r"[+\-*/^_&]|\\frac|\\sqrt")

@@ -18,7 +18,7 @@ year yr yrs 年 岁 | ms millisecond | dollar usd $ 美元 | cent | euro € 欧
 rupee rs inr ₹ | yuan 元
 degree deg 度 | degree-f | degree-c | radian rad | mph mi/h | kmh km/h kph kmph | unit | square | sq-unit
 person people 人 名 | man men | woman women | child children | mouse mice | foot-pound | v volt | w watt kw
-a amp ampere | n newton | j joule | hz hertz | mol mole | k kelvin | pa pascal | am a.m. a.m | pm p.m. p.m
+a amp ampere | n newton | j joule | hz hertz | mol mole | kelvin | pa pascal | am a.m. a.m | pm p.m. p.m
 acre | hectare | way 种 | time 次 | percent-point | coulomb | tesla | ev | atm | erg | dyne
 increase | decrease | probability | cup | teaspoon tsp | tablespoon tbsp | piece 个 只 条 本 张 块 棵 辆 件 颗 支 位
 """  # fmt: skip
