@@ -37,10 +37,6 @@ def read_cases(path: Path) -> list[Case]:
     return cases
 
 
-def grade_cases(cases: list[Case], verifier: Verifier) -> list[Grade]:
-    return verifier.collect([verifier.submit(case.completion, case.gold) for case in cases])
-
-
 def report(cases: list[Case], grades: list[Grade]) -> str:
     """The table: cases, accuracy, false positives and negatives by kind, then each mistake on a line of its own."""
     counts: dict[str, Counter[str]] = {}
@@ -70,7 +66,7 @@ def main() -> int:
     options = parser.parse_args()
     cases = read_cases(options.file)
     with Verifier(options.workers, options.timeout_s, memory_gib=2.0, grader=options.grader) as verifier:
-        grades = grade_cases(cases, verifier)
+        grades = verifier.collect([verifier.submit(case.completion, case.gold) for case in cases])
     sys.stdout.write(report(cases, grades) + "\n")
     return int(any(grade.correct and not case.expected for case, grade in zip(cases, grades, strict=True)))
 

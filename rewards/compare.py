@@ -158,7 +158,7 @@ def _matrices(a: str, g: str, leaf: Leaf):
     p, q, x, y = parts.pieces_of(a), parts.pieces_of(g), parts.rows_of(a), parts.rows_of(g)
     if p and q:
         return _matched(p, q, lambda m, n: _in_order(m, n, leaf))
-    if not x and not y:
+    if not x and not y or (not x and "\\begin" in a) or (not y and "\\begin" in g):
         return NotImplemented
     return len(x) == len(y) and _all_of(_in_order(p, q, leaf) for p, q in zip(x, y, strict=True))
 
@@ -197,9 +197,8 @@ def _roundings(a: str, g: str, leaf: Leaf):
     exact, _, rounded = a.partition("\\approx")
     if "\\approx" in g:
         return equal(a.rpartition("\\approx")[2], g.rpartition("\\approx")[2], leaf)
-    if exact and not parts.is_name(exact):
-        return equal(exact, g, leaf)
-    return "." in g and equal(rounded, g, leaf)
+    said = exact and not parts.is_name(exact)
+    return equal(exact, g, leaf) if said else "." in g and equal(rounded, g, leaf)
 
 
 def _regions(a: str, g: str, leaf: Leaf):

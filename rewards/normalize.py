@@ -55,9 +55,9 @@ _ARGUMENTS = re.compile(r"\\(?:frac|binom)(?![a-zA-Z])")
 _MODULUS = re.compile(r"\(\s*(?:\\?mod|\\text\s*\{ ?mod ?\})\s*([^()]+)\)|\\pmod\s*(\w+)|\\mod\s*(\w+)$")
 _WORD_SYMBOLS = re.compile(r"(?<![\\a-zA-Z])(pi|infinity|sqrt|sin|cos|tan|cot|sec|csc|ln|log)(?![a-zA-Z])")
 _SPACING = re.compile(r"\\[,;:> ]|~|\\\n|\s+|\\hspace\*?\{[^{}]*\}")
-_EDGE = r"(?:[ \t\r\n,;~]|\\[,;:!> \\]|\\q?quad(?![a-zA-Z])|\\blacksquare|\\checkmark)+"
+_EDGE = r"(?:[ \t\r\n,;~]|\\[,;:!> \\]|\\q?quad(?![a-zA-Z])|\\(?:blacks|s)quare|\\checkmark)+"
 _EDGES = re.compile(rf"^{_EDGE}|{_EDGE}$")
-_PRAISE = re.compile(r"(?:\s|[✅✔☑✨⭐🎉🎊🏆👍💯🔥🌟🙂😀😊😄])+$")  # at the end; a cross is left there and refused
+_PRAISE = re.compile(r"(?:\s|[✅✔✓☑✨⭐🎉🎊🏆👍💯🔥🌟🙂😀😊😄])+$")  # at the end; a cross is left there and refused
 _TEXT_COMMAND = re.compile(r"\\text(?=\s*\{)")
 _PLAIN_JOINER = re.compile(r"(?<= )(and|or)(?= )")
 _ROW_SPACE = re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\]")  # \\[4pt]
@@ -72,12 +72,14 @@ _RESPELLED = [(re.compile(pattern), spelling) for pattern, spelling in (
 )]  # fmt: skip
 _RESPELLED_AT_LAST = [(re.compile(pattern), spelling) for pattern, spelling in (
     (r"(\d)\s*(?:\\text\{to\}|to)\s*(\d)", r"\1:\2"),  # 3 to 2
+    (r"(\d)\s*\^?\{?(?:\\text\{)?(st|nd|rd|th)\}*$", r"\1\2"),  # 5th
     (r"([\^_])\s*(-?\d+|-?[a-zA-Z]|\\[a-zA-Z]+)(?!\{)", r"\1{\2}"),
     (r"(?<![\w}\\^_\])])\{(-?[\w.,]+)\}", r"\1"),  # {42}, what a dropped \bf leaves
     (r"(?<![\w})\]!|%])\+(?=\\infty|\d|\\frac)", ""),  # a plus sign that only says "positive"
 )]  # fmt: skip
 _MATHS_IN_TEXT = re.compile(r"\s*[-+\\$]|\s*\d[\d,.:/]*%?(?:\s|$)|[^=\\]*[=\\]|\s*\d+[A-F]|\s*\(?[A-Za-z]\)?\s*$")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_UNIT_OUTSIDE = re.compile(r"^\$([^$]+)\$\s*([A-Za-z][A-Za-z ./]*)$")  # $5$ cm
 _UNIT_FRACTION = re.compile(r"\\frac\{\\text\{([^{}]*)\}\}\{\\text\{([^{}]*)\}(?:\^\{?(\d)\}?)?\}")
 _LEAD = re.compile(  # what a sentence says before its value: "The value of $n$ is", "There are", "Domain:"
     r"(?i)(?:(?:so|thus|hence|therefore|then|finally)[,\s]+)?(?:there (?:are|is)(?=\s)"
@@ -86,14 +88,15 @@ _LEAD = re.compile(  # what a sentence says before its value: "The value of $n$ 
 )
 _DENIED = re.compile(
     r"(?i)n't\b|\b(?:not|never|no|nor|neither|wrong\w*|incorrect\w*|false|or|either|maybe|perhaps|possibly|otherwise"
-    r"|else|unless|if|option|case)\b"
+    r"|else|unless|if)\b"
 )
 _DIGIT = re.compile(r"\d")
 _TEXT_WORDS = re.compile(r"[a-z][a-z ,.'&/\-]*")
 _TEXT_COMMANDS = re.compile(r"\\(?:mbox|textrm|textbf|textit|mathrm|textnormal)(?=\s*\{)")
 _KNOWN_WORDS = frozenset("yes no true false even odd none all dne max min never always both".split())
-_SYNONYMS = {"does not exist": "dne", "no solutions": "no solution"}
-_ALL_REALS = frozenset(("all real numbers", "all reals", "the real numbers", "real numbers"))
+_SYNONYMS = re.compile(
+    r"^((?:the \w+ )?does not exist$)|^(no (?:\w+ )?solution)s$|^((?:all |the )?real(?: number)?s(?: x)?)$"
+)
 _NOT_TEXT = FUNCTIONS | frozenset(("sqrt", "infinity", "frac"))
 _WRAPPERS = (("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("$", "$"), ("*", "*"), ("`", "`"), ("__", "__"), ('"', '"'))
 
@@ -105,11 +108,12 @@ def normalize(answer: str) -> str:
     if text.isdecimal() and text.isascii():
         return text
     text = _unwrap(text if text.isascii() else _PRAISE.sub("", text.translate(_TRANSLATION)))
+    text = _UNIT_OUTSIDE.sub(r"\1\\text{\2}", text)
     plain = _TEXT.sub(r"\1", text) if text.startswith("\\text") else text
     lead = _LEAD.match(plain)
     text = _unwrap(plain[lead.end() :]) if lead and not _DENIED.search(lead[0]) else text
     words = _as_words(text)
-    return "\\mathbb{R}" if words in _ALL_REALS else f"\\text{{{words}}}" if words else _normalize_math(text)
+    return "\\mathbb{R}" if words == "reals" else f"\\text{{{words}}}" if words else _normalize_math(text)
 
 
 def _unwrap(text: str) -> str:
@@ -151,7 +155,8 @@ def _as_words(text: str) -> str:
     if not _TEXT_WORDS.fullmatch(plain) or _NOT_TEXT.intersection(words):
         return ""
     word_like = any(len(word) >= 4 or word in _KNOWN_WORDS for word in words)
-    return _SYNONYMS.get(plain, plain) if word_like or (bare != text and plain.isalpha() and len(plain) > 1) else ""
+    plain = _SYNONYMS.sub(lambda m: "dne" if m[1] else m[2] or "reals", plain)
+    return plain if word_like or (bare != text and plain.isalpha() and len(plain) > 1) else ""
 
 
 def _normalize_math(text: str) -> str:
@@ -172,8 +177,7 @@ def _normalize_math(text: str) -> str:
         text = _INFIX.sub(lambda m: f"\\{'frac' if m[3] == 'over' else 'binom'}{{{m[2]}}}{{{m[4]}}}", text)
     for pattern, spelling in _RESPELLED:
         text = pattern.sub(spelling, text)
-    if "\\frac" in text or "\\binom" in text:
-        text = _in_braces(text)
+    text = _in_braces(text) if "\\frac" in text or "\\binom" in text else text
     for pattern, spelling in _RESPELLED_AT_LAST:
         text = pattern.sub(spelling, text)
     text = _squeeze(text)

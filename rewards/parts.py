@@ -112,9 +112,12 @@ def plain(text: str) -> str:
     if match and match[1] in _STACKS and (match[1] != "array" or text.startswith("\\{")):
         rows = [re.sub(r"&(?==)|(?<==)&|^&", "", row.strip()).strip(" ,") for row in match[2].split(ROW)]
         text = text if any("&" in row for row in rows) else ",".join(row for row in rows if row)
-    if _EITHER_SIGN.search(text) and "\\neq" not in text:
-        text = ",".join(signed for item in listed(text) or (text,) for signed in both_signs(item))
     found = bracket(text)
+    if _EITHER_SIGN.search(text) and "\\neq" not in text:
+        items = found.items if found and found.is_set else listed(text) or (text,)
+        signed = ",".join(signed for item in items for signed in both_signs(item))
+        text = f"\\{{{signed}\\}}" if found and found.is_set else signed
+        found = bracket(text)
     if found and len(found.items) == 1 and found.opening in ("(", "\\{") and found.closing in (")", "\\}"):
         inner = found.items[0]
         return text if re.match(r"[a-z](?:\\in|[|:])|[^<>=]*\\[lgn]eq|.*[<>]", inner) or not inner else plain(inner)
@@ -167,7 +170,7 @@ _ARGUMENT = r"\((?:[^()]|\([^()]*\))*+\)|\[[^\[\]]*+\]"
 _D = r"\{(?:d|\\partial)[^{}]*(?:\{\d\})?[^{}]*\}"
 _OF_UNKNOWNS = "|".join(sorted(FUNCTIONS - {"log", "ln", "exp", "lg"}))
 _NAME = re.compile(
-    rf"{_LETTER}(?:{_ARGUMENT})?"  # x, a_{10}, f'(2), P(X=7), E[X], A^{-1}
+    rf"(?:\\lim_\{{[^{{}}]*\}} ?)?{_LETTER}(?:{_ARGUMENT})?|\\max|\\min"  # x, f'(2), P(X=7), A^{-1}
     rf"|\\frac{_D}{_D}(?:\(\w\)|\w(?:\(\w\))?)?"  # \frac{dy}{dx}
     rf"|(?:m?\\angle|\\triangle|\\(?:{_OF_UNKNOWNS}))(?:\^\{{\d\}})? ?\(?(?:{_LETTER}|[,+-])++\)?"  # \sin\theta
     rf"|{_LETTER}(?:\\(?:cup|cap|setminus|times) ?{_LETTER})++"  # A\cup B
@@ -183,7 +186,6 @@ _DERIVATIVE = re.compile(r"\\frac\{(?:d|\\partial)(?:\^\{(\d)\})?(\w)(?:\(\w\))?
 _SIMPLE = re.compile(rf"({_GREEK}|[A-Za-z])((?:'|\^\{{\\prime\}})*)((?:_\{{[^{{}}]*\}})?)(?:\((.*)\))?")
 _CONSTANTS = frozenset(("e", "i", "\\pi", "\\infty", "\\emptyset"))
 _NEIGHBOURS = ("xyz", "abcd", "pqr", "mn", "uvw", "st", "kl", "rs")
-_ANGLES = frozenset(("\\theta", "\\phi", "\\varphi"))
 
 
 class Statement(NamedTuple):
@@ -286,7 +288,7 @@ def in_name_order(names: tuple[str, ...], values: tuple[str, ...]) -> tuple[str,
     """Values in a tuple's order: by the names where these are neighbours (x, y; a, b; x_1, x_2), r before an angle."""
     bases = {name[0].lower() for name in names}
     family = any(bases <= set(row) for row in _NEIGHBOURS) or (len(bases) == 1 and "\\" not in bases)
-    if not family and not ("r" in names and _ANGLES.intersection(names)):
+    if not family and not ("r" in names and {"\\theta", "\\phi", "\\varphi"}.intersection(names)):
         return values
     order = sorted(range(len(names)), key=lambda index: (names[index][0] == "\\", len(names[index]), names[index]))
     return tuple(values[index] for index in order)

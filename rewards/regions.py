@@ -8,8 +8,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from .exact import number
-from .exact import value_or_text as _key
+from .exact import number, value_or_text
 from .parts import both_signs, bracket, is_variable, listed, split
 
 SIGNS = re.compile(r"\\leq|\\geq|\\neq|<|>")
@@ -119,14 +118,16 @@ def _combined(texts: list[str] | tuple[str, ...], *, union: bool) -> Region | No
 
 def _joined(found: Region) -> Region:
     """Spans that touch become one, with a hole where both leave their common end out: (1,2) and (2,3) have one at 2."""
-    spans, holes, points = list(found.spans), list(found.holes), {_key(point): point for point in found.points}
+    spans, holes, points = list(found.spans), list(found.holes), {value_or_text(point): point for point in found.points}
     for _ in found.spans:
-        pair = next(((p, q) for p in spans for q in spans if p is not q and _key(p.high) == _key(q.low)), None)
+        pair = next(
+            ((p, q) for p in spans for q in spans if p is not q and value_or_text(p.high) == value_or_text(q.low)), None
+        )
         if pair is None:
             break
         left, right = pair
         spans = [span for span in spans if span is not left and span is not right]
         spans.append(Span(left.low, right.high, left.has_low, right.has_high))
-        if not left.has_high and not right.has_low and not points.pop(_key(left.high), None):
+        if not left.has_high and not right.has_low and not points.pop(value_or_text(left.high), None):
             holes.append(left.high)
     return found._replace(spans=tuple(spans), points=tuple(points.values()), holes=tuple(holes))

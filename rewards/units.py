@@ -15,7 +15,7 @@ in inch inches | ft foot feet | yd yard yds | mi mile | nm nanometer nanometre |
 kg kilogram kgs 千克 公斤 | lb pound lbs | oz ounce | ton tonne 吨 | ml milliliter millilitre 毫升 | l liter litre 升
 gal gallon | s sec second secs 秒 | min minute mins 分钟 | h hr hour hrs 小时 | day 天 | week 周 | month 月
 year yr yrs 年 岁 | ms millisecond | dollar usd $ 美元 | cent | euro € 欧元 | pound-sterling £
-rupee rs inr ₹ | yuan 元
+rupee rs inr ₹ | yuan 元 | yen jpy ¥
 degree deg 度 | degree-f | degree-c | radian rad | mph mi/h | kmh km/h kph kmph | unit | square | sq-unit
 person people 人 名 | man men | woman women | child children | mouse mice | foot-pound | v volt | w watt kw
 a amp ampere | n newton | j joule | hz hertz | mol mole | kelvin | pa pascal | am a.m. a.m | pm p.m. p.m
@@ -51,7 +51,6 @@ _NO_ADJECTIVES = _NO_NOUNS | frozenset(
 )
 MARKS = frozenset(("degree", "dollar", "euro", "pound-sterling"))  # rather than words; graders take 5 for $5 as well
 _MULTIPLIERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
-_LETTER_MULTIPLIERS = {"k": 3, "m": 6, "b": 9}  # after a currency sign
 
 _TAILS = (
     (re.compile(r"(.+?)\\text\{([^{}]*)\}(?:\^\{?([23])\}?)?(/\\text\{[^{}]*\}(?:\^\{?[23]\}?)?)?", re.DOTALL), True),
@@ -60,7 +59,7 @@ _TAILS = (
     (re.compile(r"(.*[\w)}%\]]) ([A-Za-z][A-Za-z./ ]*?)(?:\^\{?([23])\}?)?()", re.DOTALL), False),
 )
 _GLUED_TAIL = re.compile(r"(.*[\d)}])([A-Za-z]{2,3})(?:\^\{?([23])\}?)?", re.DOTALL)
-_CURRENCY = re.compile(r"([+-]?)(?:(\\\$|\$|€|£|₹|Rs\.?)|\\text\{(USD|US\$|Rs\.?)\}|(?:US)\\?\$)([+-]?.+)", re.DOTALL)
+_CURRENCY = re.compile(r"([+-]?)(?:(\\\$|[$€£₹¥]|Rs\.?)|\\text\{(USD|US\$|Rs\.?)\}|(?:US)\\?\$)([+-]?.+)", re.DOTALL)
 _DEGREE = re.compile(r"(.+)\\degree(?:\\text\{ ?([CFK])\}| ?([CFK]))?", re.DOTALL)
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 
@@ -102,7 +101,7 @@ def _money(text: str, currency: re.Match[str]) -> Measure:
     unit = _CANONICAL[(currency[2] or currency[3] or "usd").removeprefix("\\").lower().rstrip(".")]
     scaled = re.fullmatch(r"(.*\d)(?:\\text\{([KMB])\}| ?([KMB]))", currency[4])
     if scaled:
-        exponent = _LETTER_MULTIPLIERS[(scaled[2] or scaled[3]).lower()]
+        exponent = {"K": 3, "M": 6, "B": 9}[scaled[2] or scaled[3]]
         return Measure(f"{currency[1]}{scaled[1]}*10^{{{exponent}}}", unit)
     inner = split_unit(currency[4])
     if inner.unit not in ("", unit) and not inner.unit.startswith("/"):
@@ -111,7 +110,7 @@ def _money(text: str, currency: re.Match[str]) -> Measure:
 
 
 def _measure(text: str, core: str, words: str, power: str | None, *, letters_count: bool) -> Measure:
-    words = " ".join(words.lower().replace("-", " ").split())
+    words = " ".join(words.lower().replace("-", " ").split()).removeprefix("of a ")
     first, _, rest = words.partition(" ") if words.isascii() else (words[:1], "", words[1:])
     if first in _MULTIPLIERS:
         core, words = f"{core}*10^{{{_MULTIPLIERS[first]}}}", rest.removeprefix("s ")

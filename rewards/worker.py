@@ -53,9 +53,7 @@ def main() -> None:
         try:
             answer = calls[item["call"]](*item["args"])
         except MemoryError:
-            answer = {"value": None, "reason": "crash"}
-            _send(lines, answer)
-            return  # whatever is left of the heap is not worth keeping
+            return _send(lines, {"value": None, "reason": "crash"})  # what is left of the heap is not worth keeping
         except Exception:
             logger.exception("the grader raised")
             answer = {"value": None, "reason": "crash"}

@@ -12,7 +12,7 @@ import pytest
 
 import rewards
 from rewards import Grade, Verifier, extract_answer, shape_reward, vote_key
-from rewards.check import grade_cases, read_cases, report
+from rewards.check import read_cases, report
 from rewards.compare import UNDECIDED, compare
 from rewards.exact import number
 from rewards.extract import final_answers
@@ -44,7 +44,7 @@ def test_labelled_set_is_large_and_has_many_negatives():
 
 def test_labelled_set_accuracy_and_no_false_positive(verifier):
     cases = read_cases(CASES)
-    grades = grade_cases(cases, verifier)
+    grades = verifier.collect([verifier.submit(case.completion, case.gold) for case in cases])
     right = sum(grade.correct == case.expected for grade, case in zip(grades, cases, strict=True))
     false_positives = [case for grade, case in zip(grades, cases, strict=True) if grade.correct and not case.expected]
     assert not false_positives
