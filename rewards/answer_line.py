@@ -2,9 +2,8 @@
 
 Only the last 300 characters are read; the last "Answer:" in them (any case) announces the answer, which runs to the end
 of its line; both sides are cleaned of LaTeX dressing, units and everything up to the last "="; then the strings must be
-equal. So `Answer: 42.`, `**Answer:** 42`, `.5` for `1/2` and a box without "Answer:" are wrong, while `17=42` and `4,2`
-are paid as 42. Kept for comparability with published numbers. Source: the answer rule of DAPO (arXiv 2503.14476) after
-Minerva's clean-up (arXiv 2206.14858, appendix). The order of the steps is part of the rule, odd results included.
+equal. So `Answer: 42.` and a box without "Answer:" are wrong, while `17=42` and `4,2` are paid as 42. Source: the rule
+of DAPO (arXiv 2503.14476) after Minerva's clean-up (arXiv 2206.14858, appendix); the order of its steps is part of it.
 """
 
 import re

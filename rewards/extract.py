@@ -120,10 +120,9 @@ def _line_after(text: str, label: re.Match[str]) -> Found:
         end = text.find(closing, start + 2) if text.startswith(opening, start) else -1
         if end >= 0:
             return Found(text[start + 2 : end].strip(), label.start(), end + 2)
-    end = text.find("\n", start)
-    end = len(text) if end < 0 else end
-    line = _HOPE.sub("", _TAGS.sub("", text[start:end]))
-    return Found(_STRAY_BOLD.sub("", line).strip(" \t\r*_`"), label.start(), end)
+    line = text[start:].partition("\n")[0]
+    value = _STRAY_BOLD.sub("", _HOPE.sub("", _TAGS.sub("", line))).strip(" \t\r*_`")
+    return Found(value, label.start(), start + len(line))
 
 
 def _answer_line_above(text: str, start: int) -> list[Found]:

@@ -1,7 +1,7 @@
 """The verdict on one completion, the only thing that leaves this package, and the reward that is made of it.
 
-`correct` is what accuracy, pass@k and the reward read; `extracted` is the answer that was judged (None: there was
-none); `reason` says why, so that a run can count its time-outs apart from its wrong answers.
+`correct` is what accuracy, pass@k and the reward read; `extracted` is the answer that was judged, None when there was
+none; `reason` says why, so that a run can count its time-outs apart from its wrong answers.
 """
 
 from dataclasses import dataclass

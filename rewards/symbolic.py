@@ -27,7 +27,6 @@ _DEGREES = re.compile(r"(\d+|\\frac\{\d+\}\{\d+\})\\degree")
 _DECIMAL = re.compile(r"(\d*)\.(\d+)")
 _MIXED = re.compile(r"(?<![\d}^.)])(\d+)\\frac\{(\d+)\}\{(\d+)\}")
 _POINTS = tuple(map(sympy.Rational, "17/11 23/7 5/13 29/19 41/17 3/31 53/23 8/37".split()))
-_UNDECIDED_DIGITS = 1000
 _CONSTANTS = frozenset(("C", "c", "K", "k", "C_{1}", "c_{1}"))  # of integration
 _CLOSE = sympy.Rational(1, 10**15)
 
@@ -38,7 +37,7 @@ def equal_expressions(answer: str, gold: str) -> bool:
         return _equal(answer, gold)
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001  latex2sympy and sympy raise anything, bare Exception included
+    except Exception:  # latex2sympy and sympy raise anything, bare Exception included, on what they cannot handle
         logger.error("not readable", exc_info=True)
         return False
 
@@ -131,7 +130,7 @@ def _same_real(x: Any, y: Any) -> bool:
     if difference.is_Rational:
         return bool(difference == 0)
     try:
-        return bool(difference.evalf(5, maxn=_UNDECIDED_DIGITS, strict=True) == 0)
+        return bool(difference.evalf(5, maxn=1000, strict=True) == 0)
     except PrecisionExhausted:
         # not told from zero at so many digits: equal, unless sympy cannot evaluate it at all (the cosine of 10^300)
         return bool(abs(x.evalf(20) - y.evalf(20)) <= _CLOSE * max(1, abs(y.evalf(20))))
@@ -140,7 +139,7 @@ def _same_real(x: Any, y: Any) -> bool:
 def _agree_at_points(a: Any, g: Any) -> bool:
     """False when two expressions differ at some rational point; a cheap test before the algebra and a check upon it."""
     symbols = sorted(a.free_symbols | g.free_symbols, key=str)
-    for shift in range(3) if symbols and not a.is_Relational else ():
+    for shift in range(3):
         point = {symbol: _POINTS[(index + shift) % len(_POINTS)] + index for index, symbol in enumerate(symbols)}
         x, y = a.subs(point), g.subs(point)
         if _is_number(x) and _is_number(y) and not _same_number(x, y):
