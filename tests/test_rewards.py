@@ -294,7 +294,8 @@ def test_sets_of_reals_in_any_form_are_one_region():
 @pytest.mark.parametrize(
     "answer",
     ["9^{9^9}", "10^6!", "((9!)!)!", "42!!", "(10^{3})!", "501!", "x^{10^9}",
-    "x^{" * 6 + "x" + "}" * 6, "(" * 30 + "1" + ")" * 30, "1" * 401 + "x", "x+" * 200 + "x", "\\binom{1000000}{5}x", "x" * 2001],
+    "x^{" * 6 + "x" + "}" * 6, "(" * 30 + "1" + ")" * 30, "1" * 401 + "x", "x+" * 200 + "x",
+    "\\binom{1000000}{5}x", "x" * 2001],
 )  # fmt: skip
 def test_guards_refuse_without_a_process(answer):
     assert compare((answer,), "42", UNDECIDED) == (False, "guard")
