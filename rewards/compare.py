@@ -163,7 +163,9 @@ def _matrices(a: str, g: str, leaf: Leaf):
     return len(x) == len(y) and _all_of(_in_order(p, q, leaf) for p, q in zip(x, y, strict=True))
 
 
-_BASE = re.compile(r"\(?([0-9A-F]+)\)?_\{?\(?(?:\\text\{(?:base ?)?\}?)?([0-9a-z]+)\}?\)?\}?")
+_BASE = re.compile(
+    r"\(?([0-9A-F]+)\)?(?:_\{?\(?(?:\\text\{(?:base ?)?\}?)?|\(?\\text\{(?:in )?base\})([0-9a-z]+)\}?\)?\}?"
+)
 _BASE_NAMES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8"}
 
 
@@ -179,7 +181,7 @@ def _bases(a: str, g: str, leaf: Leaf):
 
 
 def _digits_and_base(text: str) -> tuple[str, str] | None:
-    match = _BASE.fullmatch(text) if "_" in text else None
+    match = _BASE.fullmatch(text) if "_" in text or "base" in text else None
     base = _BASE_NAMES.get(match[2], match[2]) if match else ""
     return (match[1].lstrip("0"), base) if match and base.isdecimal() and len(base) < 3 else None
 
@@ -241,8 +243,7 @@ def _groups(a: str, g: str, leaf: Leaf):
         distinct = _distinct if x.is_set or y.is_set else list
         return _unordered(distinct(items), distinct(golds), leaf)
     ends = {x.opening + x.closing, y.opening + y.closing}
-    same = len(ends) == 1 or all(side.is_round or not side.opening for side in (x, y))
-    same = same or (len(items) > 2 and ends == {"()", "[]"})
+    same = len(ends) == 1 or ends <= {"", "()", "\\langle\\rangle"} or (len(items) > 2 and ends == {"()", "[]"})
     return same and not x.is_set and not y.is_set and _in_order(items, golds, leaf)
 
 

@@ -19,7 +19,9 @@ MAX_CASE_CHARS = 300  # unless the second is introduced as the other case
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _BARE_BOX = re.compile(r"[^\s$]+")
 _ANSWER = re.compile(r"\banswer\b[ \t*_`]*[:：][ \t*_`]*", re.IGNORECASE)
-_TAGS = re.compile(r"<(?:/[a-z]{1,12}|\|[a-z_]{1,24}\|)>")  # </answer>, </s>, <|im_end|>
+_STRAY = re.compile(  # </answer>, </s>, <|im_end|>; half of a bold pair; the ending that Minerva's prompt teaches
+    r"<(?:/[a-z]{1,12}|\|[a-z_]{1,24}\|)>|(?<![\w)}\]])\*\*|\*\*(?![\w(\\{])|[.\s]*\bI hope (?:it|this) is correct\W*$"
+)
 _PHANTOM = re.compile(r"\\[hv]?phantom\s*\{")
 _BLANK = re.compile(r"(?:\s|~|\$|\*|\\[,;:!> ]|\\q?quad|\\text\{\s*\}|\\[()\[\]]|[?.…_{}]|\\[cl]?dots)*")
 _VALUE_LIKE = re.compile(r"[\s*$(\[{+\-−\\]*(?:\d|\\[a-zA-Z{]|[a-zA-Z](?![a-zA-Z]))|\\")
@@ -34,8 +36,6 @@ _AND_ANOTHER = re.compile(  # what follows a box on its line: "or 43", "otherwis
     r"[\s$\\\])}*,;(]*\b(?:or|otherwise|else)\s+(?:(?!about|approx|around|rough|nearly)[a-z]+,?\s+){0,2}?"
     r"(\$[^$\n]+\$|-?\d[\d.,/]*)", re.I,
 )  # fmt: skip
-_STRAY_BOLD = re.compile(r"(?<![\w)}\]])\*\*|\*\*(?![\w(\\{])")
-_HOPE = re.compile(r"[.\s]*\bI hope (?:it|this) is correct[.!]?\s*$")  # the ending that Minerva's prompt teaches
 _JOINING = frozenset("and also both text quad qquad mathrm final the answer answers respectively boxed fbox".split())
 
 
@@ -121,8 +121,7 @@ def _line_after(text: str, label: re.Match[str]) -> Found:
         if end >= 0:
             return Found(text[start + 2 : end].strip(), label.start(), end + 2)
     line = text[start:].partition("\n")[0]
-    value = _STRAY_BOLD.sub("", _HOPE.sub("", _TAGS.sub("", line))).strip(" \t\r*_`")
-    return Found(value, label.start(), start + len(line))
+    return Found(_STRAY.sub("", line).strip(" \t\r*_`"), label.start(), start + len(line))
 
 
 def _answer_line_above(text: str, start: int) -> list[Found]:

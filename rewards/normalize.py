@@ -60,6 +60,8 @@ _EDGES = re.compile(rf"^{_EDGE}|{_EDGE}$")
 _PRAISE = re.compile(r"(?:\s|[✅✔✓☑✨⭐🎉🎊🏆👍💯🔥🌟🙂😀😊😄])+$")  # at the end; a cross is left there and refused
 _TEXT_COMMAND = re.compile(r"\\text(?=\s*\{)")
 _PLAIN_JOINER = re.compile(r"(?<= )(and|or)(?= )")
+_THOUSANDS = re.compile(r"(?<=\d)\{,\}(?=\d{3}(?!\d))")
+_INEQUALITY = re.compile(r"[<>]|\\[lgn]eq")
 _ROW_SPACE = re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\]")  # \\[4pt]
 _LAYOUT = re.compile(r"\\(?:textcolor|colorbox|color)\{[^{}]*\}|\\(?:left|right)\s*\.")
 _NEGATED = re.compile(r"\\not\s*(?:=|\\in(?![a-z]))")
@@ -160,9 +162,15 @@ def _as_words(text: str) -> str:
 
 
 def _normalize_math(text: str) -> str:
-    text = text.replace("\\!", "").replace("{,}", ",").replace("\\%", "%").replace("**", "^").replace("...", "\\ldots ")
+    text = (
+        _THOUSANDS.sub("", text.replace("\\!", ""))
+        .replace("{,}", ",")
+        .replace("\\%", "%")
+        .replace("**", "^")
+        .replace("...", "\\ldots ")
+    )
     text = _ROW_SPACE.sub(ROW, text).replace("\\\\", ROW) if "\\begin" in text else text.replace("\\\\", "\\")
-    text = text.replace("{:}", ":").replace("$", " ") if "\\$" not in text else text
+    text = text.replace("{:}", ":").replace("{=}", "=").replace("$", " ") if "\\$" not in text else text
     text = _LAYOUT.sub("", text) if "color" in text or "." in text else text
     text = _NEGATED.sub(r"\\neq ", text) if "\\not" in text else text
     text = _COMMAND.sub(_one_command, text) if "\\" in text else text
@@ -170,8 +178,9 @@ def _normalize_math(text: str) -> str:
     text = _MODULUS.sub(lambda m: f"\\pmod{{{m[m.lastindex or 0].strip()}}}", text) if "mod" in text else text
     if "\\text" in text:
         units = _UNIT_FRACTION.sub(r"\\text{\1/\2\3}", text)
-        text = _rewritten(units, _TEXT_COMMAND, 1, lambda inner, before: _one_text(inner[0].strip(), before, text))
-    text = _PLAIN_JOINER.sub(lambda m: _joiner(m[1], m.string), text) if " " in text else text
+        text = _rewritten(units, _TEXT_COMMAND, 1, lambda inner, before: _one_text(inner[0].strip(), before))
+    both = " \\land " if _INEQUALITY.search(text) else " , "  # "and" between inequalities means both at once
+    text = _PLAIN_JOINER.sub(lambda m: both if m[1] == "and" else " , ", text) if " " in text else text
     text = _WORD_SYMBOLS.sub(lambda m: "\\infty " if m[1] == "infinity" else f"\\{m[1]} ", text)
     if "\\over" in text or "\\choose" in text:
         text = _INFIX.sub(lambda m: f"\\{'frac' if m[3] == 'over' else 'binom'}{{{m[2]}}}{{{m[4]}}}", text)
@@ -216,23 +225,18 @@ def _one_command(match: re.Match[str]) -> str:
     return _COMMANDS.get(name, f"\\{name} " if follows.isalpha() else f"\\{name}")
 
 
-def _one_text(inner: str, before: str, text: str) -> str:
+def _one_text(inner: str, before: str) -> str:
     r"""Mathematics leaves its `\text{}`, unless it follows a number, where it is a unit; words stay inside."""
     after_number = re.search(r"[\w}%)][ ,]*$", before) is not None
     if inner in FUNCTIONS and not (after_number and inner == "min"):
         return f"\\{inner} "
     if inner.strip(", ") in ("and", "or"):
-        return _joiner(inner.strip(", "), text)
+        return f" {inner.strip(', ')} "
     if not inner.strip(".,;:"):
         return inner.strip(".:") or " "
     if inner in ("e", "i", "infinity") or (not after_number and _MATHS_IN_TEXT.match(inner)):
         return inner
     return f"\\text{{{re.sub(r'[{}^]', '', ' '.join(inner.split()))}}}"
-
-
-def _joiner(word: str, text: str) -> str:
-    """`and` between inequalities means both at once; any other `and` or `or` makes a list."""
-    return " \\land " if word == "and" and re.search(r"[<>]|\\[lgn]eq", text) else " , "
 
 
 def _squeeze(text: str) -> str:

@@ -19,6 +19,7 @@ _MATRICES = frozenset("pmatrix bmatrix matrix array Bmatrix smallmatrix".split()
 _STACKS = frozenset("cases aligned align gathered split array".split())
 _ENVIRONMENT = re.compile(r"(?:\\\{)?\\begin\{([a-zA-Z]*)\*?\}(?:\{[lcr|]*\})?(.*)\\end\{\1\*?\}", re.DOTALL)
 _CONDITION_WORDS = re.compile(r"\\text\{(?:if|for|when|where|as)\b\s*([^{}]*)\}")
+_OPPOSITES = {"<": "\\geq", ">": "\\leq", "\\leq": ">", "\\geq": "<"}
 _EITHER_SIGN = re.compile(r"\\([pm])[pm](?![a-zA-Z])")
 _SIGNED_SUM = re.compile(r"(?:(?<=^)|(?<==))(-?\d+(?:\.\d+)?)([+-]\d+(?:\.\d+)?)$")
 _INTEGER = re.compile(r"(.+?)(?:,|\\text\{[^{}]*\}|\()+([a-z])\\in ?\\mathbb\{([ZN])\}\)?", re.DOTALL)
@@ -34,10 +35,6 @@ class Group(NamedTuple):
     @property
     def is_set(self) -> bool:
         return self.opening == "\\{"
-
-    @property
-    def is_round(self) -> bool:
-        return self.opening in ("(", "\\langle") and self.closing in (")", "\\rangle")
 
 
 def split(text: str, separator: str) -> list[str]:
@@ -109,9 +106,9 @@ def group(text: str) -> Group | None:
 def plain(text: str) -> str:
     r"""Stacked equations as a bare list, `\pm x` as its two values, (5) and \{5\} as 5."""
     match = _ENVIRONMENT.fullmatch(text) if "\\begin" in text else None
-    if match and match[1] in _STACKS and (match[1] != "array" or text.startswith("\\{")):
-        rows = [re.sub(r"&(?==)|(?<==)&|^&", "", row.strip()).strip(" ,") for row in match[2].split(ROW)]
-        text = text if any("&" in row for row in rows) else ",".join(row for row in rows if row)
+    if match and match[1] in _STACKS and (match[1] != "array" or text.startswith("\\{") or "=" in text):
+        rows = [re.sub(r"&(?==)|(?<==)&|^&", "", row.strip()).strip(" ,.") for row in match[2].split(ROW)]
+        text = text if any("&" in row for row in rows) else ",".join(row for row in rows if row).replace(",=", "=")
     found = bracket(text)
     if _EITHER_SIGN.search(text) and "\\neq" not in text:
         items = found.items if found and found.is_set else listed(text) or (text,)
@@ -159,7 +156,11 @@ def pieces_of(text: str) -> tuple[tuple[str, str], ...]:
     rows = rows_of(text, frozenset(("cases", "array")))
     if not rows or any(len(row) != 2 for row in rows):
         return ()
-    return tuple((value.strip(" ,"), _CONDITION_WORDS.sub(r"\1", condition).strip(" ,.")) for value, condition in rows)
+    pieces = [(value.strip(" ,"), _CONDITION_WORDS.sub(r"\1", condition).strip(" ,.")) for value, condition in rows]
+    signs = re.findall(r"\\[lg]eq|[<>]", pieces[0][1])
+    if len(pieces) == 2 and pieces[1][1] in ("\\text{otherwise}", "\\text{else}") and len(signs) == 1:
+        pieces[1] = (pieces[1][0], pieces[0][1].replace(signs[0], _OPPOSITES[signs[0]]))
+    return tuple(pieces)
 
 
 _GREEK = r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|nu|phi|varphi|psi|omega|rho|sigma|tau|epsilon|Delta|Omega|ell)"
@@ -168,16 +169,18 @@ _SUFFIX = r"(?:'|_\{[^{}]*(?:\{[^{}]*\})?\}|\^\{(?:-1|T|c|\\prime|\(\w+\))\})*+"
 _LETTER = rf"(?:[A-Za-z]|{_GREEK}|{_DRESSED}){_SUFFIX}"
 _ARGUMENT = r"\((?:[^()]|\([^()]*\))*+\)|\[[^\[\]]*+\]"
 _D = r"\{(?:d|\\partial)[^{}]*(?:\{\d\})?[^{}]*\}"
-_OF_UNKNOWNS = "|".join(sorted(FUNCTIONS - {"log", "ln", "exp", "lg"}))
+_OF_UNKNOWNS = "|".join(sorted(FUNCTIONS - {"log", "ln", "exp", "lg"})) + "|deg|dim|Pr"
 _NAME = re.compile(
     rf"(?:\\lim_\{{[^{{}}]*\}} ?)?{_LETTER}(?:{_ARGUMENT})?|\\max|\\min"  # x, f'(2), P(X=7), A^{-1}
     rf"|\\frac{_D}{_D}(?:\(\w\)|\w(?:\(\w\))?)?"  # \frac{dy}{dx}
     rf"|(?:m?\\angle|\\triangle|\\(?:{_OF_UNKNOWNS}))(?:\^\{{\d\}})? ?\(?(?:{_LETTER}|[,+-])++\)?"  # \sin\theta
     rf"|{_LETTER}(?:\\(?:cup|cap|setminus|times) ?{_LETTER})++"  # A\cup B
     rf"|\({_LETTER}\\circ ?{_LETTER}\)(?:{_ARGUMENT})?"  # (f\circ g)(x)
-    r"|\[[A-Z]{3,}\]|\|(?:[A-Z]+|z|w|\\(?:vec|overline)\{\w+\})\|"  # [ABC], |AB|
+    r"|\[[A-Z]{3,}\]|\|(?:[A-Z]+|[A-Z](?:\\c[au]p ?[A-Z])+|z|w|\\(?:vec|overline)\{\w+\})\||\\sigma\^\{2\}"  # |AB|
 )
-_WORDS = re.compile(rf"(?:\\text\{{[^{{}}]*\}}|{_LETTER}|\\(?:triangle|angle)|[A-Z ]|\((?:\w|,)*\))++")
+_WORDS = re.compile(
+    rf"(?:\\text\{{[^{{}}]*\}}|{_LETTER}|\\(?:triangle|angle)|[A-Z ]|\((?:\w|,|\\text\{{[^{{}}]*\}})*\))++"
+)
 _DENIAL = re.compile(r"n't\b|\b(?:not?|never|neither|nor|wrong|less|more|than|most|least|about|roughly|nearly|false)\b")
 _VARIABLE = re.compile(rf"(?:[a-zA-Z]|{_GREEK})(?:_\{{\w+\}}|\([a-z]\))?")
 _NAMED_TUPLE = re.compile(rf"\(({_LETTER}(?:,{_LETTER})+)\)")

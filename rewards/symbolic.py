@@ -73,18 +73,15 @@ def _with_constant_of(a: Any, g: Any) -> Any:
 def _same_where_real(a: Any, g: Any) -> bool:
     r"""Equal for positive values, and for negative ones where roots and logarithms are real: \ln x^2=2\ln x, |x|≠x."""
     symbols = sorted(a.free_symbols | g.free_symbols, key=str)
+    inner = [part.args[0] for part in a.atoms(sympy.log) | g.atoms(sympy.log)]
+    inner += [part.base for part in a.atoms(sympy.Pow) | g.atoms(sympy.Pow) if not part.exp.is_Integer]
     for signs in ((-1,), (-1, 1), (1, -1)):
         point = {symbol: signs[index % len(signs)] * _POINTS[index % 8] for index, symbol in enumerate(symbols)}
-        if _is_real_at(a, point) and _is_real_at(g, point) and not _same_number(a.subs(point), g.subs(point)):
+        is_real = all(part.subs(point).is_nonnegative for part in inner)
+        if is_real and not _same_number(a.subs(point), g.subs(point)):
             return False
     positive = {symbol: sympy.Symbol(symbol.name, positive=True) for symbol in symbols}
     return bool(sympy.simplify(sympy.expand_log(a.subs(positive) - g.subs(positive))) == 0)
-
-
-def _is_real_at(expression: Any, point: Any) -> bool:
-    inner = [part.args[0] for part in expression.atoms(sympy.log)]
-    inner += [part.base for part in expression.atoms(sympy.Pow) if not part.exp.is_Integer]
-    return all(part.subs(point).is_nonnegative for part in inner)
 
 
 @lru_cache(maxsize=1024)  # reading costs more than comparing, and a group of samples shares its gold

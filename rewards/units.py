@@ -30,7 +30,7 @@ _CANONICAL = {
 }
 _CANONICAL["ordered pairs"] = "ordered pair"  # pairs alone would be twice as many
 _SINGLE_LETTERS = frozenset(word for word in _CANONICAL if len(word) == 1 and word.isascii())
-_GLUED = frozenset("mm cm km kg mg ml lb lbs oz ft mph kmh hz".split())  # no product that anybody writes
+_GLUED = "mm|cm|km|kg|mg|ml|lbs?|oz|ft|mph|kmh|[hH]z"  # no product that anybody writes
 _NUMBER_WORD = re.compile(
     r"(?:illion|illionth|teenth|ieth|enth)s?\b|teens\b|\b(?:twen|thir|for|fif|six|seven|eigh|nine)ties\b"
 )
@@ -57,8 +57,8 @@ _TAILS = (
     (re.compile(r"(.*?[\d)}%\]]) ?([\u4e00-\u9fff]+)()()", re.DOTALL), True),
     (re.compile(r"(.*?[\d)}%]) ([A-Za-z][A-Za-z./ ]*)(?:\^\{?([23])\}?)?()", re.DOTALL), False),
     (re.compile(r"(.*[\w)}%\]]) ([A-Za-z][A-Za-z./ ]*?)(?:\^\{?([23])\}?)?()", re.DOTALL), False),
+    (re.compile(rf"(.*[\d)}}])({_GLUED})(?:\^\{{?([23])\}}?)?()", re.DOTALL), False),
 )
-_GLUED_TAIL = re.compile(r"(.*[\d)}])([A-Za-z]{2,3})(?:\^\{?([23])\}?)?", re.DOTALL)
 _CURRENCY = re.compile(r"([+-]?)(?:(\\\$|[$€£₹¥]|Rs\.?)|\\text\{(USD|US\$|Rs\.?)\}|(?:US)\\?\$)([+-]?.+)", re.DOTALL)
 _DEGREE = re.compile(r"(.+)\\degree(?:\\text\{ ?([CFK])\}| ?([CFK]))?", re.DOTALL)
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
@@ -90,9 +90,6 @@ def split_unit(text: str) -> Measure:
             measure = _measure(text, tail[1], tail[2] + under, tail[3], letters_count=letters_count)
             if measure.core != text:
                 return measure
-    tail = _GLUED_TAIL.fullmatch(text)
-    if tail and tail[2] in _GLUED:
-        return _measure(text, tail[1], tail[2], tail[3], letters_count=False)
     return Measure(text, "")
 
 
