@@ -4,9 +4,7 @@ r"""Does an answer equal the gold? Structure and exact numbers here; single expr
 reals, groups (lists, sets, tuples), units, ratios, expressions. The first rule whose kind either side is decides: by
 equal strings, then exact Fractions, then `leaf`. The verdict is True, False, or None for "not decided here". With
 `UNDECIDED` as the leaf no computer algebra is needed and most answers are settled in microseconds (rewards/pool.py
-tries this first, in the caller); in a worker the leaf is symbolic.equal_expressions.
-
-Every policy choice is in docs/verifier.md with examples.
+tries this first, in the caller); in a worker the leaf is symbolic.equal_expressions. Policies: docs/verifier.md.
 """
 
 import re
@@ -212,9 +210,8 @@ def _regions(a: str, g: str, leaf: Leaf):
         if all(regions.SIGNS.search(text) and not parts.listed(text) for text in (a, g)):
             return _expressions(a, g, leaf)
         return False if regions.SIGNS.search(a + g) or x or y else NotImplemented
-    if x.name and y.name and x.name != y.name:
-        return False
     return _all_of((
+        not x.name or not y.name or x.name == y.name,
         _matched(x.spans, y.spans, lambda p, q: p[2:] == q[2:] and _in_order(p[:2], q[:2], leaf)),
         _unordered(x.holes, y.holes, leaf), _unordered(x.points, y.points, leaf),
     ))  # fmt: skip
@@ -233,6 +230,9 @@ def _groups(a: str, g: str, leaf: Leaf):
             return False if len(found.items) > 1 or found.opening in ("[", "\\{") else NotImplemented
         thousands = parts.Group("", tuple(other.split(",")), "")  # beside a list 100,200 may be one too
         x, y = x or thousands, y or thousands
+    heads = [item.partition("=")[0] for item in x.items if "=" in item]
+    if y.opening == "(" and len(set(heads)) < len(heads):
+        return False  # two values of one unknown are no point
     (names, items), (gold_names, golds) = parts.assigned(x.items), parts.assigned(y.items)
     if names and gold_names and set(names) != set(gold_names):
         return False
