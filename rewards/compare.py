@@ -197,8 +197,10 @@ def _roundings(a: str, g: str, leaf: Leaf):
     exact, _, rounded = a.partition("\\approx")
     if "\\approx" in g:
         return equal(a.rpartition("\\approx")[2], g.rpartition("\\approx")[2], leaf)
+    p, q = number(rounded), number(g)
+    far = p is not None and q is not None and abs(p - q) * 20 > abs(q)
     said = exact and not parts.is_name(exact)
-    return equal(exact, g, leaf) if said else "." in g and equal(rounded, g, leaf)
+    return not far and equal(exact, g, leaf) if said else "." in g and equal(rounded, g, leaf)
 
 
 def _regions(a: str, g: str, leaf: Leaf):
@@ -280,7 +282,9 @@ def _ratios(a: str, g: str, leaf: Leaf):
 
 _ARITHMETIC = re.compile(r"[\d\s+\-*.,^{}()]*[\d)}]\s*[+\-*]\s*[\d({\-][\d\s+\-*.,^{}()]*")
 _UNEVALUATED = ("\\mod", "\\pmod", "\\int", "\\sum", "\\prod", "\\lim", "\\oint", "\\iint")
-_NOT_MATHS = re.compile(r"\d \d|['\"?]|\\ldots|,|\\text\{|\\neg|\\to(?![a-z])|\|-?[\d.]+\|$")
+_NOT_MATHS = re.compile(
+    r"\d \d|['\"?]|\\ldots|,|\\text\{|\\neg|\\to(?![a-z])|\|-?[\d.]+\|$|\\(?:sqrt|frac\{\w*\})\{\w*\}\d"
+)
 
 
 def _expressions(a: str, g: str, leaf: Leaf) -> Verdict:

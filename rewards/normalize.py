@@ -81,6 +81,7 @@ _RESPELLED_AT_LAST = [(re.compile(pattern), spelling) for pattern, spelling in (
 )]  # fmt: skip
 _MATHS_IN_TEXT = re.compile(r"\s*[-+\\$]|\s*\d[\d,.:/]*%?(?:\s|$)|[^=\\]*[=\\]|\s*\d+[A-F]|\s*\(?[A-Za-z]\)?\s*$")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_ROOT = re.compile(r"√(\d+)")
 _UNIT_OUTSIDE = re.compile(r"^\$([^$]+)\$\s*([A-Za-z][A-Za-z ./]*)$")  # $5$ cm
 _UNIT_FRACTION = re.compile(r"\\frac\{\\text\{([^{}]*)\}\}\{\\text\{([^{}]*)\}(?:\^\{?(\d)\}?)?\}")
 _LEAD = re.compile(  # what a sentence says before its value: "The value of $n$ is", "There are", "Domain:"
@@ -92,7 +93,6 @@ _DENIED = re.compile(
     r"(?i)n't\b|\b(?:not|never|no|nor|neither|wrong\w*|incorrect\w*|false|or|either|maybe|perhaps|possibly|otherwise"
     r"|else|unless|if)\b"
 )
-_DIGIT = re.compile(r"\d")
 _TEXT_WORDS = re.compile(r"[a-z][a-z ,.'&/\-]*")
 _TEXT_COMMANDS = re.compile(r"\\(?:mbox|textrm|textbf|textit|mathrm|textnormal)(?=\s*\{)")
 _KNOWN_WORDS = frozenset("yes no true false even odd none all dne max min never always both".split())
@@ -109,7 +109,7 @@ def normalize(answer: str) -> str:
     text = answer.strip().replace("\x00", " ")
     if text.isdecimal() and text.isascii():
         return text
-    text = _unwrap(text if text.isascii() else _PRAISE.sub("", text.translate(_TRANSLATION)))
+    text = _unwrap(text if text.isascii() else _PRAISE.sub("", _ROOT.sub(r"\\sqrt{\1}", text).translate(_TRANSLATION)))
     text = _UNIT_OUTSIDE.sub(r"\1\\text{\2}", text)
     plain = _TEXT.sub(r"\1", text) if text.startswith("\\text") else text
     lead = _LEAD.match(plain)
@@ -149,7 +149,7 @@ def closing_brace(text: str, opening: int, stop: int | None = None) -> int:
 
 def _as_words(text: str) -> str:
     """The text answer that `text` is, in lower case; "" when it is mathematics."""
-    if _DIGIT.search(text):
+    if any(map(str.isdigit, text)):
         return ""
     bare = _TEXT.sub(r"\1", _TEXT_COMMANDS.sub(r"\\text", text))
     plain = " ".join(_SPACING.sub(" ", bare).split()).strip(" .,").lower()

@@ -184,7 +184,6 @@ _WORDS = re.compile(
 _DENIAL = re.compile(r"n't\b|\b(?:not?|never|neither|nor|wrong|less|more|than|most|least|about|roughly|nearly|false)\b")
 _VARIABLE = re.compile(rf"(?:[a-zA-Z]|{_GREEK})(?:_\{{\w+\}}|\([a-z]\))?")
 _NAMED_TUPLE = re.compile(rf"\(({_LETTER}(?:,{_LETTER})+)\)")
-_RECIPROCAL = re.compile(r"[a-z](?:_\{\w+\})?\^\{-1\}")
 _DERIVATIVE = re.compile(r"\\frac\{(?:d|\\partial)(?:\^\{(\d)\})?(\w)(?:\(\w\))?\}\{(?:d|\\partial)(\w)(?:\^\{\1\})?\}")
 _SIMPLE = re.compile(rf"({_GREEK}|[A-Za-z])((?:'|\^\{{\\prime\}})*)((?:_\{{[^{{}}]*\}})?)(?:\((.*)\))?")
 _CONSTANTS = frozenset(("e", "i", "\\pi", "\\infty", "\\emptyset"))
@@ -240,11 +239,11 @@ def is_name(text: str) -> bool:
     """Whether `text` names what is asked for (x, f(2), AB, m+n, "the area"). A multiple, a power or a product of one
     unknown does not: 2x=42 is still to be solved.
     """
-    if not text or text in _CONSTANTS or text[0] in "+-*/" or _RECIPROCAL.fullmatch(text):
+    if not text or text in _CONSTANTS or text[0] in "+-*/" or re.fullmatch(r"[a-z](?:_\{\w+\})?\^\{-1\}", text):
         return False
     if "\\text" in text:
         return _WORDS.fullmatch(text) is not None and not _DENIAL.search(text.lower())
-    if _NAME.fullmatch(text) or _NAMED_TUPLE.fullmatch(text):
+    if _NAME.fullmatch(text) or tuple_names(text):
         return True  # else a combination of at least two unknowns: m+n, xy, 100m+n, a:b, AB^2
     return len(unknowns(text)) > 1 and not re.search(r"[=<>,!]|\\(?!frac|sqrt|cdot|pi)|\(.*\(", text)
 
@@ -284,7 +283,8 @@ def same_name(first: str, second: str) -> bool:
 def tuple_names(name: str) -> tuple[str, ...]:
     """`(x,y)` as (x, y); () for any other name."""
     match = _NAMED_TUPLE.fullmatch(name)
-    return tuple(match[1].split(",")) if match else ()
+    names = tuple(match[1].split(",")) if match else ()
+    return names if len(set(names)) == len(names) else ()
 
 
 def in_name_order(names: tuple[str, ...], values: tuple[str, ...]) -> tuple[str, ...]:

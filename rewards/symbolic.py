@@ -28,7 +28,6 @@ _DECIMAL = re.compile(r"(\d*)\.(\d+)")
 _MIXED = re.compile(r"(?<![\d}^.)])(\d+)\\frac\{(\d+)\}\{(\d+)\}")
 _POINTS = tuple(map(sympy.Rational, "17/11 23/7 5/13 29/19 41/17 3/31 53/23 8/37".split()))
 _CONSTANTS = frozenset(("C", "c", "K", "k", "C_{1}", "c_{1}"))  # of integration
-_CLOSE = sympy.Rational(1, 10**15)
 
 
 def equal_expressions(answer: str, gold: str) -> bool:
@@ -77,8 +76,7 @@ def _same_where_real(a: Any, g: Any) -> bool:
     inner += [part.base for part in a.atoms(sympy.Pow) | g.atoms(sympy.Pow) if not part.exp.is_Integer]
     for signs in ((-1,), (-1, 1), (1, -1)):
         point = {symbol: signs[index % len(signs)] * _POINTS[index % 8] for index, symbol in enumerate(symbols)}
-        is_real = all(part.subs(point).is_nonnegative for part in inner)
-        if is_real and not _same_number(a.subs(point), g.subs(point)):
+        if all(part.subs(point).is_nonnegative for part in inner) and not _same_number(a.subs(point), g.subs(point)):
             return False
     positive = {symbol: sympy.Symbol(symbol.name, positive=True) for symbol in symbols}
     return bool(sympy.simplify(sympy.expand_log(a.subs(positive) - g.subs(positive))) == 0)
@@ -130,7 +128,7 @@ def _same_real(x: Any, y: Any) -> bool:
         return bool(difference.evalf(5, maxn=1000, strict=True) == 0)
     except PrecisionExhausted:
         # not told from zero at so many digits: equal, unless sympy cannot evaluate it at all (the cosine of 10^300)
-        return bool(abs(x.evalf(20) - y.evalf(20)) <= _CLOSE * max(1, abs(y.evalf(20))))
+        return bool(abs(x.evalf(20) - y.evalf(20)) <= sympy.Rational(1, 10**15) * max(1, abs(y.evalf(20))))
 
 
 def _agree_at_points(a: Any, g: Any) -> bool:

@@ -61,7 +61,6 @@ _TAILS = (
 )
 _CURRENCY = re.compile(r"([+-]?)(?:(\\\$|[$€£₹¥]|Rs\.?)|\\text\{(USD|US\$|Rs\.?)\}|(?:US)\\?\$)([+-]?.+)", re.DOTALL)
 _DEGREE = re.compile(r"(.+)\\degree(?:\\text\{ ?([CFK])\}| ?([CFK]))?", re.DOTALL)
-_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 
 
 class Measure(NamedTuple):
@@ -80,7 +79,7 @@ def split_unit(text: str) -> Measure:
     if currency:
         return _money(text, currency)
     degree = _DEGREE.fullmatch(text)
-    if degree and "\\degree" not in degree[1] and not _TRIGONOMETRY.search(degree[1]):
+    if degree and "\\degree" not in degree[1] and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", degree[1]):
         scale = (degree[2] or degree[3] or "").lower()
         return Measure(degree[1], f"degree-{scale}" if scale else "degree")
     for pattern, letters_count in _TAILS:
