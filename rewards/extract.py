@@ -20,7 +20,7 @@ _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _BARE_BOX = re.compile(r"[^\s$]+")
 _ANSWER = re.compile(r"\banswer\b[ \t*_`]*[:：][ \t*_`]*", re.IGNORECASE)
 _STRAY = re.compile(  # </answer>, </s>, <|im_end|>; half of a bold pair; the ending that Minerva's prompt teaches
-    r"<(?:/[a-z]{1,12}|\|[a-z_]{1,24}\|)>|(?<![\w)}\]])\*\*|\*\*(?![\w(\\{])|[.\s]*\bI hope (?:it|this) is correct\W*$"
+    r"<(?:/[a-z]{1,12}|\|[a-z_]{1,24}\|)>|(?<![\w)}\]])\*\*|\*\*(?![\w(\\{])|\bI hope (?:it|this) is correct\W*$"
 )
 _PHANTOM = re.compile(r"\\[hv]?phantom\s*\{")
 _BLANK = re.compile(r"(?:\s|~|\$|\*|\\[,;:!> ]|\\q?quad|\\text\{\s*\}|\\[()\[\]]|[?.…_{}]|\\[cl]?dots)*")

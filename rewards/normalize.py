@@ -56,7 +56,7 @@ _MODULUS = re.compile(r"\(\s*(?:\\?mod|\\text\s*\{ ?mod ?\})\s*([^()]+)\)|\\pmod
 _WORD_SYMBOLS = re.compile(r"(?<![\\a-zA-Z])(pi|infinity|sqrt|sin|cos|tan|cot|sec|csc|ln|log)(?![a-zA-Z])")
 _SPACING = re.compile(r"\\[,;:> ]|~|\\\n|\s+|\\hspace\*?\{[^{}]*\}")
 _EDGE = r"(?:[ \t\r\n,;~]|\\[,;:!> \\]|\\q?quad(?![a-zA-Z])|\\(?:blacks|s)quare|\\checkmark)+"
-_EDGES = re.compile(rf"^{_EDGE}|{_EDGE}$")
+_EDGES = re.compile(rf"^{_EDGE}|(?<![ \t\r\n,;~]){_EDGE}$")
 _PRAISE = re.compile(r"(?:\s|[✅✔✓☑✨⭐🎉🎊🏆👍💯🔥🌟🙂😀😊😄])+$")  # at the end; a cross is left there and refused
 _TEXT_COMMAND = re.compile(r"\\text(?=\s*\{)")
 _PLAIN_JOINER = re.compile(r"(?<= )(and|or)(?= )")

@@ -126,7 +126,7 @@ def test_a_line_that_is_no_case_is_named(tmp_path):
         ("Answer: \\[\nx^2\n\\]", ("x^2",)),
         ("**Answer: 42**", ("42",)),
         ("\\boxed{1}</think>\\boxed{2}", ("2",)),
-        ("Final Answer: The final answer is $25$. I hope it is correct.", ("The final answer is $25$",)),
+        ("Final Answer: The final answer is $25$. I hope it is correct.", ("The final answer is $25$.",)),
         ("**Answer: $18** per day", ("$18 per day",)),
         ("\\boxed{27}, otherwise \\boxed{6}.", ("27", "6")),
         ("Case 1: \\boxed{3}. Case 2: since $x$ is negative, \\boxed{-5}.", ("3", "-5")),
