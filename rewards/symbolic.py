@@ -59,7 +59,7 @@ def _equal(answer: str, gold: str) -> bool:
 def _with_constant_of(a: Any, g: Any) -> Any:
     """Constants of integration under the names that the gold gives them: x^2+K for x^2+C, c_1e^x for C_1e^x."""
     ours, theirs = a.free_symbols - g.free_symbols, g.free_symbols - a.free_symbols
-    solves = any(symbol.name in "xyt" for symbol in a.free_symbols & g.free_symbols)  # and is no angle of a triangle
+    solves = ours and theirs and any(symbol.name in "xyt" for symbol in g.free_symbols)  # no angle of a triangle
     if solves and {symbol.name.lower()[0] for symbol in ours | theirs} == {"c"}:
         return a.subs({symbol: sympy.Symbol(symbol.name.swapcase()) for symbol in ours})
     if len(ours) == len(theirs) == 1:
