@@ -285,7 +285,7 @@ class _Worker:
             self._socket.settimeout(timeout_s)
             self._socket.sendall(message)
         except OSError as error:
-            raise error if isinstance(error, TimeoutError) else WorkerDied from error
+            raise error if isinstance(error, TimeoutError) else WorkerDied(str(error)) from None
         return self._receive(deadline)
 
     def _receive(self, deadline: float) -> dict[str, Any]:
@@ -297,7 +297,7 @@ class _Worker:
                 self._socket.settimeout(left)
                 chunk = self._socket.recv(65536)
             except OSError as error:
-                raise error if isinstance(error, TimeoutError) else WorkerDied from error
+                raise error if isinstance(error, TimeoutError) else WorkerDied(str(error)) from None
             if not chunk:
                 raise WorkerDied
             self._buffer += chunk
