@@ -6,9 +6,9 @@
     check_golds(golds)                      golds that must not be trained on, with the reason
     shape_reward(grade, ...)                the grade as a reward
 
-extract.py finds the final answer, normalize.py gives it one spelling, units.py cuts its unit off, guards.py refuses
-what is too large, compare.py takes it apart, symbolic.py compares expressions inside worker.py, pool.py keeps the
-workers. Policy table: docs/verifier.md.
+extract.py finds the final answer, normalize.py gives it one spelling, guards.py refuses what is too large, parts.py
+takes it apart (exact.py: numbers; units.py; regions.py: sets of reals), compare.py compares kind by kind, symbolic.py
+compares expressions inside worker.py, pool.py keeps the workers. Policies: docs/verifier.md.
 Command line: `python -m rewards.check FILE.jsonl`, `python -m rewards.fuzz --minutes 2`.
 """
 
@@ -16,17 +16,16 @@ import os
 import threading
 
 from .answer_line import answer_line_reward
+from .exact import number
 from .extract import extract_answer
-from .grade import REASONS, Grade, Reason
+from .grade import REASONS, Grade, Reason, shape_reward
 from .guards import MAX_CHARS
-from .normalize import normalize, number
+from .normalize import normalize
 from .pool import Ticket, Verifier
-from .shaping import shape_reward
 
 __all__ = [
     "REASONS", "Grade", "Reason", "Ticket", "Verifier", "answer_line_reward", "check_gold", "check_golds",
-    "extract_answer",
-    "math_reward", "shape_reward", "vote_key",
+    "extract_answer", "math_reward", "shape_reward", "vote_key",
 ]  # fmt: skip
 
 _shared: Verifier | None = None
@@ -67,11 +66,7 @@ def check_golds(golds: list[str]) -> list[str | None]:
 
 
 def vote_key(extracted: str) -> str:
-    """A cheap key for majority voting: equal numbers and equal spellings give equal keys (0.5 and 1/2, not 2ab and
-    2ba).
-    """
-    if len(extracted) > MAX_CHARS:
-        return extracted
-    text = normalize(extracted)
+    """A cheap key for majority voting: equal numbers and equal spellings give equal keys (0.5 and 1/2)."""
+    text = normalize(extracted) if len(extracted) <= MAX_CHARS else extracted
     value = number(text)
     return text if value is None else str(value)

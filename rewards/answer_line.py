@@ -2,9 +2,8 @@
 
 Only the last 300 characters are read; the last "Answer:" in them (any case) announces the answer, which runs to the end
 of its line; both sides are cleaned of LaTeX dressing, units and everything up to the last "="; then the strings must be
-equal. So `Answer: 42.`, `**Answer:** 42`, `.5` for `1/2` and a box without "Answer:" are wrong, while `17=42` and `4,2`
-are paid as 42. Kept for comparability with published numbers; rewards.math_reward is the grader to train with.
-Source: the answer rule of DAPO (arXiv 2503.14476) after Minerva's clean-up (arXiv 2206.14858, appendix).
+equal. So `Answer: 42.` and a box without "Answer:" are wrong, while `17=42` and `4,2` are paid as 42. Source: the rule
+of DAPO (arXiv 2503.14476) after Minerva's clean-up (arXiv 2206.14858, appendix); the order of its steps is part of it.
 """
 
 import re
@@ -14,24 +13,25 @@ from .grade import Grade
 TAIL_CHARS = 300
 
 _LINE = re.compile(r"answer\s*:\s*([^\n]+)", re.IGNORECASE)
-_MATHS = re.compile(r"\$(.*?)\$", re.DOTALL)
-_DRESSED = re.compile(r"\\(?:text|textbf|overline|boxed)\{(.*?)\}", re.DOTALL)
-_SHORT_FRACTION = re.compile(r"frac([^{])(.)")
-_SHORT_ROOT = re.compile(r"sqrt([^{])")
-# Taken out wherever they stand, blanks already gone; longer ones first, so that "minutes" does not leave a stump.
-_DROPPED = sorted(
-    "square ways integers dollars mph inches ft hours km units sue points feet minutes digits cents degrees cm gm "
-    "pounds "
-    "meters meals edges students childrentickets multiples \\text{s} \\text{.} \\text{}^2 \\text{}^3 \\text{} "
-    "\\mathrm{th} "
-    '^\\circ ^{\\circ} \\; ,\\! {,} " \\ldots \\dots'.split(),
-    key=len,
-    reverse=True,
-)
 _REWRITTEN = (
     ("an ", ""), ("a ", ""), (".$", "$"), ("\\$", ""), ("\\ ", ""), (" ", ""),
     ("mbox", "text"), (",\\text{and}", ","), ("\\text{and}", ","), ("\\text{m}", "\\text{}"),
 )  # fmt: skip
+_DROPPED = (
+    *"square ways integers dollars mph inches hours km units \\ldots sue points feet minutes digits cents".split(),
+    *"degrees cm gm pounds meters meals edges students childrentickets multiples \\text{s} \\text{.}".split(),
+    "\\text{\ns}", "\\text{}^2", "\\text{}^3", "\\text{\n}", "\\text{}",
+    *'\\mathrm{th} ^\\circ ^{\\circ} \\; ,\\! {,} " \\dots'.split(),
+)  # fmt: skip
+_UNWRAPPED = (  # one after another; only a box runs to the last brace
+    (re.compile(r".*?\$(.*?)\$.*"), r"$\1$"),
+    (re.compile(r"\\text\{(.*?)\}"), r"\1"),
+    (re.compile(r"\\textbf\{(.*?)\}"), r"\1"),
+    (re.compile(r"\\overline\{(.*?)\}"), r"\1"),
+    (re.compile(r"\\boxed\{(.*)\}"), r"\1"),
+    (re.compile(r"frac([^{])(.)"), r"frac{\1}{\2}"),
+    (re.compile(r"sqrt([^{])"), r"sqrt{\1}"),
+)
 
 
 def answer_line_reward(completion: str, gold: str) -> Grade:
@@ -50,10 +50,8 @@ def _cleaned(text: str) -> str:
         text = text.replace(old, new)
     for word in _DROPPED:
         text = text.replace(word, "")
-    maths = _MATHS.search(text)
-    text = maths[1] if maths else text
-    text = _DRESSED.sub(r"\1", text)
-    text = _SHORT_FRACTION.sub(r"frac{\1}{\2}", text)
-    text = _SHORT_ROOT.sub(r"sqrt{\1}", text).replace("$", "")
+    for pattern, kept in _UNWRAPPED:
+        text = pattern.sub(kept, text)
+    text = text.replace("$", "")
     digits = text.replace(",", "")
     return (digits if digits.isdigit() else text).strip()

@@ -10,14 +10,13 @@ import argparse
 import json
 import sys
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from . import Grade, Verifier
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
+class Case(NamedTuple):
     completion: str
     gold: str
     expected: bool
@@ -31,17 +30,11 @@ def read_cases(path: Path) -> list[Case]:
         if not line.strip():
             continue
         row = json.loads(line)
-        missing = {"completion", "gold", "expected"} - row.keys()
+        missing = ", ".join(sorted({"completion", "gold", "expected"} - row.keys()))
         if missing:
-            raise ValueError(
-                f"{path} line {number}: without {', '.join(sorted(missing))}; see `python -m rewards.check -h`"
-            )
+            raise ValueError(f"{path} line {number}: without {missing}; see `python -m rewards.check -h`")
         cases.append(Case(row["completion"], row["gold"], bool(row["expected"]), row.get("kind", "-")))
     return cases
-
-
-def grade_cases(cases: list[Case], verifier: Verifier) -> list[Grade]:
-    return verifier.collect([verifier.submit(case.completion, case.gold) for case in cases])
 
 
 def report(cases: list[Case], grades: list[Grade]) -> str:
@@ -56,11 +49,9 @@ def report(cases: list[Case], grades: list[Grade]) -> str:
             said = f"{grade.reason}, read {grade.extracted!r:.80}"
             mistakes.append(f"{outcome} {case.kind}: {case.completion[-120:]!r} gold {case.gold[:80]!r} ({said})")
     lines = [f"{'kind':<16}{'cases':>7}{'accuracy':>10}{'FP':>5}{'FN':>5}"]
-    for kind in [*sorted(kind for kind in counts if kind != "all"), *(["all"] if counts else [])]:
-        count = counts[kind]
-        lines.append(
-            f"{kind:<16}{count.total():>7}{count['ok'] / count.total():>10.4f}{count['FP']:>5}{count['FN']:>5}"
-        )
+    for kind in sorted(counts, key=lambda kind: (kind == "all", kind)):
+        ok, paid, refused, total = *(counts[kind][outcome] for outcome in ("ok", "FP", "FN")), counts[kind].total()
+        lines.append(f"{kind:<16}{total:>7}{ok / total:>10.4f}{paid:>5}{refused:>5}")
     reasons = Counter(grade.reason for grade in grades)
     lines.append("reasons: " + ", ".join(f"{reason} {n}" for reason, n in reasons.most_common()))
     return "\n".join([*lines, *mistakes])
@@ -75,7 +66,7 @@ def main() -> int:
     options = parser.parse_args()
     cases = read_cases(options.file)
     with Verifier(options.workers, options.timeout_s, memory_gib=2.0, grader=options.grader) as verifier:
-        grades = grade_cases(cases, verifier)
+        grades = verifier.collect([verifier.submit(case.completion, case.gold) for case in cases])
     sys.stdout.write(report(cases, grades) + "\n")
     return int(any(grade.correct and not case.expected for case, grade in zip(cases, grades, strict=True)))
 

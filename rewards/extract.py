@@ -3,36 +3,43 @@ r"""Find the final answer of a completion: pure string code, linear in the lengt
 Read is only what follows the last `</think>`; a `<think>` left open has no answer. The last `\boxed{...}` is the
 answer, else the last "Answer:" line. Nothing else counts: no "last number in the text", which would pay for an echoed
 question. An empty or cut-off last box is no answer, whatever stands before it.
-
 Several final answers side by side (`\boxed{1} or \boxed{2}`, two "Answer:" lines in a row, a box and then another
 "Answer:") all count, and must agree. A box that the text later corrects or builds upon does not.
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
+
+from .normalize import closing_brace
 
 MAX_ANSWERS = 64  # final answers read side by side; more than this is a hedge, not an answer
 MAX_GAP_CHARS = 100  # two answers with more text than this between them do not stand side by side
+MAX_CASE_CHARS = 300  # unless the second is introduced as the other case
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"[^\s$]+")
 _ANSWER = re.compile(r"\banswer\b[ \t*_`]*[:：][ \t*_`]*", re.IGNORECASE)
-_TAGS = re.compile(r"<(?:/[a-z]{1,12}|\|[a-z_]{1,24}\|)>")  # </answer>, </s>, <|im_end|>
+_STRAY = re.compile(  # </answer>, </s>, <|im_end|>; half of a bold pair; the ending that Minerva's prompt teaches
+    r"<(?:/[a-z]{1,12}|\|[a-z_]{1,24}\|)>|(?<![\w)}\]])\*\*|\*\*(?![\w(\\{])|\bI hope (?:it|this) is correct\W*$"
+)
 _PHANTOM = re.compile(r"\\[hv]?phantom\s*\{")
 _BLANK = re.compile(r"(?:\s|~|\$|\*|\\[,;:!> ]|\\q?quad|\\text\{\s*\}|\\[()\[\]]|[?.…_{}]|\\[cl]?dots)*")
 _VALUE_LIKE = re.compile(r"[\s*$(\[{+\-−\\]*(?:\d|\\[a-zA-Z{]|[a-zA-Z](?![a-zA-Z]))|\\")
 _WORD = re.compile(r"(?<!\\)\b[A-Za-z]{2,}\b")
 _CORRECTED = re.compile(
-    r"\b(?:no|wait|actually|correct\w*|mistake\w*|errors?|wrong|incorrect\w*|instead|sorry|oops|rather)\b", re.I
+    r"(?i)\b(?:no|wait|actually|(?:in)?correct\w*|mistake\w*|errors?|wrong|instead|sorry|oops|rather)\b"
 )
 _HEDGED = re.compile(r"\b(?:or|maybe|perhaps|possibly|alternatively|either|might|could|unsure|not sure)\b", re.I)
+_OTHER_CASE = re.compile(r"\b(?:otherwise|else|alternative\w*|option|case|interpretation|scenario|if not)\b", re.I)
+_CONCLUDED = re.compile(r"\b(?:total|sum|altogether|overall|in all|therefore|hence|final\w*)\b", re.I)
+_AND_ANOTHER = re.compile(  # what follows a box on its line: "or 43", "otherwise $6$"
+    r"[\s$\\\])}*,;(]*\b(?:or|otherwise|else)\s+(?:(?!about|approx|around|rough|nearly)[a-z]+,?\s+){0,2}?"
+    r"(\$[^$\n]+\$|-?\d[\d.,/]*)", re.I,
+)  # fmt: skip
 _JOINING = frozenset("and also both text quad qquad mathrm final the answer answers respectively boxed fbox".split())
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """A candidate answer and where it stands, [start, end) in the text that was searched."""
 
     text: str
@@ -42,20 +49,20 @@ class Found:
 
 def final_answers(completion: str) -> tuple[str, ...]:
     """The final answers of a completion in reading order, usually one; () when there is none."""
-    text = _after_thinking(completion)
-    if text is None:
-        return ()
-    if "phantom" in text:
-        text = _without_phantoms(text)
+    text = completion.rpartition("</think>")[2]
+    text = _without_phantoms(text) if "phantom" in text else text
     boxes = _last_boxes(text)
-    if boxes is None:  # the last box is cut off or empty
+    if boxes is None or "<think>" in text:  # the last box is cut off or empty, or the thinking did not end
         return ()
-    if not boxes:
-        lines = _last_answer_lines(text, 0)
-        return _distinct(lines) if lines and not _is_blank(lines[-1].text) else ()
-    before = _answer_line_above(text, boxes[0].start)
-    after = [line for line in _last_answer_lines(text, boxes[-1].end) if _VALUE_LIKE.match(line.text)]
-    return _distinct([*before, *boxes, *after])
+    found = boxes or _last_answer_lines(text, 0)
+    if boxes:
+        other = _AND_ANOTHER.match(text, boxes[-1].end)
+        beside = [Found(other[1].rstrip(".,"), other.start(), other.end())] if other else []
+        after = [line for line in _last_answer_lines(text, boxes[-1].end) if _VALUE_LIKE.match(line.text)]
+        found = [*_answer_line_above(text, boxes[0].start), *boxes, *beside, *after]
+    elif found and _BLANK.fullmatch(found[-1].text):
+        return ()
+    return tuple(dict.fromkeys(item.text for item in found))
 
 
 def extract_answer(completion: str) -> str | None:
@@ -64,67 +71,32 @@ def extract_answer(completion: str) -> str | None:
     return ", ".join(answers) if answers else None
 
 
-def _after_thinking(completion: str) -> str | None:
-    text = completion[completion.rfind("</think>") + len("</think>") :] if "</think>" in completion else completion
-    return None if "<think>" in text else text
-
-
 def _without_phantoms(text: str) -> str:
     """Invisible text is no answer: drop every phantom group, and everything after an unclosed one."""
     kept, position = [], 0
     for opening in _PHANTOM.finditer(text):
-        if opening.start() < position:  # inside a phantom already dropped
-            continue
-        kept.append(text[position : opening.start()])
-        closing = _closing_brace(text, opening.end(), len(text))
-        position = len(text) if closing is None else closing + 1
+        if opening.start() >= position:  # not inside a phantom already dropped
+            kept.append(text[position : opening.start()])
+            position = closing_brace(text, opening.end() - 1) + 1 or len(text)
     return "".join(kept) + text[position:]
 
 
-def _closing_brace(text: str, start: int, stop: int) -> int | None:
-    """Index of the brace that closes the group whose content begins at `start`, before `stop`; escaped braces do not
-    count.
-    """
-    depth = 1
-    for token in _BRACE.finditer(text, start, stop):
-        if token[0] == "{":
-            depth += 1
-        elif token[0] == "}":
-            depth -= 1
-            if depth == 0:
-                return token.start()
-    return None
-
-
-def _box_at(text: str, start: int, stop: int) -> Found | None:
-    command = _BOX.match(text, start)
-    assert command, "called where a box begins"
+def _box_at(text: str, command: re.Match[str], stop: int) -> Found | None:
     if text.startswith("{", command.end()):
-        closing = _closing_brace(text, command.end() + 1, stop)
-        return None if closing is None else Found(text[command.end() + 1 : closing].strip(), start, closing + 1)
+        closing = closing_brace(text, command.end(), stop)
+        return Found(text[command.end() + 1 : closing].strip(), command.start(), closing + 1) if closing >= 0 else None
     bare = _BARE_BOX.match(text, command.end(), stop)  # `\boxed 2`, as some MATH solutions have it
-    return None if bare is None else Found(bare[0].rstrip(".,;"), start, bare.end())
-
-
-def _boxes_from_the_end(text: str) -> Iterator[int]:
-    stop = len(text)
-    while (start := max(text.rfind("\\boxed", 0, stop), text.rfind("\\fbox", 0, stop))) >= 0:
-        if _BOX.match(text, start):
-            yield start
-        stop = start
+    return Found(bare[0].rstrip(".,;"), command.start(), bare.end()) if bare else None
 
 
 def _last_boxes(text: str) -> list[Found] | None:
-    """The last box and those beside it, in reading order; [] without a box, None when the last one is cut off or
-    empty.
-    """
+    """The last box and those beside it, in reading order; [] without a box, None when the last is cut off or empty."""
     boxes: list[Found] = []
-    for start in _boxes_from_the_end(text):
-        box = _box_at(text, start, boxes[0].start if boxes else len(text))
-        if not boxes:
-            if box is None or _is_blank(box.text):
-                return None
-        elif box is None or not _side_by_side(text[box.end : boxes[0].start]) or len(boxes) > MAX_ANSWERS:
+    for command in reversed(list(_BOX.finditer(text))):
+        box = _box_at(text, command, boxes[0].start if boxes else len(text))
+        if not boxes and (box is None or _BLANK.fullmatch(box.text)):
+            return None
+        if box is None or len(boxes) > MAX_ANSWERS or (boxes and not _side_by_side(text[box.end : boxes[0].start])):
             break
         boxes.insert(0, box)
     return boxes
@@ -143,41 +115,28 @@ def _last_answer_lines(text: str, start: int) -> list[Found]:
 
 def _line_after(text: str, label: re.Match[str]) -> Found:
     """What the label announces: the rest of its line, or when that is empty the next line with something on it."""
-    start = label.end()
-    while start < len(text) and text[start].isspace():
-        start += 1
+    start = label.end() + len(text[label.end() :]) - len(text[label.end() :].lstrip())
     for opening, closing in (("\\[", "\\]"), ("$$", "$$")):  # a displayed formula may run over several lines
         end = text.find(closing, start + 2) if text.startswith(opening, start) else -1
         if end >= 0:
             return Found(text[start + 2 : end].strip(), label.start(), end + 2)
-    end = text.find("\n", start)
-    end = len(text) if end < 0 else end
-    return Found(_TAGS.sub("", text[start:end]).strip(" \t\r*_`"), label.start(), end)
+    line = text[start:].partition("\n")[0]
+    return Found(_STRAY.sub("", line).strip(" \t\r*_`"), label.start(), start + len(line))
 
 
 def _answer_line_above(text: str, start: int) -> list[Found]:
     """An "Answer: 41" line directly above the first box, if it states a value."""
-    head = text[max(0, start - 3 * MAX_GAP_CHARS) : start]
-    above, newline, beside = head.rpartition("\n")
-    if not newline or not _is_blank(beside):
-        return []
-    labels = list(_ANSWER.finditer(above))
-    if not labels or not _VALUE_LIKE.match(above, labels[-1].end()):
-        return []
-    value = above[labels[-1].end() :].strip()
-    return [] if "\n" in value else [Found(value, 0, 0)]
+    above, newline, beside = text[max(0, start - 3 * MAX_GAP_CHARS) : start].rpartition("\n")
+    labels = list(_ANSWER.finditer(above)) if newline and _BLANK.fullmatch(beside) else []
+    value = above[labels[-1].end() :].strip() if labels else ""
+    return [Found(value, 0, 0)] if "\n" not in value and _VALUE_LIKE.match(value) else []
 
 
 def _side_by_side(gap: str) -> bool:
     """Whether two answers with this text between them are offered together, rather than one after the other."""
+    last_sentence = re.split(r"[.!?;]\s|\n", gap[-MAX_CASE_CHARS:])[-1]
+    if len(gap) <= MAX_CASE_CHARS and _OTHER_CASE.search(last_sentence) and not _CONCLUDED.search(last_sentence):
+        return True
     if len(gap) > MAX_GAP_CHARS or _CORRECTED.search(gap):
         return False
     return bool(_HEDGED.search(gap)) or all(word.lower() in _JOINING for word in _WORD.findall(gap))
-
-
-def _is_blank(text: str) -> bool:
-    return _BLANK.fullmatch(text) is not None
-
-
-def _distinct(found: list[Found]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(item.text for item in found))

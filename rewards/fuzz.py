@@ -3,9 +3,8 @@
     python -m rewards.fuzz --minutes 2 [--seed 7]
 
 Inputs are random chains of LaTeX fragments, control characters, code, deep nesting and long runs, in boxes, on
-"Answer:" lines, after open and closed thinking. The gold is a number that no fragment spells, so every reward is a
-mistake. After each batch an ordinary item must still be graded right. A failure prints the input and the seed, and
-exits with status 1.
+"Answer:" lines, after open and closed thinking. No fragment spells the gold, so every reward is a mistake. After each
+batch an ordinary item must be graded right. A failure prints the input and the seed, and exits with status 1.
 """
 
 import argparse
@@ -21,20 +20,20 @@ LIMIT_S = 5.0  # from submission to grade, for a single item
 ORDINARY = ("so $\\boxed{2\\sqrt{2}+x}$", "x+\\sqrt8")
 
 FRAGMENTS = (
-    "0 1 2 7 9 42 999 0.5 .5 1e9 1e999 3,000 x y z n i e a_1 + - * / ^ _ = < > \\leq \\neq \\in \\cup \\pm \\mp , ; : "
-    ". ! !! ' \" | || ( ) [ ] "
-    "{ } \\{ \\} \\left( \\right) \\langle \\rangle \\frac \\frac12 \\frac{1}{2} \\frac{ \\sqrt \\sqrt{2} \\sqrt[3]{ "
-    "^{ _{ ^2 ^{10} ^{9^9} ** "
-    "\\pi \\infty \\emptyset \\mathbb{R} \\sin \\cos \\ln \\log \\log_2 \\exp \\binom{5}{2} \\binom \\int "
-    "\\sum_{k=1}^{9} \\lim \\prod \\det \\gcd "
-    "\\overline{3} \\bar \\dot{1} \\ldots ... % \\% $ \\$ $$ \\( \\) \\[ \\] ° ^\\circ \\degree \\text{cm} \\text{ "
-    "\\text \\mathrm{ \\mathbf{ cm seconds "
-    "\\begin{pmatrix} \\end{pmatrix} \\begin{ \\end{ & \\\\ \\\\\\\\ \\boxed{ \\boxed \\fbox{ \\phantom{ and or not "
-    "<think> </think> Answer: answer "
-    "\\over \\color{red} \\underline{ \\approx \\mod \\operatorname{ \\vec \\, \\! ~ \\quad ** ` # million percent "
-    "per square"
-).split() + ["\x00", "\ud800", "\udfff", "\u202e", "\u0661", "½", "²", "√", "∞", "−", "\n", " ", "\t", "😀",
-    "__import__('os')", "\r"]  # fmt: skip
+    r"""
+0 1 2 7 9 42 999 0.5 .5 1e9 1e999 3,000 x y z n i e a_1 + - * / ^ _ = < > \leq \neq \in \cup \pm \mp , ; : . !
+!! ' " | || ( ) [ ] { } \{ \} \left( \right) \langle \rangle \frac \frac12 \frac{1}{2} \frac{ \sqrt \sqrt{2}
+\sqrt[3]{ ^{ _{ ^2 ^{10} ^{9^9} ** \pi \infty \emptyset \mathbb{R} \sin \cos \ln \log \log_2 \exp \binom{5}{2}
+\binom \int \sum_{k=1}^{9} \lim \prod \det \gcd \overline{3} \bar \dot{1} \ldots ... % \% $ \$ $$ \( \) \[ \] °
+^\circ \degree \text{cm} \text{ \text \mathrm{ \mathbf{ cm seconds \begin{pmatrix} \end{pmatrix} \begin{ \end{ &
+\\ \\\\ \boxed{ \boxed \fbox{ \phantom{ and or not <think> </think> Answer: answer \over \color{red} \underline{
+\approx \mod \operatorname{ \vec \, \! ~ \quad ** ` # million percent per square
+\begin{cases} \end{cases} \setminus \equiv \pmod{ \bmod \choose x= (x,y)= f'(x)= 万 厘米 ± ½ ² √ ∞ − 😀 ✅
+__import__('os')
+""".split()
+    + ["\x00", "\ud800", "\udfff", "\u202e", "\u0661", "\n", " ", "\t", "\r"]
+)
+FRAMES = r"\boxed{%s} $\boxed{%s}$ Answer:%s Answer:$%s$ <think>%s</think>\boxed{%s} %s \boxed{%s}or\boxed{%s}".split()
 
 
 def random_answer(rng: random.Random) -> str:
@@ -44,26 +43,10 @@ def random_answer(rng: random.Random) -> str:
         parts.insert(rng.randrange(len(parts) + 1), rng.choice(FRAGMENTS) * rng.choice((10, 100, 1000)))
     text = rng.choice(("", " ")).join(parts)
     if rng.random() < 0.15:
-        opening, closing = rng.choice(
-            (("(", ")"), ("{", "}"), ("\\sqrt{", "}"), ("\\frac{1}{", "}"), ("\\sin(", ")"), ("x^{", "}"))
-        )
+        opening, closing = rng.choice(("( )", "{ }", "\\sqrt{ }", "\\frac{1}{ }", "\\sin( )", "x^{ }")).split()
         times = rng.choice((3, 8, 12, 60))
         text = opening * times + text + closing * times
     return text
-
-
-def random_completion(rng: random.Random) -> str:
-    frames = (
-        "\\boxed{%s}",
-        "$\\boxed{%s}$",
-        "Answer: %s",
-        "Answer: $%s$",
-        "<think>%s</think>\\boxed{%s}",
-        "%s",
-        "\\boxed{%s} or \\boxed{%s}",
-    )
-    frame = rng.choice(frames)
-    return frame.replace("%s", "\x01").replace("\x01", random_answer(rng))
 
 
 def fuzz(verifier: Verifier, seconds: float, seed: int, batch: int) -> tuple[Counter[str], str | None]:
@@ -71,7 +54,8 @@ def fuzz(verifier: Verifier, seconds: float, seed: int, batch: int) -> tuple[Cou
     rng, reasons = random.Random(seed), Counter()
     stop = time.monotonic() + seconds
     while time.monotonic() < stop:
-        for completion in [random_completion(rng) for _ in range(batch)]:
+        for _ in range(batch):
+            completion = rng.choice(FRAMES).replace("%s", random_answer(rng))
             start = time.monotonic()
             grade = verifier.grade(completion, GOLD)
             took = time.monotonic() - start

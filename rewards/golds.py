@@ -1,14 +1,15 @@
 """Is a gold fit to be a gold? Checked when data is loaded, for a gold that cannot be matched teaches only noise.
 
-A gold must survive extraction from a box, stay inside the size limits, and be readable: a number, words, or mathematics
-that equals itself when it is taken apart and compared without the shortcut of equal strings.
+It must survive extraction from a box, stay inside the size limits, and be readable: a number, words, or mathematics
+that equals itself when it is compared without the shortcut of equal strings.
 """
 
 from dataclasses import replace
 
 from . import compare, guards
+from .exact import number
 from .extract import final_answers
-from .normalize import normalize, number
+from .normalize import normalize
 
 
 def trouble_with(gold: str, leaf: compare.Leaf) -> str | None:
@@ -17,16 +18,14 @@ def trouble_with(gold: str, leaf: compare.Leaf) -> str | None:
         return f"not a string but {type(gold).__name__}"
     if len(gold) > guards.MAX_CHARS:
         return "over a size limit (docs/verifier.md)"
-    if not normalize(gold):
+    text = normalize(gold)
+    if not text:
         return "empty"
     if final_answers(f"\\boxed{{{gold}}}") != (gold.strip(),):
         return "does not survive \\boxed{}: unbalanced braces, a box of its own, or nothing visible"
-    text = normalize(gold)
-    if number(text) is not None:
-        return None
     try:
         guards.check_size(text)
-        verdict = compare.equal(text, text, replace(leaf, trust_spelling=False))
+        verdict = number(text) is not None or compare.equal(text, text, replace(leaf, trust_spelling=False))
     except (guards.TooLarge, RecursionError):
         return "over a size limit (docs/verifier.md)"
     if verdict is None:

@@ -5,6 +5,8 @@ workers' deadline is only the second line. Over a limit the verdict is wrong, wi
 """
 
 import re
+from functools import lru_cache
+from itertools import accumulate
 
 MAX_CHARS = 2000
 MAX_DEPTH = 12  # brackets; the LaTeX grammar's time doubles with each further level
@@ -25,9 +27,7 @@ class TooLarge(Exception):
 
 _EXPONENT = re.compile(r"\^\{?[+-]?(\d+)|\^\{?\((\d+)")
 _DIGITS = re.compile(r"\d+")
-_TOWER = re.compile(
-    r"\^\{[^{}a-zA-Z]*\^|\^\{?[^{}^a-zA-Z]*\}?\^|\^\{[^{}]*!|\^\{\{"
-)  # numbers over numbers, or a factorial
+_TOWER = re.compile(r"\^\{[^{}a-zA-Z]*\^|\^\{?[^{}^a-zA-Z]*\}?\^|\^\{[^{}]*!|\^\{\{|(?:\^\{[^{}]*){5}")  # or 5 deep
 _SMALL_TOWER = re.compile(r"\^\{(\d{1,2})\^\{(\d)\}\}")
 _FACTORIAL = re.compile(r"\^\{?\d+[)}]*(?=!)|!(?=[)}\s]*!)|(\d+)[)}]*(?=!)")  # of a power, a factorial, a number
 _OPERATOR = re.compile(r"[+\-*/^_&]|\\frac|\\sqrt")
@@ -41,34 +41,21 @@ def _small_tower(match: re.Match[str]) -> str:
     return f"^{{{value}}}" if value <= MAX_EXPONENT else match[0]
 
 
+@lru_cache(maxsize=4096)
 def check_size(text: str) -> None:
     """Raise TooLarge when an expression could cost the algebra much more than an honest answer does. Linear time."""
-    if len(text) > MAX_CHARS:
-        raise TooLarge
-    depth = deepest = 0
-    for char in text:
-        if char in "({[":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif char in ")}]":
-            depth -= 1
-    if deepest > MAX_DEPTH:
-        raise TooLarge
-    runs = [len(run) for run in _DIGITS.findall(text)]
-    if runs and (max(runs) > MAX_DIGITS or ("\\binom" in text and max(runs) > MAX_BINOMIAL_DIGITS)):
-        raise TooLarge
-    if "^" in text:
-        if _TOWER.search(_SMALL_TOWER.sub(_small_tower, text)):
-            raise TooLarge
-        if any(len(n) > 4 or int(n) > MAX_EXPONENT for pair in _EXPONENT.findall(text) for n in pair if n):
-            raise TooLarge
-    if "!" in text:
-        for match in _FACTORIAL.finditer(text):
-            if match[1] is None or len(match[1]) > 4 or int(match[1]) > MAX_FACTORIAL:
-                raise TooLarge
-    if (
-        len(_OPERATOR.findall(text)) > MAX_OPERATORS
+    depths = accumulate((char in "({[") - (char in ")}]") for char in text)
+    powers = [n for pair in _EXPONENT.findall(text) for n in pair if n] if "^" in text else ()
+    too_large = (
+        len(text) > MAX_CHARS
+        or (sum(map(text.count, "({[")) > MAX_DEPTH and max(depths) > MAX_DEPTH)
+        or max(map(len, _DIGITS.findall(text)), default=0) > (MAX_BINOMIAL_DIGITS if "\\binom" in text else MAX_DIGITS)
+        or ("^" in text and _TOWER.search(_SMALL_TOWER.sub(_small_tower, text)))
+        or any(len(n) > 4 or int(n) > MAX_EXPONENT for n in powers)
+        or ("!" in text and any(not n or len(n) > 4 or int(n) > MAX_FACTORIAL for n in _FACTORIAL.findall(text)))
+        or len(_OPERATOR.findall(text)) > MAX_OPERATORS
         or len(_FUNCTION.findall(text)) > MAX_FUNCTIONS
         or text.count("|") > MAX_BARS
-    ):
+    )
+    if too_large:
         raise TooLarge

@@ -53,8 +53,7 @@ class Ticket:
         self.completion, self.gold, self.call, self.answers = completion, gold, call, answers
         self.done = threading.Event()
         self.outcome: dict[str, Any] = {}
-        self.pid = os.getpid()
-        self.attempts = 0
+        self.pid, self.attempts = os.getpid(), 0
 
     def settle(self, outcome: dict[str, Any]) -> None:
         self.outcome = outcome
@@ -79,8 +78,7 @@ class Verifier:
         if workers < 1 or timeout_s <= 0 or memory_gib <= 0:
             raise ValueError(f"{workers=}, {timeout_s=}, {memory_gib=}: all three must be positive")
         self.workers, self.timeout_s, self.memory_gib = workers, timeout_s, memory_gib
-        self.grader = _checked_grader(grader)
-        self._closed = False
+        self.grader, self._closed = _checked_grader(grader), False
         self._reset()
         _OPEN.add(self)
         if ":" in self.grader:
@@ -141,14 +139,11 @@ class Verifier:
                 tickets.append(golds.trouble_with(gold, compare.UNDECIDED))
             except golds.Undecided:
                 tickets.append(self._enqueue(Ticket("", gold, "check", ())))
-        reasons: list[str | None] = []
-        for ticket in tickets:
-            if isinstance(ticket, Ticket):
-                outcome = self._wait(ticket)
-                reasons.append(outcome["reason"] if outcome["reason"] in ("timeout", "crash") else outcome["value"])
-            else:
-                reasons.append(ticket)
-        return reasons
+        return [self._trouble(ticket) if isinstance(ticket, Ticket) else ticket for ticket in tickets]
+
+    def _trouble(self, ticket: Ticket) -> str | None:
+        outcome = self._wait(ticket)
+        return outcome["reason"] if outcome["reason"] in ("timeout", "crash") else outcome["value"]
 
     def close(self) -> None:
         """Kill the workers; what is still unanswered becomes a crash. Idempotent."""
@@ -166,11 +161,8 @@ class Verifier:
             if thread is not threading.current_thread():
                 thread.join(timeout=5)
         while not self._queue.empty():
-            ticket = self._queue.get()
-            if ticket is not None:
+            if (ticket := self._queue.get()) is not None:
                 ticket.settle(_CRASH)
-
-    # ----------------------------------------------------------------------------------------------------- inside
 
     def _enqueue(self, ticket: Ticket) -> Ticket:
         if self._closed:
@@ -185,8 +177,7 @@ class Verifier:
 
     def _wait(self, ticket: Ticket) -> dict[str, Any]:
         if ticket.pid != os.getpid() and not ticket.done.is_set():  # submitted before a fork: nobody here works on it
-            again = Ticket(ticket.completion, ticket.gold, ticket.call, ticket.answers)
-            return self._wait(self._enqueue(again))
+            return self._wait(self._enqueue(Ticket(ticket.completion, ticket.gold, ticket.call, ticket.answers)))
         while not ticket.done.wait(timeout=1.0):
             if not any(thread.is_alive() for thread in self._threads):  # nobody is left to work on it
                 ticket.settle(_CRASH)
@@ -286,21 +277,15 @@ class _Worker:
 
     def ask(self, ticket: Ticket, timeout_s: float) -> dict[str, Any]:
         """The reply to one item. Raises TimeoutError at the deadline, WorkerDied when the process ends before."""
-        arguments = {
-            "compare": [ticket.answers, ticket.gold],
-            "check": [ticket.gold],
-            "own": [ticket.completion, ticket.gold],
-        }
-        message = json.dumps({"call": ticket.call, "args": arguments[ticket.call]}).encode("ascii") + b"\n"
+        given = {"compare": [ticket.answers], "check": [], "own": [ticket.completion]}[ticket.call]
+        message = json.dumps({"call": ticket.call, "args": [*given, ticket.gold]}).encode("ascii") + b"\n"
         deadline = time.monotonic() + timeout_s
         self.items += 1
         try:
             self._socket.settimeout(timeout_s)
             self._socket.sendall(message)
-        except TimeoutError:
-            raise
         except OSError as error:
-            raise WorkerDied from error
+            raise error if isinstance(error, TimeoutError) else WorkerDied(str(error)) from None
         return self._receive(deadline)
 
     def _receive(self, deadline: float) -> dict[str, Any]:
@@ -311,10 +296,8 @@ class _Worker:
             try:
                 self._socket.settimeout(left)
                 chunk = self._socket.recv(65536)
-            except TimeoutError:
-                raise
             except OSError as error:
-                raise WorkerDied from error
+                raise error if isinstance(error, TimeoutError) else WorkerDied(str(error)) from None
             if not chunk:
                 raise WorkerDied
             self._buffer += chunk
@@ -347,8 +330,6 @@ def _checked_grader(grader: str) -> str:
         raise ValueError(f"grader={grader!r}: there is no file {Path(path).resolve()}")
     return f"{Path(path).resolve()}:{name}"
 
-
-# ------------------------------------------------------------------------------------------------- process-wide care
 
 _OPEN: "weakref.WeakSet[Verifier]" = weakref.WeakSet()
 

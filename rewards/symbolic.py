@@ -11,9 +11,9 @@ import re
 from functools import lru_cache
 from typing import Any
 
+import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, latex2sympy
 from math_verify import verify
-from sympy import Basic, Eq, I, MatrixBase, Rational, nan, oo, simplify, zoo
 from sympy.core.evalf import PrecisionExhausted
 from sympy.core.function import AppliedUndef
 
@@ -26,59 +26,76 @@ _READING = ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fraction
 _DEGREES = re.compile(r"(\d+|\\frac\{\d+\}\{\d+\})\\degree")
 _DECIMAL = re.compile(r"(\d*)\.(\d+)")
 _MIXED = re.compile(r"(?<![\d}^.)])(\d+)\\frac\{(\d+)\}\{(\d+)\}")
-_POINTS = tuple(Rational(n, d) for n, d in ((17, 11), (23, 7), (5, 13), (29, 19), (41, 17), (3, 31), (53, 23), (8, 37)))
-_UNDECIDED_DIGITS = 1000
-_CLOSE = Rational(1, 10**15)
+_POINTS = tuple(map(sympy.Rational, "17/11 23/7 5/13 29/19 41/17 3/31 53/23 8/37".split()))
+_CONSTANTS = frozenset(("C", "c", "K", "k", "C_{1}", "c_{1}"))  # of integration
 
 
 def equal_expressions(answer: str, gold: str) -> bool:
-    """Whether two normalised expressions are equal; what cannot be read is equal to nothing. Raises MemoryError
-    alone.
-    """
-    return _quietly(_equal, answer, gold) is True
-
-
-def _quietly(function: Any, *args: str) -> Any:
-    """None where latex2sympy or sympy fails: both raise anything, bare Exception included, on a text they cannot
-    handle.
-    """
+    """Whether two normalised expressions are equal; what cannot be read is equal to nothing. Raises MemoryError."""
     try:
-        return function(*args)
+        return _equal(answer, gold)
     except MemoryError:
         raise
-    except Exception:
+    except Exception:  # latex2sympy and sympy raise anything, bare Exception included, on what they cannot handle
         logger.error("not readable", exc_info=True)
-        return None
+        return False
 
 
 def _equal(answer: str, gold: str) -> bool:
     a, g = _parse(answer), _parse(gold)
-    if isinstance(a, Eq) and isinstance(g, Eq):
-        return _same_equation(a, g)
+    if isinstance(a, sympy.Eq) and isinstance(g, sympy.Eq):  # the same up to a factor, all on one side
+        ratio: Any = sympy.simplify((a.lhs - a.rhs) / (g.lhs - g.rhs))  # type: ignore[operator]
+        return bool(ratio.is_number and ratio.is_nonzero and ratio.is_finite)
     if _is_number(a) and _is_number(g):
         return _same_number(a, g)
-    return _agree_at_points(a, g) and bool(verify(g, a, timeout_seconds=None))
+    if not isinstance(a, sympy.Expr) or not isinstance(g, sympy.Expr):
+        return bool(verify(g, a, timeout_seconds=None))
+    a = _with_constant_of(a, g)
+    if a.has(sympy.factorial, sympy.binomial) or g.has(sympy.factorial, sympy.binomial):
+        return bool(sympy.gammasimp((a - g).rewrite(sympy.gamma)) == 0)
+    return _agree_at_points(a, g) and (bool(verify(g, a, timeout_seconds=None)) or _same_where_real(a, g))
+
+
+def _with_constant_of(a: Any, g: Any) -> Any:
+    """Constants of integration under the names that the gold gives them: x^2+K for x^2+C, c_1e^x for C_1e^x."""
+    ours, theirs = a.free_symbols - g.free_symbols, g.free_symbols - a.free_symbols
+    solves = ours and theirs and any(symbol.name in "xyt" for symbol in g.free_symbols)  # no angle of a triangle
+    if solves and {symbol.name.lower()[0] for symbol in ours | theirs} == {"c"}:
+        return a.subs({symbol: sympy.Symbol(symbol.name.swapcase()) for symbol in ours})
+    if len(ours) == len(theirs) == 1:
+        (mine,), (wanted,) = ours, theirs
+        if {mine.name, wanted.name} <= _CONSTANTS and not (a - mine).has(mine) and not (g - wanted).has(wanted):
+            return a.subs(mine, wanted)
+    return a
+
+
+def _same_where_real(a: Any, g: Any) -> bool:
+    r"""Equal for positive values, and for negative ones where roots and logarithms are real: \ln x^2=2\ln x, |x|≠x."""
+    symbols = sorted(a.free_symbols | g.free_symbols, key=str)
+    inner = [part.args[0] for part in a.atoms(sympy.log) | g.atoms(sympy.log)]
+    inner += [part.base for part in a.atoms(sympy.Pow) | g.atoms(sympy.Pow) if not part.exp.is_Integer]
+    for signs in ((-1,), (-1, 1), (1, -1)):
+        point = {symbol: signs[index % len(signs)] * _POINTS[index % 8] for index, symbol in enumerate(symbols)}
+        if all(part.subs(point).is_nonnegative for part in inner) and not _same_number(a.subs(point), g.subs(point)):
+            return False
+    positive = {symbol: sympy.Symbol(symbol.name, positive=True) for symbol in symbols}
+    return bool(sympy.simplify(sympy.expand_log(a.subs(positive) - g.subs(positive))) == 0)
 
 
 @lru_cache(maxsize=1024)  # reading costs more than comparing, and a group of samples shares its gold
 def _parse(text: str) -> Any:
     """A sympy object with exact numbers: decimals and mixed numbers as fractions, degrees as radians, i imaginary."""
-    text = _DECIMAL.sub(_exact_decimal, text)
+    text = _DECIMAL.sub(lambda m: f"\\frac{{{int(m[1] + m[2])}}}{{{10 ** len(m[2])}}}", text)
     text = _MIXED.sub(_improper, text)
     text = re.sub(r"(?<=[\d)])\(|(?<=\\pi)\(", "*(", text)  # read as a mixed number otherwise: 2(3) would be 5
     text = _DEGREES.sub(r"(\\frac{\1*\\pi}{180})", text)
     text = text.replace(ROW, "\\\\").replace("*", "\\cdot ").replace("%", "\\cdot \\frac{1}{100}")
     parsed: Any = latex2sympy(text, normalization_config=_SPELLING, conversion_config=_READING)
-    if not isinstance(parsed, (Basic, MatrixBase)):
+    if not isinstance(parsed, (sympy.Basic, sympy.MatrixBase)):
         raise ValueError("neither an expression nor a matrix")
-    parsed = parsed.doit() if not isinstance(parsed, Eq) else parsed
-    # type: ignore[union-attr]
-    parsed = parsed.subs({symbol: I for symbol in parsed.free_symbols if symbol.name == "i"})
+    parsed = parsed if isinstance(parsed, sympy.Eq) else parsed.doit()
+    parsed = parsed.subs({symbol: sympy.I for symbol in parsed.free_symbols if symbol.name == "i"})
     return parsed.replace(_is_odd_root_of_negative, lambda root: -((-root.base) ** root.exp))
-
-
-def _exact_decimal(match: re.Match[str]) -> str:
-    return f"\\frac{{{int(match[1] + match[2])}}}{{{10 ** len(match[2])}}}"
 
 
 def _improper(match: re.Match[str]) -> str:
@@ -92,12 +109,12 @@ def _is_odd_root_of_negative(part: Any) -> bool:
 
 
 def _is_number(parsed: Any) -> bool:
-    return isinstance(parsed, Basic) and bool(parsed.is_number) and not parsed.has(AppliedUndef)
+    return isinstance(parsed, sympy.Basic) and bool(parsed.is_number) and not parsed.has(AppliedUndef)
 
 
 def _same_number(a: Any, g: Any) -> bool:
-    if any(value.has(oo, -oo, zoo, nan) for value in (a, g)):
-        return bool(a == g) and a not in (zoo, nan)
+    if any(value.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan) for value in (a, g)):
+        return bool(a == g) and a not in (sympy.zoo, sympy.nan)
     if (a - g).is_real:
         return _same_real(a, g)
     return all(_same_real(x, y) for x, y in zip(a.as_real_imag(), g.as_real_imag(), strict=True))
@@ -108,31 +125,15 @@ def _same_real(x: Any, y: Any) -> bool:
     if difference.is_Rational:
         return bool(difference == 0)
     try:
-        return bool(difference.evalf(5, maxn=_UNDECIDED_DIGITS, strict=True) == 0)
+        return bool(difference.evalf(5, maxn=1000, strict=True) == 0)
     except PrecisionExhausted:
         # not told from zero at so many digits: equal, unless sympy cannot evaluate it at all (the cosine of 10^300)
-        pass
-    return bool(abs(x.evalf(20) - y.evalf(20)) <= _CLOSE * max(1, abs(y.evalf(20))))
-
-
-def _same_equation(a: Eq, g: Eq) -> bool:
-    """Two equations are the same when one is a nonzero multiple of the other, all on one side."""
-    left, right = a.lhs - a.rhs, g.lhs - g.rhs  # type: ignore[operator]
-    ratio = simplify(left / right)
-    return bool(ratio.is_number and ratio.is_nonzero and ratio.is_finite)
+        return bool(abs(x.evalf(20) - y.evalf(20)) <= sympy.Rational(1, 10**15) * max(1, abs(y.evalf(20))))
 
 
 def _agree_at_points(a: Any, g: Any) -> bool:
     """False when two expressions differ at some rational point; a cheap test before the algebra and a check upon it."""
     symbols = sorted(a.free_symbols | g.free_symbols, key=str)
-    if (
-        not symbols
-        or not isinstance(a, Basic)
-        or not isinstance(g, Basic)
-        or a.is_Relational
-        or not hasattr(a, "is_commutative")
-    ):
-        return True
     for shift in range(3):
         point = {symbol: _POINTS[(index + shift) % len(_POINTS)] + index for index, symbol in enumerate(symbols)}
         x, y = a.subs(point), g.subs(point)

@@ -1,25 +1,26 @@
 r"""Units of measure at the end (or a currency sign at the front) of a normalised answer.
 
 The rule (docs/verifier.md): both sides carry the same unit, or the answer alone carries one. What counts as a unit is a
-known word or a plural noun, inside `\text{}` or after a blank; a letter glued to a number is a variable: 6s is not 6.
+known word or a plural noun, inside `\text{}` or after a blank, but no number or operation (pairs, sixteenths, roots);
+a letter glued to a number is a variable: 6s is not 6.
 """
 
 import re
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 _ALIASES = """
-mm millimeter millimetre | cm centimeter centimetre cms | m meter metre | km kilometer kilometre kms | in inch inches
-ft foot feet | yd yard yds | mi mile | nm nanometer nanometre | mg milligram | g gram gm | kg kilogram kgs
-lb pound lbs | oz ounce
-ton tonne | ml milliliter millilitre | l liter litre | gal gallon | s sec second secs | min minute mins | h hr hour hrs
-day | week | month | year yr yrs | ms millisecond | dollar usd $ | cent | euro € | pound-sterling £ | rupee rs inr
-yuan
-degree deg | degree-f | degree-c | radian rad | mph mi/h | kmh km/h kph kmph | unit | square | sq-unit
-person people | man men | woman women
-child children | mouse mice | foot-pound | v volt | w watt kw | a amp ampere | n newton | j joule | hz hertz
-mol mole | k kelvin
-pa pascal | am a.m. a.m | pm p.m. p.m | acre | hectare | way | percent-point | coulomb | tesla | ev | atm | erg | dyne
-increase | decrease | probability | cup | teaspoon tsp | tablespoon tbsp
+mm millimeter millimetre 毫米 | cm centimeter centimetre cms 厘米 | m meter metre 米 | km kilometer kilometre kms 千米
+in inch inches | ft foot feet | yd yard yds | mi mile | nm nanometer nanometre | mg milligram | g gram gm 克
+kg kilogram kgs 千克 公斤 | lb pound lbs | oz ounce | ton tonne 吨 | ml milliliter millilitre 毫升 | l liter litre 升
+gal gallon | s sec second secs 秒 | min minute mins 分钟 | h hr hour hrs 小时 | day 天 | week 周 | month 月
+year yr yrs 年 岁 | ms millisecond | dollar usd $ 美元 | cent | euro € 欧元 | pound-sterling £
+rupee rs inr ₹ | yuan 元 | yen jpy ¥
+degree deg 度 | degree-f | degree-c | radian rad | mph mi/h | kmh km/h kph kmph | unit | square | sq-unit
+person people 人 名 | man men | woman women | child children | mouse mice | foot-pound | v volt | w watt kw
+a amp ampere | n newton | j joule | hz hertz | mol mole | kelvin | pa pascal | am a.m. a.m | pm p.m. p.m
+acre | hectare | way 种 | time 次 | percent-point | coulomb | tesla | ev | atm | erg | dyne
+increase | decrease | probability | cup | teaspoon tsp | tablespoon tbsp | piece 个 只 条 本 张 块 棵 辆 件 颗 支 位
 """  # fmt: skip
 _CANONICAL = {
     word: group.split()[0]
@@ -27,73 +28,88 @@ _CANONICAL = {
     for group in line.split("|")
     for word in group.split()
 }
-_SINGLE_LETTERS = frozenset(word for word in _CANONICAL if len(word) == 1)
-_GLUED = frozenset("mm cm km kg mg ml lb lbs oz ft mph kmh hz".split())  # no product that anybody writes
-_NO_NOUNS = frozenset(
-    """this less plus minus times perhaps wrongs tens dozens hundreds thousands millions billions trillions halves
-    thirds quarters fourths fifths sixths sevenths eighths ninths tenths hundredths thousandths percents
-    solutions mods roots factors does unless besides versus approximates equals""".split()
+_CANONICAL["ordered pairs"] = "ordered pair"  # pairs alone would be twice as many
+_SINGLE_LETTERS = frozenset(word for word in _CANONICAL if len(word) == 1 and word.isascii())
+_GLUED = "mm|cm|km|kg|mg|ml|lbs?|oz|ft|mph|kmh|[hH]z"  # no product that anybody writes
+_NUMBER_WORD = re.compile(
+    r"(?:illion|illionth|teenth|ieth|enth)s?\b|teens\b|\b(?:twen|thir|for|fif|six|seven|eigh|nine)ties\b"
+)
+_POWER = re.compile(r"(square |sq\.? |cubic |cu |平方|立方)(.+)|(.+?)( squared| cubed|[23])")
+_SQUARES = frozenset(("square", "sq", "sq.", "平方", "squared", "2"))
+_NO_NOUNS = frozenset(  # numbers and operations (42 sixteenths is not 42), and what is no noun at all
+    """halves thirds quarters fourths fifths sixths sevenths eighths ninths tenths twelfths hundredths thousandths
+    ones twos threes fours fives sixes sevens eights nines tens hundreds thousands dozens zeros zeroes percents
+    pairs couples scores twins trios singles doubles triples quadruples triplets halfs cubes roots powers multiples
+    factors factorials reciprocals inverses negatives opposites complements conjugates logs logarithms radicals
+    exponents differences products quotients sums derivatives integrals limits mods this less plus minus perhaps
+    wrongs solutions does unless besides versus approximates equals others sometimes whereas guesses maybes
+    possibilities options""".split()
 )
 _NO_ADJECTIVES = _NO_NOUNS | frozenset(
     """not no if is was has about approximately roughly nearly almost under over below above per fewer more or and maybe
-    to of by half""".split()
+    to of by half third quarter hundred thousand dozen double triple twice else times negative""".split()
 )
-_MULTIPLIERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+MARKS = frozenset(("degree", "dollar", "euro", "pound-sterling"))  # rather than words; graders take 5 for $5 as well
+_MULTIPLIERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
 
-_TEXT_TAIL = re.compile(r"(.+?)\\text\{([^{}]*)\}(?:\^\{?([23])\}?)?(/\\text\{[^{}]*\}(?:\^\{?[23]\}?)?)?", re.DOTALL)
-_WORD_TAIL = re.compile(r"(.*[\w)}%\]]) ([A-Za-z][A-Za-z./ ]*?)(?:\^\{?([23])\}?)?", re.DOTALL)
-_GLUED_TAIL = re.compile(r"(.*[\d)}])([A-Za-z]{2,3})(?:\^\{?([23])\}?)?", re.DOTALL)
-_CURRENCY = re.compile(r"([+-]?)(\\\$|\$|€|£)(.+)", re.DOTALL)
+_TAILS = (
+    (re.compile(r"(.+?)\\text\{([^{}]*)\}(?:\^\{?([23])\}?)?(/\\text\{[^{}]*\}(?:\^\{?[23]\}?)?)?", re.DOTALL), True),
+    (re.compile(r"(.*?[\d)}%\]]) ?([\u4e00-\u9fff]+)()()", re.DOTALL), True),
+    (re.compile(r"(.*?[\d)}%]) ([A-Za-z][A-Za-z./ ]*)(?:\^\{?([23])\}?)?()", re.DOTALL), False),
+    (re.compile(r"(.*[\w)}%\]]) ([A-Za-z][A-Za-z./ ]*?)(?:\^\{?([23])\}?)?()", re.DOTALL), False),
+    (re.compile(rf"(.*[\d)}}])({_GLUED})(?:\^\{{?([23])\}}?)?()", re.DOTALL), False),
+)
+_CURRENCY = re.compile(r"([+-]?)(?:(\\\$|[$€£₹¥]|Rs\.?)|\\text\{(USD|US\$|Rs\.?)\}|(?:US)\\?\$)([+-]?.+)", re.DOTALL)
 _DEGREE = re.compile(r"(.+)\\degree(?:\\text\{ ?([CFK])\}| ?([CFK]))?", re.DOTALL)
-_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
+class Measure(NamedTuple):
     """A normalised answer without its unit, and the unit's one name ("" for none)."""
 
     core: str
     unit: str
 
-    @property
-    def unit_may_be_left_out(self) -> bool:
-        """Marks rather than words: graders take $5 for 5 and 75 degrees for 75 in either direction."""
-        return self.unit in ("", "degree", "dollar", "euro", "pound-sterling")
 
-
+@lru_cache(maxsize=4096)
 def split_unit(text: str) -> Measure:
     """Cut the unit off a normalised answer; the unit is "" when there is none or when the words are no unit."""
+    if text[-1:].isdigit() and text[:1].isdigit():
+        return Measure(text, "")
     currency = _CURRENCY.fullmatch(text)
     if currency:
-        inner = split_unit(currency[3])
-        unit = _CANONICAL[currency[2].removeprefix("\\")]
-        return Measure(currency[1] + inner.core, unit) if inner.unit in ("", unit) else Measure(text, "")
+        return _money(text, currency)
     degree = _DEGREE.fullmatch(text)
-    if degree and "\\degree" not in degree[1] and not _TRIGONOMETRY.search(degree[1]):
+    if degree and "\\degree" not in degree[1] and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", degree[1]):
         scale = (degree[2] or degree[3] or "").lower()
         return Measure(degree[1], f"degree-{scale}" if scale else "degree")
-    tail = _TEXT_TAIL.fullmatch(text)
-    if tail and "\\text" not in tail[1]:
-        words = tail[2] + (tail[4] or "").replace("\\text", "").translate(str.maketrans("", "", "{}^"))
-        return _measure(text, tail[1], words, tail[3], letters_count=True)
-    tail = _WORD_TAIL.fullmatch(text)
-    if tail and "\\text" not in text:
-        measure = _measure(text, tail[1], tail[2], tail[3], letters_count=False)
-        if not measure.unit and " " in tail[1]:  # "5 square feet": the words began one blank further left
-            longer = re.fullmatch(r"(.*?[\d)}%]) ([A-Za-z][A-Za-z./ ]*)", text, re.DOTALL)
-            measure = _measure(text, longer[1], longer[2], None, letters_count=False) if longer else measure
-        return measure
-    tail = _GLUED_TAIL.fullmatch(text)
-    if tail and tail[2] in _GLUED:
-        return _measure(text, tail[1], tail[2], tail[3], letters_count=False)
+    for pattern, letters_count in _TAILS:
+        tail = pattern.fullmatch(text)
+        if tail and "\\text" not in tail[1]:
+            under = (tail[4] or "").replace("\\text", "").translate(str.maketrans("", "", "{}^"))
+            measure = _measure(text, tail[1], tail[2] + under, tail[3], letters_count=letters_count)
+            if measure.core != text:
+                return measure
     return Measure(text, "")
 
 
+def _money(text: str, currency: re.Match[str]) -> Measure:
+    """`$5`, `-$5`, `$5 per day`, `$5 dollars`, `$70K`."""
+    unit = _CANONICAL[(currency[2] or currency[3] or "usd").removeprefix("\\").lower().rstrip(".")]
+    scaled = re.fullmatch(r"(.*\d)(?:\\text\{([KMB])\}| ?([KMB]))", currency[4])
+    if scaled:
+        exponent = {"K": 3, "M": 6, "B": 9}[scaled[2] or scaled[3]]
+        return Measure(f"{currency[1]}{scaled[1]}*10^{{{exponent}}}", unit)
+    inner = split_unit(currency[4])
+    if inner.unit not in ("", unit) and not inner.unit.startswith("/"):
+        return Measure(text, "")
+    return Measure(currency[1] + inner.core, unit + (inner.unit if inner.unit.startswith("/") else ""))
+
+
 def _measure(text: str, core: str, words: str, power: str | None, *, letters_count: bool) -> Measure:
-    words = " ".join(words.lower().replace("-", " ").split())
-    first, _, rest = words.partition(" ")
+    words = " ".join(words.lower().replace("-", " ").split()).removeprefix("of a ")
+    first, _, rest = words.partition(" ") if words.isascii() else (words[:1], "", words[1:])
     if first in _MULTIPLIERS:
-        core, words = f"{core}*10^{{{_MULTIPLIERS[first]}}}", rest
+        core, words = f"{core}*10^{{{_MULTIPLIERS[first]}}}", rest.removeprefix("s ")
         if not words:
             return Measure(core, "")
     if words in ("percent", "pct", "per cent"):
@@ -101,37 +117,26 @@ def _measure(text: str, core: str, words: str, power: str | None, *, letters_cou
     if not letters_count and words in _SINGLE_LETTERS:
         return Measure(text, "")
     unit = _unit_name(words)
-    if not unit:
-        return Measure(text, "")
-    return Measure(core.rstrip(" ,"), f"{unit}^{power}" if power else unit)
+    return Measure(core.rstrip(" ,"), f"{unit}^{power}" if power else unit) if unit else Measure(text, "")
 
 
 def _unit_name(words: str) -> str:
-    """One name for a unit: singular, abbreviated, `square x` as x^2, `x per y` as x/y; "" for words that are no
-    unit.
-    """
+    """One name for a unit: singular, abbreviated, `square x` as x^2, `x per y` as x/y; "" for words that are none."""
     for divider in (" per ", "/"):
-        over, found, under = words.partition(divider)
+        over, found, under = f" {words}".partition(divider)
         if found:
-            upper, lower = _unit_name(over), _unit_name(under)
-            return _CANONICAL.get(f"{upper}/{lower}", f"{upper}/{lower}") if upper and lower else ""
-    for prefix, power in (("square ", 2), ("sq ", 2), ("sq. ", 2), ("cubic ", 3), ("cu ", 3)):
-        if words.startswith(prefix):
-            name = _unit_name(words.removeprefix(prefix))
-            return f"{name}^{power}" if name else ""
-    for suffix, power in ((" squared", 2), (" cubed", 3), ("2", 2), ("3", 3)):
-        if words.endswith(suffix):
-            name = _unit_name(words.removesuffix(suffix))
-            return f"{name}^{power}" if name else ""
-    if words in _CANONICAL:
-        return _CANONICAL[words]
-    if words.rstrip(".") in _CANONICAL:
-        return _CANONICAL[words.rstrip(".")]
-    if words.endswith("s") and words[:-1] in _CANONICAL and len(words) > 3:
-        return _CANONICAL[words[:-1]]
+            upper, lower = _unit_name(over.strip()), _unit_name(under)
+            return _CANONICAL.get(f"{upper}/{lower}", f"{upper}/{lower}") if lower and (upper or not over) else ""
+    raised = _POWER.fullmatch(words)
+    if raised:
+        name, power = _unit_name(raised[2] or raised[3]), 2 if (raised[1] or raised[4]).strip() in _SQUARES else 3
+        return f"{name}^{power}" if name else ""
+    for known in (words, words.rstrip("."), words.removesuffix("s") if len(words) > 3 else words):
+        if known in _CANONICAL:
+            return _CANONICAL[known]
     *adjectives, noun = words.split(" ")
-    if len(adjectives) > 1 or any(word in _NO_ADJECTIVES or not word.isalpha() for word in adjectives):
+    plural = noun.isalpha() and len(noun) >= 4 and noun.endswith("s") and not noun.endswith("ss")
+    if not plural or len(adjectives) > 1 or noun in _NO_NOUNS or _NUMBER_WORD.search(words):
         return ""
-    if noun.isalpha() and len(noun) >= 4 and noun.endswith("s") and not noun.endswith("ss") and noun not in _NO_NOUNS:
-        return " ".join([*adjectives, noun[:-1]])
-    return ""
+    described = all(word.isalpha() and word not in _NO_ADJECTIVES for word in adjectives)
+    return " ".join([*adjectives, noun[:-1]]) if described else ""

@@ -1,7 +1,6 @@
 """One grading process: reads items from a socket, answers each, and dies with its parent.
 
-    python -m rewards.worker '{"parent": 123, "memory_bytes": 2147483648, "grader": "math"}'    (started by pool.py
-    alone)
+    python -m rewards.worker '{"parent": 123, "memory_bytes": 2147483648, "grader": "math"}'    # by pool.py alone
 
 File descriptor 0 is the socket. One JSON object a line, ASCII, so that any string travels, lone surrogates included.
     first line out      {"ready": true} or {"ready": false, "why": "..."}
@@ -54,9 +53,7 @@ def main() -> None:
         try:
             answer = calls[item["call"]](*item["args"])
         except MemoryError:
-            answer = {"value": None, "reason": "crash"}
-            _send(lines, answer)
-            return  # whatever is left of the heap is not worth keeping
+            return _send(lines, {"value": None, "reason": "crash"})  # what is left of the heap is not worth keeping
         except Exception:
             logger.exception("the grader raised")
             answer = {"value": None, "reason": "crash"}
@@ -80,10 +77,7 @@ def _math_calls() -> dict[str, Callable[..., dict[str, Any]]]:
     from . import compare, golds, symbolic
 
     logging.disable(logging.CRITICAL)  # math-verify and sympy would log the model's whole text when they cannot read it
-    symbolic.equal_expressions(
-        "\\sqrt{2}+x^{2}", "x^{2}+\\sqrt{2}"
-    )  # builds the grammar now rather than on the first item's time
-
+    symbolic.equal_expressions("\\sqrt{2}+x^{2}", "x^{2}+\\sqrt{2}")  # builds the grammar now, not on an item's time
     leaf = compare.Leaf(symbolic.equal_expressions)
 
     def judge(answers: list[str], gold: str) -> dict[str, Any]:
@@ -109,9 +103,8 @@ def _own_calls(grader: str) -> dict[str, Callable[..., dict[str, Any]]]:
     def own(completion: str, gold: str) -> dict[str, Any]:
         score = function(completion, gold)
         if not isinstance(score, (bool, int, float)) or not math.isfinite(score):
-            raise TypeError(
-                f"{grader} returned {type(score).__name__} {str(score)[:80]!r}; a bool or a finite float is needed"
-            )
+            said = f"{type(score).__name__} {str(score)[:80]!r}"
+            raise TypeError(f"{grader} returned {said}; a bool or a finite float is needed")
         return {"value": float(score), "reason": "match" if score > 0 else "mismatch"}
 
     return {"own": own}

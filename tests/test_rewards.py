@@ -2,20 +2,27 @@
 test_rewards_pool.py.
 """
 
+import json
+import math
 import subprocess
 import sys
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sympy
 
 import rewards
-from rewards import Grade, Verifier, answer_line_reward, extract_answer, shape_reward, vote_key
-from rewards.check import grade_cases, read_cases, report
+from rewards import Grade, Verifier, extract_answer, shape_reward, vote_key
+from rewards.check import read_cases, report
 from rewards.compare import UNDECIDED, compare
+from rewards.exact import number
 from rewards.extract import final_answers
-from rewards.normalize import normalize, number
+from rewards.normalize import normalize
+from rewards.parts import statement
+from rewards.regions import region
 
 CASES = Path(__file__).parent / "data" / "verifier_cases.jsonl"
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,17 +44,27 @@ def grade(verifier: Verifier, answer: str, gold: str) -> Grade:
 def test_labelled_set_is_large_and_has_many_negatives():
     cases = read_cases(CASES)
     kinds = Counter(case.kind for case in cases)
-    assert len(cases) >= 300 and sum(not case.expected for case in cases) >= 300
+    assert len(cases) >= 1700 and sum(not case.expected for case in cases) >= 800
     assert len(kinds) >= 15 and min(kinds.values()) >= 10
 
 
 def test_labelled_set_accuracy_and_no_false_positive(verifier):
     cases = read_cases(CASES)
-    grades = grade_cases(cases, verifier)
+    grades = verifier.collect([verifier.submit(case.completion, case.gold) for case in cases])
     right = sum(grade.correct == case.expected for grade, case in zip(grades, cases, strict=True))
     false_positives = [case for grade, case in zip(grades, cases, strict=True) if grade.correct and not case.expected]
     assert not false_positives
-    assert right / len(cases) >= 0.99, report(cases, grades)
+    assert right / len(cases) >= 0.998, report(cases, grades)
+
+
+def test_labels_have_reasons_and_hold_when_computed():
+    """A case's `check` is a statement in Python and sympy that its label stands or falls with."""
+    rows = [json.loads(line) for line in CASES.read_text(encoding="utf-8").splitlines()]
+    assert all(row["reason"] for row in rows) and len({(row["completion"], row["gold"]) for row in rows}) == len(rows)
+    known = {**vars(sympy), "math": math, "Fraction": Fraction, **{name: sympy.Symbol(name) for name in "xyznktabm"}}
+    checks = [row for row in rows if "check" in row]
+    assert len(checks) >= 30
+    assert [row for row in checks if not eval(row["check"], dict(known))] == []
 
 
 def test_labelled_golds_pass_the_gold_check(verifier):
@@ -109,6 +126,13 @@ def test_a_line_that_is_no_case_is_named(tmp_path):
         ("Answer: \\[\nx^2\n\\]", ("x^2",)),
         ("**Answer: 42**", ("42",)),
         ("\\boxed{1}</think>\\boxed{2}", ("2",)),
+        ("Final Answer: The final answer is $25$. I hope it is correct.", ("The final answer is $25$.",)),
+        ("**Answer: $18** per day", ("$18 per day",)),
+        ("\\boxed{27}, otherwise \\boxed{6}.", ("27", "6")),
+        ("Case 1: \\boxed{3}. Case 2: since $x$ is negative, \\boxed{-5}.", ("3", "-5")),
+        ("Option A gives \\boxed{3}. Otherwise 4 more, so the total is \\boxed{7}.", ("7",)),
+        ("\\boxed{42} or 43", ("42", "43")),
+        ("\\boxed{0.33} or approximately 1/3", ("0.33",)),
     ],
 )
 def test_final_answers(completion, answers):
@@ -236,9 +260,42 @@ def test_verify_is_not_called_the_wrong_way_round(verifier):
 
 
 @pytest.mark.parametrize(
+    ("text", "names", "links", "value", "solved"),
+    [
+        ("x=5", ("x",), (), "5", True), ("5=x", ("x",), (), "5", True), ("x=10-x", ("x",), (), "10-x", False),
+        ("2x+3=13", (), ("2x+3",), "13", True), ("xx=42", (), ("xx",), "42", True),
+        ("x^2=42", (), ("x^{2}",), "42", True), ("x^{-1}=42", (), ("x^{-1}",), "42", True),
+        ("x=\\frac{10}2=5", ("x",), ("\\frac{10}{2}",), "5", True), ("m+n=5", ("m+n",), (), "5", True),
+        ("P(X=7)=0.3", ("P(X=7)",), (), "0.3", True), ("7!=5040", (), ("7!",), "5040", True),
+        ("\\text{not }=42", (), ("\\text{not}",), "42", True), ("n=2,500", ("n",), (), "2,500", True),
+        ("x\\in\\{1,2\\}", ("x",), (), "\\{1,2\\}", True),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_what(text, names, links, value, solved):
+    found = statement(normalize(text))
+    assert found and (found.names, found.links, found.value, found.solved) == (names, links, value, solved)
+
+
+@pytest.mark.parametrize("text", ["5", "1,2", "x=1,y=2", "x\\neq5", "x!=24", "(1,2)", "x\\leq5"])
+def test_what_is_no_statement(text):
+    assert statement(normalize(text)) is None
+
+
+def test_sets_of_reals_in_any_form_are_one_region():
+    unions = "(-\\infty,1)\\cup(1,2)\\cup(2,\\infty)"
+    forms = ["\\mathbb R\\setminus\\{1,2\\}", "x\\ne1\\text{ and }x\\ne2", unions]
+    found = [region(normalize(form)) for form in forms]
+    assert all(part and len(part.spans) == 1 and set(part.holes) == {"1", "2"} for part in found)
+    touching = region(normalize("(-\\infty,1]\\cup(1,2)"))
+    assert touching and touching.holes == () and len(touching.spans) == 1
+    assert region("x^{2}<4") is None and region("(1,2,3)") is None
+
+
+@pytest.mark.parametrize(
     "answer",
     ["9^{9^9}", "10^6!", "((9!)!)!", "42!!", "(10^{3})!", "501!", "x^{10^9}",
-    "(" * 30 + "1" + ")" * 30, "1" * 401 + "x", "x+" * 200 + "x", "\\binom{1000000}{5}x", "x" * 2001],
+    "x^{" * 6 + "x" + "}" * 6, "(" * 30 + "1" + ")" * 30, "1" * 401 + "x", "x+" * 200 + "x",
+    "\\binom{1000000}{5}x", "x" * 2001],
 )  # fmt: skip
 def test_guards_refuse_without_a_process(answer):
     assert compare((answer,), "42", UNDECIDED) == (False, "guard")
@@ -249,37 +306,6 @@ def test_small_powers_are_not_guarded(verifier):
     assert grade(verifier, "2^{1000}", "4^{500}").correct
     assert grade(verifier, "e^{2x^2}", "e^{x^2+x^2}").correct
     assert grade(verifier, "\\frac{9!}{3!}", "60480").correct
-
-
-# -------------------------------------------------------------------------------------------------------- strict rule
-
-
-@pytest.mark.parametrize(
-    ("completion", "gold", "paid"),
-    [
-        ("**Answer:** 42", "42", False), ("**Answer: 42**", "42", False), ("Answer: 42.", "42", False),
-        ("Answer: \\(42\\)", "42", False),
-        ("\\boxed{42}", "42", False), ("Answer: .5", "1/2", False), ("Answer: \\dfrac{1}{2}", "\\frac{1}{2}", False),
-        ("Answer: 25", "025", False), ("Answer: 42.0", "42", False), ("Answer: 3/4", "\\frac{3}{4}", False),
-        ("Answer: 42", "42", True), ("Answer: $42$.", "42", True), ("Answer: \\boxed{42}", "42", True),
-        ("Answer: 42 dollars", "42", True),
-        ("Answer:\n42", "42", True), ("ANSWER : 42", "42", True), ("Answer: 1,000", "1000", True), ("Answer: 17=42",
-        "42", True),
-        ("Answer: 4,2", "42", True), ("Answer: x = 34", "34", True), ("Answer: 34 units", "34", True),
-        ("Answer: \\frac12", "\\frac{1}{2}", True),
-        ("Answer: 41\nAnswer: 42", "42", True), ("Answer: 42\nAnswer: 41", "42", False), ("Answer: $$", "", False),
-        ("Answer: 42" + " " * 300, "42", False),
-    ],
-)  # fmt: skip
-def test_strict_answer_rule(completion, gold, paid):
-    assert answer_line_reward(completion, gold).correct is paid
-
-
-def test_strict_rule_reasons():
-    assert answer_line_reward("42", "42").reason == "no_answer"
-    assert answer_line_reward("Answer: 41", "42") == Grade(False, "41", "mismatch")
-    with Verifier(workers=1, timeout_s=1.0, memory_gib=1.0, grader="answer_line") as strict:
-        assert strict.grade("Answer: $42$.", "42") == Grade(True, "42", "match")
 
 
 # -------------------------------------------------------------------------------------------------------------- golds

@@ -1,0 +1,314 @@
+r"""Take a normalised answer apart: bare lists, brackets, environments, conditions, and what is said of what.
+
+`x=\frac{10}{2}=5` has the name x, the link \frac{10}{2} and the value 5; `17=42` has no name; `2x=10` is still to be
+solved. Pure string code; which parts may equal which is compare.py's business.
+"""
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+from typing import NamedTuple
+
+from .exact import number
+from .guards import MAX_ITEMS, TooLarge
+from .normalize import FUNCTIONS, ROW, normalize
+from .units import split_unit
+
+_PAIRS = {"\\{": ("\\}",), "\\langle": ("\\rangle",), "(": (")", "]"), "[": (")", "]")}
+_MATRICES = frozenset("pmatrix bmatrix matrix array Bmatrix smallmatrix".split())
+_STACKS = frozenset("cases aligned align gathered split array".split())
+_ENVIRONMENT = re.compile(r"(?:\\\{)?\\begin\{([a-zA-Z]*)\*?\}(?:\{[lcr|]*\})?(.*)\\end\{\1\*?\}", re.DOTALL)
+_CONDITION_WORDS = re.compile(r"\\text\{(?:if|for|when|where|as)\b\s*([^{}]*)\}")
+_OPPOSITES = {"<": "\\geq", ">": "\\leq", "\\leq": ">", "\\geq": "<"}
+_EITHER_SIGN = re.compile(r"\\([pm])[pm](?![a-zA-Z])")
+_SIGNED_SUM = re.compile(r"(?:(?<=^)|(?<==))(-?\d+(?:\.\d+)?)([+-]\d+(?:\.\d+)?)$")
+_INTEGER = re.compile(r"(.+?)(?:,|\\text\{[^{}]*\}|\()+([a-z])\\in ?\\mathbb\{([ZN])\}\)?", re.DOTALL)
+
+
+class Group(NamedTuple):
+    """Items between one pair of brackets that encloses the whole, or of a bare list (then without brackets)."""
+
+    opening: str
+    items: tuple[str, ...]
+    closing: str
+
+    @property
+    def is_set(self) -> bool:
+        return self.opening == "\\{"
+
+
+def split(text: str, separator: str) -> list[str]:
+    """Split at a separator that stands outside all brackets."""
+    if separator not in text:
+        return [text]
+    pieces, depth, last, index = [], 0, 0, 0
+    while index < len(text):
+        if depth == 0 and text.startswith(separator, index) and not _is_other_sign(text, separator, index):
+            pieces.append(text[last:index])
+            index += len(separator)
+            last = index
+            continue
+        char = text[index]
+        if char == "\\" and not text.startswith(("\\{", "\\}"), index):
+            depth += text.startswith(("\\langle", "\\begin"), index) - text.startswith(("\\rangle", "\\end"), index)
+            index += 1
+        depth += (char in "({[") - (char in ")}]")
+        index += 1
+    return [piece.strip() for piece in [*pieces, text[last:]]]
+
+
+def _is_other_sign(text: str, separator: str, index: int) -> bool:
+    r"""`<=` is no equality, nor is `!=` but after a number: 7!=5040. `\in` is not the head of `\infty`."""
+    if separator == "=":
+        before = text[index - 1 : index]
+        return before in ("<", ">") or (before == "!" and not re.search(r"[\d)}]!$", text[max(0, index - 2) : index]))
+    return separator[-1].isalpha() and text[index + len(separator) : index + len(separator) + 1].isalpha()
+
+
+@lru_cache(maxsize=4096)
+def bracket(text: str) -> Group | None:
+    """The group that one pair of brackets makes of the whole text; the brackets of an interval may differ."""
+    opening = next((mark for mark in _PAIRS if text.startswith(mark)), "")
+    closing = next((mark for mark in _PAIRS.get(opening, ()) if text.endswith(mark)), "")
+    inner, depth = text[len(opening) : len(text) - len(closing)], 0
+    for char in inner if closing else "}":
+        depth += (char in "({[") - (char in ")}]")
+        if depth < 0:
+            return None
+    items = split(inner, ",")
+    return None if depth else Group(opening, _few(split(inner, ";") if len(items) == 1 else items), closing)
+
+
+@lru_cache(maxsize=4096)
+def listed(text: str) -> tuple[str, ...]:
+    """The items of a bare list, () when `text` is none: 1,000 and n=1,000 and $32,348 are one value."""
+    if "," not in text and ";" not in text:
+        return ()
+    if ";" not in text and all("," not in p or number(split_unit(p).core) is not None for p in split(text, "=")):
+        return ()
+    items = split(text, ",")
+    found = tuple(item for item in _few(split(text, ";") if len(items) == 1 else items) if item)
+    return found if len(found) > 1 else ()
+
+
+def _few(items: list[str]) -> tuple[str, ...]:
+    if len(items) > MAX_ITEMS:
+        raise TooLarge
+    return tuple(items)
+
+
+def group(text: str) -> Group | None:
+    items = listed(text)
+    return Group("", items, "") if items else bracket(text)
+
+
+@lru_cache(maxsize=4096)
+def plain(text: str) -> str:
+    r"""Stacked equations as a bare list, `\pm x` as its two values, (5) and \{5\} as 5."""
+    match = _ENVIRONMENT.fullmatch(text) if "\\begin" in text else None
+    if match and match[1] in _STACKS and (match[1] != "array" or text.startswith("\\{") or "=" in text):
+        rows = [re.sub(r"&(?==)|(?<==)&|^&", "", row.strip()).strip(" ,.") for row in match[2].split(ROW)]
+        text = text if any("&" in row for row in rows) else ",".join(row for row in rows if row).replace(",=", "=")
+    found = bracket(text)
+    if _EITHER_SIGN.search(text) and "\\neq" not in text:
+        items = found.items if found and found.is_set else listed(text) or (text,)
+        signed = ",".join(signed for item in items for signed in both_signs(item))
+        text = f"\\{{{signed}\\}}" if found and found.is_set else signed
+        found = bracket(text)
+    if found and len(found.items) == 1 and found.opening in ("(", "\\{") and found.closing in (")", "\\}"):
+        inner = found.items[0]
+        return text if re.match(r"[a-z](?:\\in|[|:])|[^<>=]*\\[lgn]eq|.*[<>]", inner) or not inner else plain(inner)
+    return text
+
+
+def both_signs(text: str) -> list[str]:
+    """`1\\\\pm2` as -1 and 3; a text without the sign as it is."""
+    if not _EITHER_SIGN.search(text):
+        return [text]
+    first = "p" if "\\pm" in text else "m"  # \mp alone means the same
+    marked = _EITHER_SIGN.sub(lambda m: "±" if m[1] == first else "∓", text)
+    said = [marked.translate(str.maketrans("±∓", signs)).replace("{+", "{").removeprefix("+") for signs in ("+-", "-+")]
+    return [_SIGNED_SUM.sub(lambda m: str(Fraction(m[1]) + Fraction(m[2])), normalize(item)) for item in said]
+
+
+def without_conditions(a: str, g: str) -> tuple[str, str]:
+    r"""Both without their last "k an integer", the answer's k under the gold's name: k\pi for n\pi, n an integer."""
+    x, y = _INTEGER.fullmatch(a), _INTEGER.fullmatch(g)
+    if x and y and x[3] == y[3] and not re.search(rf"(?<![a-zA-Z]){y[2]}(?![a-zA-Z])", x[1]):
+        return re.sub(rf"(?<![a-zA-Z]){x[2]}(?![a-zA-Z])", y[2], x[1]), y[1]
+    if x and y and x.groups()[1:] != y.groups()[1:]:
+        return a, g
+    return x[1] if x else a, y[1] if y else g
+
+
+def rows_of(text: str, kinds: frozenset[str] = _MATRICES) -> tuple[tuple[str, ...], ...]:
+    """The entries of a matrix, () when `text` is none; a determinant is a number, not a matrix."""
+    match = _ENVIRONMENT.fullmatch(text.strip("()[]")) if "\\begin" in text else None
+    if not match or match[1] not in kinds:
+        return ()
+    rows = tuple(tuple(entry.strip() for entry in row.split("&")) for row in match[2].split(ROW) if row.strip())
+    _few([entry for row in rows for entry in row])
+    return rows
+
+
+def pieces_of(text: str) -> tuple[tuple[str, str], ...]:
+    """(value, condition) of each row of a function given by cases, () when `text` is none."""
+    rows = rows_of(text, frozenset(("cases", "array")))
+    if not rows or any(len(row) != 2 for row in rows):
+        return ()
+    pieces = [(value.strip(" ,"), _CONDITION_WORDS.sub(r"\1", condition).strip(" ,.")) for value, condition in rows]
+    signs = re.findall(r"\\[lg]eq|[<>]", pieces[0][1])
+    if len(pieces) == 2 and pieces[1][1] in ("\\text{otherwise}", "\\text{else}") and len(signs) == 1:
+        pieces[1] = (pieces[1][0], pieces[0][1].replace(signs[0], _OPPOSITES[signs[0]]))
+    return tuple(pieces)
+
+
+_GREEK = r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|nu|phi|varphi|psi|omega|rho|sigma|tau|epsilon|Delta|Omega|ell)"
+_DRESSED = r"\\(?:vec|bar|hat|tilde|dot|overline|overrightarrow|mathbb|mathcal)\{[A-Za-z]+\}"
+_SUFFIX = r"(?:'|_\{[^{}]*(?:\{[^{}]*\})?\}|\^\{(?:-1|T|c|\\prime|\(\w+\))\})*+"
+_LETTER = rf"(?:[A-Za-z]|{_GREEK}|{_DRESSED}){_SUFFIX}"
+_ARGUMENT = r"\((?:[^()]|\([^()]*\))*+\)|\[[^\[\]]*+\]"
+_D = r"\{(?:d|\\partial)[^{}]*(?:\{\d\})?[^{}]*\}"
+_OF_UNKNOWNS = "|".join(sorted(FUNCTIONS - {"log", "ln", "exp", "lg"})) + "|deg|dim|Pr"
+_NAME = re.compile(
+    rf"(?:\\lim_\{{[^{{}}]*\}} ?)?{_LETTER}(?:{_ARGUMENT})?|\\max|\\min"  # x, f'(2), P(X=7), A^{-1}
+    rf"|\\frac{_D}{_D}(?:\(\w\)|\w(?:\(\w\))?)?"  # \frac{dy}{dx}
+    rf"|(?:m?\\angle|\\triangle|\\(?:{_OF_UNKNOWNS}))(?:\^\{{\d\}})? ?\(?(?:{_LETTER}|[,+-])++\)?"  # \sin\theta
+    rf"|{_LETTER}(?:\\(?:cup|cap|setminus|times) ?{_LETTER})++"  # A\cup B
+    rf"|\({_LETTER}\\circ ?{_LETTER}\)(?:{_ARGUMENT})?"  # (f\circ g)(x)
+    r"|\[[A-Z]{3,}\]|\|(?:[A-Z]+|[A-Z](?:\\c[au]p ?[A-Z])+|z|w|\\(?:vec|overline)\{\w+\})\||\\sigma\^\{2\}"  # |AB|
+)
+_WORDS = re.compile(
+    rf"(?:\\text\{{[^{{}}]*\}}|{_LETTER}|\\(?:triangle|angle)|[A-Z ]|\((?:\w|,|\\text\{{[^{{}}]*\}})*\))++"
+)
+_DENIAL = re.compile(r"n't\b|\b(?:not?|never|neither|nor|wrong|less|more|than|most|least|about|roughly|nearly|false)\b")
+_VARIABLE = re.compile(rf"(?:[a-zA-Z]|{_GREEK})(?:_\{{\w+\}}|\([a-z]\))?")
+_NAMED_TUPLE = re.compile(rf"\(({_LETTER}(?:,{_LETTER})+)\)")
+_DERIVATIVE = re.compile(r"\\frac\{(?:d|\\partial)(?:\^\{(\d)\})?(\w)(?:\(\w\))?\}\{(?:d|\\partial)(\w)(?:\^\{\1\})?\}")
+_SIMPLE = re.compile(rf"({_GREEK}|[A-Za-z])((?:'|\^\{{\\prime\}})*)((?:_\{{[^{{}}]*\}})?)(?:\((.*)\))?")
+_CONSTANTS = frozenset(("e", "i", "\\pi", "\\infty", "\\emptyset"))
+_NEIGHBOURS = ("xyz", "abcd", "pqr", "mn", "uvw", "st", "kl", "rs")
+
+
+class Statement(NamedTuple):
+    """names = links = value, perhaps modulo something. `solved`: no side holds the unknown that it is about."""
+
+    names: tuple[str, ...]
+    links: tuple[str, ...]
+    value: str
+    modulus: str
+    solved: bool
+
+    @property
+    def is_curve(self) -> bool:
+        """Whether it is an equation that may be written in other forms, rather than the value of an unknown."""
+        if not self.names or not self.solved or is_curve_side(self.names[0]):
+            return True
+        others = unknowns(self.value) - unknowns(self.names[0])
+        return bool(others and re.fullmatch(r"[xyz](?:\([a-z]\))?", self.names[0]))
+
+
+@lru_cache(maxsize=4096)
+def statement(text: str) -> Statement | None:
+    """`text` as a statement; None for a bare value or a list."""
+    modulus = re.search(r"\\pmod\{([^{}]+)\}$", text)
+    body = (text[: modulus.start()] if modulus else text).replace("\\equiv", "=")
+    if ("=" not in body and "\\in" not in body and not modulus) or listed(body):
+        return None
+    sides = split(body, "=")
+    if len(sides) == 1:
+        member = split(body, "\\in")
+        sides = member if len(member) == 2 and (is_variable(member[0]) or tuple_names(member[0])) else sides
+    if (len(sides) == 1 and not modulus) or not all(sides):
+        return None
+    if len(sides) == 2 and is_variable(sides[1]) and not is_name(sides[0]):  # 5=x
+        sides.reverse()
+    names = []
+    while len(sides) > 1 and is_name(sides[0]):
+        names.append(sides.pop(0))
+    unknown = names[0] if names and is_variable(names[0]) and "(" not in names[0] else None
+    solved = unknown is None or not any(unknown in unknowns(side) for side in sides)
+    return Statement(tuple(names), tuple(sides[:-1]), sides[-1], modulus[1] if modulus else "", solved)
+
+
+def is_variable(text: str) -> bool:
+    return text not in _CONSTANTS and _VARIABLE.fullmatch(text) is not None
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` names what is asked for (x, f(2), AB, m+n, "the area"). A multiple, a power or a product of one
+    unknown does not: 2x=42 is still to be solved.
+    """
+    if not text or text in _CONSTANTS or text[0] in "+-*/" or re.fullmatch(r"[a-z](?:_\{\w+\})?\^\{-1\}", text):
+        return False
+    if "\\text" in text:
+        return _WORDS.fullmatch(text) is not None and not _DENIAL.search(text.lower())
+    if _NAME.fullmatch(text) or tuple_names(text):
+        return True  # else a combination of at least two unknowns: m+n, xy, 100m+n, a:b, AB^2
+    return len(unknowns(text)) > 1 and not re.search(r"[=<>,!]|\\(?!frac|sqrt|cdot|pi)|\(.*\(", text)
+
+
+def is_curve_side(name: str) -> bool:
+    """`x+y` of x+y=5, which is a line, not a name for 5; `m+n` and `AB` name what was asked for."""
+    return not _NAME.fullmatch(name) and not tuple_names(name) and len(unknowns(name) & set("xyz")) > 1
+
+
+@lru_cache(maxsize=4096)
+def unknowns(text: str) -> frozenset[str]:
+    """The letters of an expression, Greek ones included, commands and words and e, i, \\pi aside."""
+    latin = re.sub(r"\\text\{[^{}]*\}|\\begin\{\w*\}|\\end\{\w*\}|\\[a-zA-Z]+", " ", text)
+    return frozenset([*re.findall(_GREEK + "(?![a-z])", text), *re.findall("[a-zA-Z]", latin)]) - _CONSTANTS
+
+
+@lru_cache(maxsize=4096)
+def _canonical(name: str) -> tuple[str, int, str]:
+    """(base, order of the derivative, argument): f'(2) is (f, 1, 2); y, y(x) are (y, 0, "")."""
+    derivative, simple = _DERIVATIVE.fullmatch(name), _SIMPLE.fullmatch(name)
+    if derivative:
+        return derivative[2], int(derivative[1] or 1), "" if derivative[3] in "xt" else f"/{derivative[3]}"
+    if not simple:
+        return name.replace(" ", ""), 0, ""
+    order = simple[2].count("'") + simple[2].count("p")
+    return simple[1] + simple[3], order, re.sub("^[a-z]$", "", simple[4] or "")
+
+
+def same_name(first: str, second: str) -> bool:
+    """Whether two names may name one thing: words go with anything, y(x) with y, f(x) with y, but y' never with y."""
+    if "\\text" in first + second or (tuple_names(first) and set(tuple_names(first)) == set(tuple_names(second))):
+        return True
+    (p, order, argument), (q, other, at) = _canonical(first), _canonical(second)
+    return order == other and argument == at and (p == q or ("y" in (p, q) and {p, q} <= set("yfgh")))
+
+
+def tuple_names(name: str) -> tuple[str, ...]:
+    """`(x,y)` as (x, y); () for any other name."""
+    match = _NAMED_TUPLE.fullmatch(name)
+    names = tuple(match[1].split(",")) if match else ()
+    return names if len(set(names)) == len(names) else ()
+
+
+def in_name_order(names: tuple[str, ...], values: tuple[str, ...]) -> tuple[str, ...]:
+    """Values in a tuple's order: by the names where these are neighbours (x, y; a, b; x_1, x_2), r before an angle."""
+    bases = {name[0].lower() for name in names}
+    family = any(bases <= set(row) for row in _NEIGHBOURS) or (len(bases) == 1 and "\\" not in bases)
+    if not family and not ("r" in names and {"\\theta", "\\phi", "\\varphi"}.intersection(names)):
+        return values
+    order = sorted(range(len(names)), key=lambda index: (names[index][0] == "\\", len(names[index]), names[index]))
+    return tuple(values[index] for index in order)
+
+
+def assigned(items: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(names, values) of `x=1, y=2`, the values in the order of the names; names () unless each item has its own."""
+    found = [statement(item) for item in items]
+    named = [part if part and len(part.names) == 1 and not part.links and part.solved else None for part in found]
+    names = tuple(part.names[0] for part in named if part)
+    values = tuple(part.value if part else item for part, item in zip(named, items, strict=True))
+    return (names, in_name_order(names, values)) if len(set(names)) == len(items) else ((), values)
+
+
+def ordered_value(found: Statement) -> str:
+    """The value, a named tuple's in the order of its names: (y,x)=(1,2) says (2,1)."""
+    names, values = tuple_names(found.names[0]) if found.names else (), bracket(found.value)
+    if not names or values is None or len(values.items) != len(names):
+        return found.value
+    return f"{values.opening}{','.join(in_name_order(names, values.items))}{values.closing}"
