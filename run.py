@@ -406,7 +406,8 @@ def _be_deterministic() -> None:
     """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"
-    os.environ["VLLM_BATCH_INVARIANT"] = "1"  # else a sample's rounding depends on what is in the batch beside it
+    if torch.cuda.is_available():  # else a sample's rounding depends on the batch; a CPU does without, it lacks Triton
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
     torch.use_deterministic_algorithms(True)
 
 

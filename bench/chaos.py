@@ -115,8 +115,7 @@ class Trial:
             **{"engine": self.engine, **SMALL, **self.overrides, **extra},
         }
         words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
-        # The number of threads decides the order of summation: the same in all runs.
-        own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", MARK: str(self.folder)}
+        own = {"HF_HUB_OFFLINE": "1", MARK: str(self.folder)}
         own |= {**self.environment, **(environment or {})}
 
         def limit() -> None:

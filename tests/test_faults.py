@@ -67,15 +67,6 @@ def poison(folder: Path, one_in: int) -> str:
 ONE_UPDATE = {"updates_per_step": 1, "eval_every": 0, "advantage": "group_mean", "temperature": 2}  # hot: groups differ
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The order of summation is that of the threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # ---- numbers ----
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from launching import ACCELERATE, ONE_PROCESS, metrics
+from launching import ACCELERATE, ONE_PROCESS, ROOT, metrics
 
 import checkpoint
 import train
@@ -26,21 +27,34 @@ def argv(model: str, run: Path, **overrides: object) -> list[str]:
     return ["--config", "demo_band", *(word for key, value in keys.items() for word in (f"--{key}", str(value)))]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The order of summation is that of the threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def alone(toy_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of six steps that nobody disturbed."""
     run = tmp_path_factory.mktemp("runs") / "alone"
     assert train.main(argv(toy_model, run)) == 0
     return run
+
+
+# ---- undisturbed ----
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["hf", "vllm"])
+def test_the_same_seed_is_the_same_run_on_a_busy_machine(engine: str, toy_model: str, tmp_path: Path):
+    """The demo's batch, all threads, and a core that somebody else uses: six steps, every metric and every weight."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        for name in ("one", "other"):
+            keys = {"config": "demo_band", "model": toy_model, "output_dir": tmp_path, "run_name": name}
+            keys |= {"engine": engine, "max_steps": 6, "eval_every": 3, "kl_coef": 0.01}
+            keys |= {"wandb": "disabled", "plots": "false"}
+            words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
+            subprocess.run([sys.executable, "train.py", *words], cwd=ROOT, env=environment, check=True, timeout=400)
+    finally:
+        busy.kill()
+        busy.wait()
+    assert difference(tmp_path / "one", tmp_path / "other", 6) == ""
 
 
 # ---- random numbers ----
@@ -316,3 +330,27 @@ def test_a_stopped_launcher_takes_the_trainer_along_and_nothing_is_lost(toy_mode
     newest, warnings = checkpoint.latest(trial.folder / "checkpoints")
     assert newest and not warnings  # a step whose evaluation was interrupted has its line when the run goes on
     assert checkpoint.step_of(newest) == metrics(trial.folder)[-1]["step"] + bool(checkpoint.info(newest)["unlogged"])
+
+
+def test_a_schedule_keeps_its_length(toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """`max_steps` may be raised at a resume, but not where the learning rate or delta depends on it."""
+    linear = {"lr_schedule": "linear", "eval_every": 0}
+    assert train.main(argv(toy_model, tmp_path / "run", max_steps=1, **linear)) == 0
+    with pytest.raises(SystemExit) as stopped:
+        train.main(argv(toy_model, tmp_path / "run", max_steps=2, **linear))
+    assert stopped.value.code == 2
+    assert "max_steps: 1 then, 2 now" in capsys.readouterr().err
+
+
+def test_deterministic_algorithms_have_all_that_a_step_needs(toy_model: str, tmp_path: Path):
+    """torch raises for an operation without one; the KL to the reference is logged where there is a reference."""
+    try:
+        with_reference = argv(toy_model, tmp_path / "run", max_steps=2, kl_coef=0.01, eval_every=0, deterministic=True)
+        assert train.main(with_reference) == 0
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    values = [row["kl/reference"] for row in metrics(tmp_path / "run")]
+    assert 0 < values[0] < values[1]  # away from the model started from
+    assert train.main(argv(toy_model, tmp_path / "without", max_steps=1, kl_coef=0, eval_every=0)) == 0
+    assert "kl/reference" not in metrics(tmp_path / "without")[0]
