@@ -69,8 +69,8 @@ class TokenRow:
 def collate(run: Run, samples: list[Sample]) -> list[list[Tokens]]:
     """Minibatches (one an update) of micro-batches (one a forward pass).
 
-    The samples of a minibatch are dealt out anew, so that every rank has as many of them, about as many tokens, and as
-    many micro-batches.
+    The samples of a minibatch are dealt out anew: every rank gets as many of them, about as many tokens, and the same
+    number of micro-batches.
     """
     cfg, size = run.cfg, len(samples) // run.plan.minibatches
     rows = [

@@ -94,8 +94,7 @@ class Engine(Protocol):
     ) -> list[list[Completion]]:
         """Sample len(seeds[i]) answers to prompt i; both callbacks run as answers finish, progress(1) for each.
 
-        Raises FloatingPointError when the engine returns a log-probability that is not finite, EngineError when it
-        fails.
+        Raises FloatingPointError for a log-probability that is not finite, EngineError when the engine fails.
         """
         ...
 

@@ -12,8 +12,8 @@ such tensors. Here logits of `chunk_tokens` tokens exist at a time; backward com
 NVIDIA Hopper a kernel that never writes logits to memory, on anything else chunks of tokens of its own. It is held to
 our numbers by a test wherever it is installed; its speed was not measured by us.
 
-Left out: heads with a bias or with soft-capped logits, a head cut over the vocabulary (tensor parallel), gradients of
-gradients.
+Left out: heads with a bias or with soft-capped logits (policy.check_head refuses them), a head cut over the vocabulary
+(tensor parallel), gradients of gradients.
 
 Axes: T tokens, H hidden size, V rows of the head, C tokens of a chunk.
 """

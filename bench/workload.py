@@ -1,5 +1,4 @@
-"""A fixed amount of work for the step benchmarks: a random model of a given size, sums as problems, lengths fixed or
-ragged.
+"""A fixed amount of work for the step benchmarks: a random model of a given size, sums as problems.
 
     folder = make_workload(Path("build/bench/20m"), "20m", 640, 10)    # model, tokenizer, problems.jsonl
     python -m bench.workload --size 3b --out DIR                       # the same from the command line, to keep
@@ -12,33 +11,21 @@ limit is 64.
 import argparse
 import json
 import random
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from configs.memory import Size
 
-@dataclass(frozen=True)
-class Size:
-    """A Qwen2-architecture model."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    feed_forward: int
-    vocabulary: int  # rows of the tied head; the tokenizer always has 24
-
-
-SIZES = {
-    "1m": Size(128, 4, 4, 2, 512, 24),
-    "5m": Size(256, 6, 8, 4, 688, 24),
-    "20m": Size(512, 7, 8, 4, 1376, 24),
-    "20m-vocab8k": Size(512, 7, 8, 4, 1376, 8192),
-    "20m-vocab32k": Size(512, 7, 8, 4, 1376, 32768),
-    "200m": Size(1024, 12, 16, 8, 2816, 32768),
-    "3b": Size(2048, 36, 16, 2, 11008, 151936),  # the shape of Qwen2.5-3B, for a GPU
+SIZES = {  # Qwen2 models; vocabulary counts rows of the head, the tokenizer always has 24 tokens
+    "1m": Size(128, 4, 4, 2, 512, 24, tied=True),
+    "5m": Size(256, 6, 8, 4, 688, 24, tied=True),
+    "20m": Size(512, 7, 8, 4, 1376, 24, tied=True),
+    "20m-vocab8k": Size(512, 7, 8, 4, 1376, 8192, tied=True),
+    "20m-vocab32k": Size(512, 7, 8, 4, 1376, 32768, tied=True),
+    "200m": Size(1024, 12, 16, 8, 2816, 32768, tied=True),
+    "3b": Size(2048, 36, 16, 2, 11008, 151936, tied=True),  # the shape of Qwen2.5-3B, for a GPU
 }
 TOKENS = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", *"0123456789", *"+-=? \n.,:"]
 

@@ -1,6 +1,6 @@
 r"""Find the final answer of a completion: pure string code, linear in the length of the text.
 
-Read is only what follows the last `</think>`; a `<think>` left open has no answer. The last `\boxed{...}` is the
+Only what follows the last `</think>` is read; a `<think>` left open has no answer. The last `\boxed{...}` is the
 answer, else the last "Answer:" line. Nothing else counts: no "last number in the text", which would pay for an echoed
 question. An empty or cut-off last box is no answer, whatever stands before it.
 Several final answers side by side (`\boxed{1} or \boxed{2}`, two "Answer:" lines in a row, a box and then another

@@ -44,7 +44,7 @@ def equal_expressions(answer: str, gold: str) -> bool:
 def _equal(answer: str, gold: str) -> bool:
     a, g = _parse(answer), _parse(gold)
     if isinstance(a, sympy.Eq) and isinstance(g, sympy.Eq):  # the same up to a factor, all on one side
-        ratio: Any = sympy.simplify((a.lhs - a.rhs) / (g.lhs - g.rhs))  # type: ignore[operator]
+        ratio: Any = sympy.simplify((a.lhs - a.rhs) / (g.lhs - g.rhs))  # type: ignore[operator]  (sympy types sides as Basic)
         return bool(ratio.is_number and ratio.is_nonzero and ratio.is_finite)
     if _is_number(a) and _is_number(g):
         return _same_number(a, g)

@@ -15,36 +15,13 @@ import pytest
 import torch
 from as_on_gpu import TRITON
 from launching import ROOT, metrics
+from tiny import make_model
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from bandpo.logprobs import _product
-from data.toy import make_tokenizer
 
 needs_triton = pytest.mark.skipif(not TRITON.is_dir(), reason="needs Triton in a folder of its own: make .venv/triton")
 TESTS = Path(__file__).resolve().parent
-
-
-def make_model(folder: Path, *, tied: bool, seed: int = 0) -> Path:
-    """A random model whose head has 18 rows more than its tokenizer has tokens, as Qwen2.5's has 271."""
-    config = Qwen2Config(
-        vocab_size=40,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        tie_word_embeddings=tied,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
-    torch.manual_seed(seed)
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
 
 
 def as_on_gpu(*line: object) -> subprocess.CompletedProcess[str]:

@@ -26,7 +26,7 @@ LOOP = {
 }
 MAY_IMPORT = {
     "train": LOOP,
-    "run": {"checkpoint", "checks", "configs", "policy", "rewards", "rollout", "task", "tracking"},
+    "run": {"checkpoint", "checks", "configs", "data", "policy", "rewards", "rollout", "task", "tracking"},
     "task": {"checkpoint", "checks", "configs", "data", "rewards"},
     "checks": {"configs", "data"},
     "batching": {"bandpo", "data", "policy", "rewards", "rollout", "run"},

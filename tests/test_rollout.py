@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from launching import metrics, trained
-from transformers import Qwen2Config, Qwen2ForCausalLM
-
-from data.toy import make_tokenizer
+from tiny import make_model
 
 SMALL = ["--eval_every", 0, "--wandb", "disabled", "--plots", "false", "--prompts_per_step", 16]
 ONE = ["--max_steps", 1]
@@ -15,25 +13,7 @@ ONE = ["--max_steps", 1]
 
 @pytest.fixture
 def padded_model(tmp_path: Path) -> Path:
-    """A random model whose head has 18 rows more than its tokenizer has tokens, as Qwen2.5's has 271."""
-    tokenizer = make_tokenizer()
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=40,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return make_model(tmp_path / "model", tied=True, spread=0.02)  # nearly uniform
 
 
 @pytest.mark.slow

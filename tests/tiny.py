@@ -1,9 +1,12 @@
 """A tiny random Qwen2 with grouped-query attention, and ragged sequences for it: what several tests cut and compare."""
 
 import random
+from pathlib import Path
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from data.toy import make_tokenizer
 
 VOCABULARY = 48  # tokens; the head has rows beyond them, as Qwen2.5's has
 ROWS = 64
@@ -36,3 +39,25 @@ def ragged(count: int, *, longest: int) -> list[tuple[list[int], list[int], floa
         return [draw.randrange(VOCABULARY) for _ in range(n)]
 
     return [(tokens(draw.randint(1, 7)), tokens(draw.randint(1, longest)), draw.gauss(0, 1)) for _ in range(count)]
+
+
+def make_model(folder: Path, *, tied: bool, seed: int = 0, spread: float = 0.2) -> Path:
+    """A random model whose head has 18 rows more than its tokenizer has tokens, as Qwen2.5's has 271."""
+    config = Qwen2Config(
+        vocab_size=40,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        initializer_range=spread,
+        tie_word_embeddings=tied,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    torch.manual_seed(seed)
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from launching import ROOT
-from test_as_on_gpu import make_model
+from tiny import make_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from data.toy import make_tokenizer
