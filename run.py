@@ -65,7 +65,14 @@ FREE_KEYS = {
     ),
     *("attention", "gradient_checkpointing", "compile", "sharding", "tensor_parallel", "trust_remote_code"),
     *("packing", "samples_logged", "plots"),
-    *("engine_memory_share", "engine_cpu_cache_gib", "engine_max_sequences", "verifier_workers", "verifier_memory_gib"),
+    *(
+        "engine_memory_share",
+        "engine_cpu_cache_gib",
+        "engine_max_sequences",
+        "engine_eager",
+        "verifier_workers",
+        "verifier_memory_gib",
+    ),
 }
 
 
