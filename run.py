@@ -42,38 +42,15 @@ from task import Task
 from tracking import Tracker, write_environment
 
 # Keys that may differ when a run is resumed: they change what is shown, kept or how fast it goes, not what is learnt.
-FREE_KEYS = {
-    *(
-        "max_steps",
-        "max_epochs",
-        "dry_run",
-        "output_dir",
-        "wandb",
-        "wandb_project",
-        "eval_every",
-        "save_every",
-        "keep_last",
-        "keep_best",
-    ),
-    *(
-        "on_save_failure",
-        "max_skipped",
-        "mismatch_limit",
-        "micro_batch_tokens",
-        "logprob_chunk_tokens",
-        "logprob_kernel",
-    ),
-    *("attention", "gradient_checkpointing", "compile", "sharding", "tensor_parallel", "trust_remote_code"),
-    *("packing", "samples_logged", "plots"),
-    *(
-        "engine_memory_share",
-        "engine_cpu_cache_gib",
-        "engine_max_sequences",
-        "engine_eager",
-        "verifier_workers",
-        "verifier_memory_gib",
-    ),
-}
+FREE_KEYS = set(
+    """
+    max_steps max_epochs dry_run output_dir wandb wandb_project eval_every save_every keep_last keep_best
+    on_save_failure max_skipped mismatch_limit micro_batch_tokens logprob_chunk_tokens logprob_kernel attention
+    gradient_checkpointing compile sharding tensor_parallel trust_remote_code packing samples_logged plots
+    engine_memory_share engine_cpu_cache_gib engine_max_sequences engine_eager verifier_workers
+    verifier_memory_gib
+    """.split()
+)
 
 
 SAME_CTRL_C_S = 3.0  # a second one within this time is the first, passed on

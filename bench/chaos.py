@@ -5,7 +5,8 @@
 `--runs` runs (of them `--vllm` with vLLM's engine, the others with transformers') are killed with SIGKILL at random
 moments, some of them twice, and resumed; after that every other fault of `FAULTS` is tried once. A run has survived
 when its metrics (times aside), final weights and optimizer state are those of the undisturbed run to the last bit and
-no process of it is left. Prints a table for docs/reliability.md; the exit code is 1 when a run has not survived.
+no process of it is left. The batch is the demo's, with all threads. Prints a table for docs/reliability.md; the exit
+code is 1 when a run has not survived.
 
 Left out: GPUs, several processes (tests/test_resume.py), machines that disappear as a whole.
 """
@@ -45,6 +46,7 @@ SMALL = {
     "wandb": "disabled",
     "plots": "false",
 }
+DEMO = {"prompts_per_step": 64, "updates_per_step": 32, "epochs_per_step": 4, "lr": "1e-4"}  # the batch of the demo
 FILE_LIMIT_BYTES = 200_000  # below the size of the toy model's weights
 MARK = "BANDPO_CHAOS_RUN"  # in the environment of a run's processes
 GRADER = """
@@ -398,10 +400,14 @@ def main() -> int:
     started, rng, outcomes = time.monotonic(), random.Random(options.seed), []
     left_alone: dict[str, tuple[Path, Pace]] = {}
 
+    def trial_of(name: str, engine: str, sharding: str = "", **overrides: object) -> Trial:
+        trial = two_processes(folder / name, engine, sharding) if sharding else Trial(folder / name, engine)
+        trial.overrides |= DEMO | overrides
+        return trial
+
     def reference(name: str, engine: str, sharding: str = "", **overrides: object) -> tuple[Path, Pace]:
         if name not in left_alone:
-            own = folder / f"alone_{name}"
-            trial = two_processes(own, engine, sharding) if sharding else Trial(own, engine, overrides)
+            trial = trial_of(f"alone_{name}", engine, sharding, **overrides)
             left_alone[name] = trial.folder, undisturbed(trial)
             print(f"left alone, {name}: {left_alone[name][1]}", flush=True)
         return left_alone[name]
@@ -415,19 +421,19 @@ def main() -> int:
     for number in range(options.runs):
         engine = "vllm" if number < options.vllm else "hf"
         alone, pace = reference(engine, engine)
-        trial, moment = Trial(folder / f"killed_{number}", engine), MOMENTS[number % len(MOMENTS)]
+        trial, moment = trial_of(f"killed_{number}", engine), MOMENTS[number % len(MOMENTS)]
         killed_run(trial, moment, pace, rng)
         judge(f"SIGKILL, {moment}", trial, alone)
     for number in range(options.two):
         (engine, sharding), moment = TWO[number % len(TWO)], MOMENTS[number % len(MOMENTS)]
         alone, pace = reference(f"{engine}_{sharding}", engine, sharding)
-        trial = two_processes(folder / f"two_{number}", engine, sharding)
+        trial = trial_of(f"two_{number}", engine, sharding)
         killed_run(trial, moment, pace, rng)
         judge(f"SIGKILL of one of two ranks ({sharding}), {moment}", trial, alone)
     for number, (fault, accident) in enumerate(list(FAULTS.items())[: options.faults]):
         graded = {"reward": f"{grader}:grade"} if accident is workers_killed else {}
         alone, _ = reference("hf_own_grader" if graded else "hf", "hf", **graded)
-        trial = Trial(folder / f"fault_{number}", "hf", dict(graded))
+        trial = trial_of(f"fault_{number}", "hf", **graded)
         accident(trial)
         judge(fault, trial, alone)
     print(f"\n{table(outcomes)}\n\n{(time.monotonic() - started) / 60:.1f} minutes, seed {options.seed}")
