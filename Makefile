@@ -26,7 +26,7 @@ install: $(STAMP) ## the environment alone
 
 $(STAMP): $(REQUIREMENTS) requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=python3.12 ..."; exit 1; }
-	@echo "installing the $(DEVICE) set into $(VENV) (once; $(if $(filter gpu,$(DEVICE)),some 10 GB of packages,about two minutes))"
+	@echo "installing the $(DEVICE) set into $(VENV) (once; $(if $(filter gpu,$(DEVICE)),several GB,about two minutes))"
 ifeq ($(DEVICE),gpu)
 	@test "$(firstword $(subst ., ,$(NVIDIA)))" -ge $(DRIVER) \
 	  || { echo "NVIDIA driver $(NVIDIA) is too old for wheels built for CUDA 13: install $(DRIVER) or later"; exit 1; }
