@@ -7,6 +7,7 @@ import json
 import struct
 import subprocess
 import sys
+import time
 from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
@@ -360,7 +361,14 @@ def test_table_and_figures_are_an_artifact_on_wandb(tmp_path: Path, monkeypatch:
     out = tmp_path / "out" / "figure.png"
     main([*map(str, [FIXED[0], BAND[0]]), "--out", str(out), "--wandb", "offline"])
     (file,) = (tmp_path / "out" / "figure_wandb").glob("wandb/offline-run-*/*.wandb")
-    (kept,) = [r.artifact for r in records(file) if r.WhichOneof("record_type") == "request" or r.artifact.name]
+
+    def artifacts() -> list:
+        return [r.artifact for r in records(file) if r.WhichOneof("record_type") == "request" or r.artifact.name]
+
+    deadline = time.monotonic() + 20  # wandb's own process may still be writing
+    while not artifacts() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    (kept,) = artifacts()
     written = {path.name for path in out.parent.iterdir() if path.is_file()}
     assert kept.name == "comparison" and {entry.path for entry in kept.manifest.contents} == written
     assert {"figure.md", "figure.png", "figure.svg"} <= written
