@@ -47,11 +47,7 @@ def load_task(cfg: Config, say: Say) -> Task:
     find_model(cfg.model)
     tokenizer, stops, builder = _prompting(cfg)
     train = _prompts(cfg, cfg.train_data, builder, say)
-    if len(train) < cfg.prompts_per_step:
-        raise ValueError(
-            f"prompts_per_step: {cfg.prompts_per_step} is more than the {len(train)} usable problems of train_data "
-            f"{cfg.train_data}; use at most {len(train)}"
-        )
+    _check_enough(cfg, len(train))
     evals = {set_name(name): _prompts(cfg, name, builder, say) for name in _eval_sets(cfg)} if cfg.eval_every else {}
     sizes = ", ".join(f"{name} ({len(rows)})" for name, rows in evals.items())
     say(f"{len(train):,} training prompts; evaluation on {sizes or 'nothing'}")
@@ -77,15 +73,23 @@ def look_at_task(cfg: Config, say: Say) -> tuple[Size | None, list[str]]:
         missing.append(f"model {cfg.model}: its tokenizer, chat template and stop ids")
     train = [cfg.train_data] if isinstance(cfg.train_data, str) else cfg.train_data
     for key, names in (("train_data", train), ("eval_data", _eval_sets(cfg))):
+        found, out_of_reach = 0, len(missing)
         for name in names:
             try:
-                if builder:
-                    _prompts(cfg, name, builder, say)
-                else:
-                    _problems(cfg, name, say)
+                found += len(_prompts(cfg, name, builder, say) if builder else _problems(cfg, name, say))
             except HubUnreachable:
                 missing.append(f"{key} {name}: its problems, their golds and the length of their prompts")
+        if key == "train_data" and len(missing) == out_of_reach:
+            _check_enough(cfg, found)
     return size, missing
+
+
+def _check_enough(cfg: Config, problems: int) -> None:
+    if problems < cfg.prompts_per_step:
+        raise ValueError(
+            f"prompts_per_step: {cfg.prompts_per_step} is more than the {problems} usable problems of train_data "
+            f"{cfg.train_data}; use at most {problems}"
+        )
 
 
 def _check_local(cfg: Config, say: Say) -> None:

@@ -63,6 +63,11 @@ def test_too_few_problems(capsys, toy_model, tmp_path, data):
     assert "prompts_per_step: 128" in line and "80" in line
 
 
+def test_too_few_problems_in_a_dry_run(capsys, toy_model, tmp_path, data):
+    (line,) = refused(capsys, toy_model, tmp_path, "--train_data", data, "--prompts_per_step", 128, "--dry_run")
+    assert "prompts_per_step: 128" in line and "80" in line
+
+
 def test_a_gold_that_does_not_verify(capsys, toy_model, tmp_path, data):
     with data.open("a") as file:
         file.write(json.dumps({"problem": "1+1+1+1=", "gold": r"\frac{1}{"}) + "\n")
