@@ -39,7 +39,6 @@ from bandpo.objective import (
     sequence_logprobs,
 )
 from bandpo.radius import scheduled_delta, token_radius
-from batching import Sample, Tokens, collate
 from configs import load_or_exit, to_yaml
 from configs.memory import memory_text
 from configs.schema import Config, Plan
@@ -47,9 +46,10 @@ from data import next_problems
 from eval.evaluate import Row, evaluate
 from eval.plots import plot_run
 from rewards import Grade, Ticket, shape_reward
-from rollout import Completion
-from run import Run, StartUp, Stopped, StoppedTogether, one_clear_line, start
-from task import load_task, look_at_task
+from trainer.batching import Sample, Tokens, collate
+from trainer.rollout import Completion
+from trainer.run import Run, StartUp, Stopped, StoppedTogether, one_clear_line, start
+from trainer.task import load_task, look_at_task
 
 
 def main(argv: list[str]) -> int:

@@ -19,7 +19,7 @@ import psutil
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from policy import Policy, PolicyOptions
+from trainer.policy import Policy, PolicyOptions
 
 GIB = 2**30
 MAKE = """

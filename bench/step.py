@@ -69,13 +69,13 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
 
-    import run as lifecycle
     import train
     from bench.workload import make_workload, parameters
     from configs import load
     from configs.schema import Config, Plan
     from eval.compare import paired_interval
-    from task import load_task
+    from trainer import run as lifecycle
+    from trainer.task import load_task
 
     with tempfile.TemporaryDirectory() as folder:
         problems = max(options.prompts * (options.steps + 1), 64)
@@ -183,7 +183,7 @@ class MadeUp:
         self.mean, self.dtype, self.norms = mean, dtype, {}
 
     def generate(self, prompts: list[list[int]], sampling: Any, *, seeds: list[list[int]], on_finish: Any, **_: Any):
-        from rollout import Completion
+        from trainer.rollout import Completion
 
         answers: list[list[Completion]] = [[] for _ in prompts]
         for i, row in enumerate(seeds):
@@ -198,7 +198,7 @@ class MadeUp:
     def sync_weights(self, weights: Any) -> None:
         import torch
 
-        from rollout import weight_sum
+        from trainer.rollout import weight_sum
 
         dtype = getattr(torch, self.dtype)
         self.norms = {name: weight_sum(tensor.to(dtype)) for name, tensor in weights if tensor.dim() == 1}

@@ -22,7 +22,7 @@ import numpy as np
 from data import Problem
 from eval.metrics import Estimate, maj_at_k, mean_at_k, over_problems, pass_at_k
 from rewards import Grade, Ticket, Verifier, answer_line_reward, vote_key
-from rollout import Completion, Engine, Sampling
+from trainer.rollout import Completion, Engine, Sampling
 
 Prompts = Mapping[str, Sequence[tuple[Problem, list[int]]]]  # set name -> its problems with their prompt's token ids
 Row = dict[str, Any]  # one sample: JSON types alone, so that it can be stored and sent between ranks

@@ -36,7 +36,7 @@ from data import Problem, PromptBuilder, build_prompts, load_problems, set_name,
 from eval.compare import text_table
 from eval.evaluate import Grading, Job, Prompts, Row, generate, jobs, share, summarize
 from rewards import Verifier
-from rollout import EngineOptions, Sampling, make_engine
+from trainer.rollout import EngineOptions, Sampling, make_engine
 
 WORKER = "--sampling-process"  # first argument of the processes that this one starts
 POLL_S = 0.5

@@ -18,9 +18,8 @@ from typing import Any
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-import rollout
-import run
 import train
+from trainer import rollout, run
 
 
 def die(*phase: Any, optimize=train.optimize) -> train.Updates:

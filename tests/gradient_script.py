@@ -17,15 +17,15 @@ from tiny import VOCABULARY, ragged
 from torch.distributed.tensor import DTensor
 
 import train
-from checks import check_processes
 from configs import load
 from configs.schema import Config, Plan
 from data import Problem
-from policy import Policy, PolicyOptions
 from rewards import Grade
-from rollout import Completion
-from run import Run
-from task import Task
+from trainer.checks import check_processes
+from trainer.policy import Policy, PolicyOptions
+from trainer.rollout import Completion
+from trainer.run import Run
+from trainer.task import Task
 
 AGGREGATIONS = ("seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm")
 BUDGETS = (32, 64, 4096)

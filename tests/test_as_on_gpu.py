@@ -86,7 +86,7 @@ import vllm.config.vllm
 vllm.config.vllm.HAS_TRITON = True
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.worker.gpu.sample.logits_processor.loader import build_custom_logits_processors_params_validator
-from rollout import EngineOptions, engine_arguments
+from trainer.rollout import EngineOptions, engine_arguments
 
 found = []
 for eager in (False, True):

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tiny import VOCABULARY, ragged, tiny_model
 
 from bandpo.objective import aggregation_weights
-from batching import TokenRow, cut, group_numbers, lay_out, share
-from policy import LogprobModel, PolicyOptions
+from trainer.batching import TokenRow, cut, group_numbers, lay_out, share
+from trainer.policy import LogprobModel, PolicyOptions
 
 CPU = torch.device("cpu")
 # Three samples of every prompt, one after another.

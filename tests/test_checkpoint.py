@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import checkpoint
-from checkpoint import CheckpointError, begin, commit, damage, info, latest, prune, recover, truncate_metrics
+from trainer import checkpoint
+from trainer.checkpoint import CheckpointError, begin, commit, damage, info, latest, prune, recover, truncate_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -212,7 +212,7 @@ def test_other_errors_pass_through_untouched():
 WRITER = """
 import sys
 from pathlib import Path
-from checkpoint import begin, commit, prune, recover, step_of, writing
+from trainer.checkpoint import begin, commit, prune, recover, step_of, writing
 root = Path(sys.argv[1])
 path, _ = recover(root)
 step = step_of(path) if path else 0
@@ -264,7 +264,7 @@ def test_run_names_cannot_lead_elsewhere(name):
 
 def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
     folder = tmp_path / "new"
-    script = f"from pathlib import Path; import checkpoint; x = checkpoint.lock_run(Path({str(folder)!r}))"
+    script = f"from pathlib import Path; from trainer import checkpoint; x = checkpoint.lock_run(Path({str(folder)!r}))"
 
     def other() -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -11,7 +11,7 @@ import pytest
 from data import Problem, PromptBuilder, load_problems
 from eval.evaluate import EvalResult, Job, Row, evaluate, sample_seed, share, summarize
 from rewards import Verifier
-from rollout import EngineOptions, HfEngine, Sampling
+from trainer.rollout import EngineOptions, HfEngine, Sampling
 
 SAMPLES = 6
 OPTIONS = EngineOptions(

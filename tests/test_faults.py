@@ -13,7 +13,6 @@ import torch
 from launching import metrics
 from safetensors.torch import load_file
 
-import checkpoint
 import train
 from bench.chaos import (
     FILE_LIMIT_BYTES,
@@ -28,6 +27,7 @@ from bench.chaos import (
     wandb_unreachable,
     workers_killed,
 )
+from trainer import checkpoint
 
 
 def argv(model: str, run: Path, **overrides: object) -> list[str]:
@@ -242,7 +242,8 @@ def test_an_engine_that_dies_ends_the_run_with_its_error(toy_model: str, tmp_pat
     script = tmp_path / "with_accident.py"
     script.write_text(
         "import sys\n"
-        "import rollout, train\n"
+        "import train\n"
+        "from trainer import rollout\n"
         "generate, calls = rollout.VllmEngine.generate, []\n"
         "def dying(engine, *words, **keys):\n"
         "    calls.append(1)\n"

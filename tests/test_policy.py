@@ -11,11 +11,11 @@ from tiny import ROWS, VOCABULARY, ragged, tiny_model
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from batching import lay_out
-from checks import check_processes
 from configs.memory import Size, activations_a_token
-from policy import Policy, PolicyOptions
-from rollout import weight_sum
+from trainer.batching import lay_out
+from trainer.checks import check_processes
+from trainer.policy import Policy, PolicyOptions
+from trainer.rollout import weight_sum
 
 SEQUENCES = ragged(4, longest=8)
 BATCH = lay_out([p for p, _, _ in SEQUENCES], [r for _, r, _ in SEQUENCES], layout="padded", device=torch.device("cpu"))

@@ -15,11 +15,11 @@ import pytest
 import torch
 from launching import ACCELERATE, ONE_PROCESS, ROOT, metrics
 
-import checkpoint
 import train
 from bench.chaos import SMALL, STEPS, Trial, difference, killed_run, left_behind, two_processes, undisturbed
 from rewards import Verifier
-from run import Run
+from trainer import checkpoint
+from trainer.run import Run
 
 
 def argv(model: str, run: Path, **overrides: object) -> list[str]:
@@ -196,7 +196,7 @@ def test_one_ctrl_c_may_arrive_three_times(
     toy_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repeated: signal.Signals, same_s: float
 ):
     """From the terminal, soon after from torchrun, and as a late SIGTERM when the launcher has died of it."""
-    monkeypatch.setattr("run.SAME_CTRL_C_S", same_s)
+    monkeypatch.setattr("trainer.run.SAME_CTRL_C_S", same_s)
     in_phase("optimize", 0)(monkeypatch, signal.SIGINT)
     phase = Run.phase
 
@@ -214,7 +214,7 @@ def test_one_ctrl_c_may_arrive_three_times(
 
 
 def test_a_later_ctrl_c_stops_at_once(toy_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("run.SAME_CTRL_C_S", -1.0)
+    monkeypatch.setattr("trainer.run.SAME_CTRL_C_S", -1.0)
     in_phase("sync", 2)(monkeypatch, signal.SIGINT)
     phase = Run.phase
 

@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 from wandb.proto import wandb_internal_pb2
 
-import tracking
-from tracking import Tracker, console_line
+from trainer import tracking
+from trainer.tracking import Tracker, console_line
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "k" * 40
@@ -139,7 +139,7 @@ def test_other_ranks_write_and_print_nothing(tmp_path, capsys):
 
 BARS = """
 from pathlib import Path
-from tracking import Tracker
+from trainer.tracking import Tracker
 it = Tracker(Path({!r}), {{}}, mode="disabled", project="p", run_id=None, max_steps=10, is_main=True)
 for _ in it.progress(range(3), "optimize", "micro-batches"):
     it.say("a line")
@@ -182,7 +182,7 @@ def test_environment_has_this_launch_and_the_earlier_ones(tmp_path):
 RUN = """
 import json, os, signal, sys
 from pathlib import Path
-from tracking import Tracker
+from trainer.tracking import Tracker
 run_dir, mode, run_id, first, last, event = sys.argv[1:]
 config = {"delta": 0.05, "eval_data": ["a", "b"]}
 it = Tracker(Path(run_dir), config, mode=mode, project="bandpo", run_id=run_id or None, max_steps=9, is_main=True)

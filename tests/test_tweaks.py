@@ -226,7 +226,10 @@ def apply(diff: str, text: str, where: str) -> str:
 
 def test_tweaks_of_the_code(toy_model: str, tmp_path: Path):
     """All of them in one copy of the project, which also shows that they do not get in each other's way."""
-    for source in [*ROOT.glob("*.py"), *(ROOT / d for d in ("bandpo", "configs", "data", "eval", "rewards"))]:
+    for source in [
+        *ROOT.glob("*.py"),
+        *(ROOT / d for d in ("bandpo", "configs", "data", "eval", "rewards", "trainer")),
+    ]:
         if source.is_dir():
             shutil.copytree(source, tmp_path / source.name, ignore=shutil.ignore_patterns("__pycache__"))
         else:

@@ -16,8 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from bandpo.logprobs import token_logprobs
-from batching import lay_out
-from policy import LogprobModel, Policy, PolicyOptions
+from trainer.batching import lay_out
+from trainer.policy import LogprobModel, Policy, PolicyOptions
 
 OPTIONS = PolicyOptions(
     sharding="none",

@@ -20,10 +20,10 @@ import torch
 
 from bandpo.objective import aggregation_weights
 from data import Problem
-from policy import MicroBatch
 from rewards import Grade
-from rollout import Completion
-from run import Run
+from trainer.policy import MicroBatch
+from trainer.rollout import Completion
+from trainer.run import Run
 
 
 @dataclass

@@ -29,17 +29,17 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from transformers.utils.logging import disable_progress_bar
 
-import checkpoint
-from checks import check_processes
 from configs import diff, to_yaml
 from configs.memory import Size, cache_a_token
 from configs.schema import Config, Plan
 from data import epoch_length
-from policy import Policy, PolicyOptions
 from rewards import Verifier
-from rollout import MOST_SEQUENCES, Engine, EngineError, EngineOptions, Sampling, make_engine, weight_sum
-from task import Task
-from tracking import Tracker, write_environment
+from trainer import checkpoint
+from trainer.checks import check_processes
+from trainer.policy import Policy, PolicyOptions
+from trainer.rollout import MOST_SEQUENCES, Engine, EngineError, EngineOptions, Sampling, make_engine, weight_sum
+from trainer.task import Task
+from trainer.tracking import Tracker, write_environment
 
 # Keys that may differ when a run is resumed: they change what is shown, kept or how fast it goes, not what is learnt.
 FREE_KEYS = set(

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import checkpoint
-from checks import find_kernels, find_model
 from configs.memory import MODELS, Size
 from configs.schema import Config
 from data import (
@@ -24,6 +22,8 @@ from data import (
     vocabulary_size,
 )
 from rewards import Verifier, check_golds
+from trainer import checkpoint
+from trainer.checks import find_kernels, find_model
 
 Say = Callable[[str], None]
 
