@@ -7,7 +7,6 @@ All tensors of tokens are flat (T,): the response tokens of all sequences one af
 elementwise takes any shape. r = exp(logprobs - old_logprobs) is the ratio, A the advantage.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -174,34 +173,24 @@ class ClipStatistics:
         """The statistics of both sets of tokens."""
         return ClipStatistics(self.sums + other.sums, torch.maximum(self.ratio_max, other.ratio_max))
 
-    def reduced(
-        self,
-        sum_over_ranks: Callable[[Mapping[str, Tensor | float]], Mapping[str, float]],
-        max_over_ranks: Callable[[Mapping[str, Tensor | float]], Mapping[str, float]],
-    ) -> "ClipStatistics":
-        """The statistics of all ranks, on the CPU; the callables take named scalars to their sums or maxima."""
-        sums = sum_over_ranks(dict(zip(SUMS, self.sums.unbind(), strict=True)))
-        ratio_max = max_over_ranks({"ratio": self.ratio_max})["ratio"]
-        return ClipStatistics(torch.tensor([sums[k] for k in SUMS], dtype=torch.float64), torch.tensor(ratio_max))
-
-    def summary(self) -> dict[str, float]:
-        """Metrics by name; reads the device, so call it once per step. What has no token, or no finite mean, is absent.
+    def means(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """(sum, count) of each metric, on the device: to be added over ranks, and divided. A mean that is not finite
+        (no upper bound) has the count 0, as one without tokens has.
 
         clip/up[/bin]    share of tokens with A > 0 (and old probability in the bin) whose ratio is above upper
         clip/down[/bin]  share of tokens with A < 0 whose ratio is below lower
         clip/fraction    share of all tokens left without policy gradient by clip or dual clip (surrogate ppo)
-        ratio/mean, ratio/max, band/lower_mean, band/upper_mean: over all tokens
+        ratio/mean, band/lower_mean, band/upper_mean: over all tokens
         """
-        sums = dict(zip(SUMS, self.sums.tolist(), strict=True))
-        shares = {}
+        sums = dict(zip(SUMS, self.sums.unbind(), strict=True))
+        pairs = {}
         for suffix in BINS:
-            shares[f"clip/up{suffix}"] = (sums[f"A>0 and r>upper{suffix}"], sums[f"A>0{suffix}"])
-            shares[f"clip/down{suffix}"] = (sums[f"A<0 and r<lower{suffix}"], sums[f"A<0{suffix}"])
+            pairs[f"clip/up{suffix}"] = (sums[f"A>0 and r>upper{suffix}"], sums[f"A>0{suffix}"])
+            pairs[f"clip/down{suffix}"] = (sums[f"A<0 and r<lower{suffix}"], sums[f"A<0{suffix}"])
         means = {"clip/fraction": "no gradient", "ratio/mean": "ratio"}
         means |= {"band/lower_mean": "lower", "band/upper_mean": "upper"}
-        shares |= {metric: (sums[key], sums["tokens"]) for metric, key in means.items()}
-        metrics = {key: total / count for key, (total, count) in shares.items() if count and total != torch.inf}
-        return metrics | ({"ratio/max": self.ratio_max.item()} if sums["tokens"] else {})
+        pairs |= {metric: (sums[key], sums["tokens"]) for metric, key in means.items()}
+        return {name: (total.nan_to_num(posinf=0), count * total.isfinite()) for name, (total, count) in pairs.items()}
 
 
 @torch.no_grad()

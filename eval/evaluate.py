@@ -1,8 +1,7 @@
 """One evaluation pass: sample K answers to every problem, grade them twice, and give mean@K, pass@K, maj@K of each set.
 
-    result = evaluate(engine, verifier, prompts, sampling, samples=32, seed=0, ks=(32,), rank=0, world=1, gather=list,
-                      progress=None)
-    result.metrics["eval/aime24/mean@32"]
+    rows = evaluate(engine, verifier, prompts, sampling, samples=32, seed=0, rank=0, world=1, progress=None)
+    summarize(in_order(rows, prompts), 32, ks=(32,))["eval/aime24/mean@32"]
 
 Training calls `evaluate` on every rank; `python -m eval.run` uses its three parts (`generate`, `Grading`, `summarize`)
 in separate processes. Every sample has a random stream of its own, a pure function of (seed, set, problem, sample), so
@@ -39,12 +38,6 @@ class Job:
     samples: list[int]  # sample numbers, each in 0..K-1
 
 
-@dataclass(frozen=True)
-class EvalResult:
-    metrics: dict[str, float]  # eval/<set>/...; a standard error that is not defined (one problem) is left out
-    rows: list[Row]  # graded samples of all ranks, by set, problem and sample
-
-
 def evaluate(
     engine: Engine,
     verifier: Verifier,
@@ -53,26 +46,18 @@ def evaluate(
     *,
     samples: int,
     seed: int,
-    ks: Sequence[int],
     rank: int,
     world: int,
-    gather: Callable[[list[Row]], list[Row]],
-    progress: Callable[[int], None] | None,
-) -> EvalResult:
-    """Sample, grade and summarise this rank's share; all ranks return the same metrics.
+    progress: Callable[[int], object] | None,
+) -> list[Row]:
+    """Sample and grade this rank's share; the rows of all ranks together are what `summarize` takes.
 
-    samples: K, answers to each problem. ks: the k of pass@k and maj@k, each at most K.
-    gather: merges the rows of all ranks into one list, on every rank (with one rank: `list`).
-    progress: called with 1 as each answer of this rank finishes.
+    samples: K, answers to each problem. progress: called with 1 as each answer of this rank finishes.
     Grading goes on in the verifier's processes while the engine still samples.
     """
-    every = jobs(prompts, samples)
     grading = Grading(verifier)
-    generate(engine, share(every, rank, world), sampling, seed, grading.submit, progress)
-    rows = gather(grading.collect())
-    order = {(job.set, job.problem): place for place, job in enumerate(every)}
-    rows = sorted(rows, key=lambda row: (order[row["set"], row["problem"]], row["sample"]))
-    return EvalResult(summarize(rows, samples, ks), rows)
+    generate(engine, share(jobs(prompts, samples), rank, world), sampling, seed, grading.submit, progress)
+    return grading.collect()
 
 
 def jobs(prompts: Prompts, samples: int) -> list[Job]:
@@ -106,7 +91,7 @@ def generate(
     sampling: Sampling,
     seed: int,
     on_row: Callable[[Row], None],
-    progress: Callable[[int], None] | None,
+    progress: Callable[[int], object] | None,
 ) -> None:
     """Sample every wanted answer; `on_row` gets each as it finishes, not graded yet."""
 
@@ -125,8 +110,7 @@ def generate(
         )
 
     seeds = [[sample_seed(seed, job.set, job.problem, sample) for sample in job.samples] for job in wanted]
-    if wanted:
-        engine.generate([job.prompt for job in wanted], sampling, seeds=seeds, on_finish=finished, progress=progress)
+    engine.generate([job.prompt for job in wanted], sampling, seeds=seeds, on_finish=finished, progress=progress)
 
 
 class Grading:
@@ -154,6 +138,13 @@ class Grading:
             }
             graded.append(row | verdicts)
         return graded
+
+
+def in_order(rows: Sequence[Row], prompts: Prompts) -> list[Row]:
+    """By set, problem and sample, however many ranks they come from: sums are then the same to the last digit."""
+    order = {(name, problem.id): i for name, pairs in prompts.items() for i, (problem, _) in enumerate(pairs)}
+    sets = list(prompts)
+    return sorted(rows, key=lambda row: (sets.index(row["set"]), order[row["set"], row["problem"]], row["sample"]))
 
 
 def summarize(rows: Sequence[Row], samples: int, ks: Sequence[int]) -> dict[str, float]:

@@ -10,50 +10,34 @@ Every rank must run the same number of micro-batches (their collectives pair up)
 parts. Masks come from lengths, never from token ids: the pad token may be the end token too.
 """
 
-import math
+import json
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import NoReturn
 
 import torch
 
 from bandpo.objective import aggregation_weights
-from data import Problem
-from rewards import Grade
 from trainer.policy import MicroBatch
-from trainer.rollout import Completion
 from trainer.run import Run
+from trainer.state import Sample
 
 
-@dataclass
-class Sample:
-    """One answer to one prompt, with all that is known of it."""
-
-    problem: Problem
-    prompt: list[int]  # token ids
-    completion: Completion
-    grade: Grade
-    reward: float
-    advantage: float = math.nan
-
-
-@dataclass
+@dataclass(frozen=True)
 class Tokens:
-    """A micro-batch with what the loss needs of its response tokens; all (T,) float32, flat over its sequences."""
+    """A micro-batch with what is known of its response tokens before an update; (T,) float32 where not said, flat
+    over its sequences."""
 
     batch: MicroBatch
-    rows: list[list[int]]  # token ids of each sequence, prompt and response
+    rows: list["TokenRow"]  # its sequences
     lengths: torch.Tensor  # (n,) response tokens of each sequence
+    ages: torch.Tensor  # steps since they were sampled
     advantages: torch.Tensor
     weights: torch.Tensor  # of each token's loss in the loss of the update: the aggregation
     sampler_logprobs: torch.Tensor
-    trainer_logprobs: torch.Tensor | None = None  # before the step's first update; None where never computed
-    old_logprobs: torch.Tensor | None = None  # the anchor of the ratio: one of the two above
-    ref_logprobs: torch.Tensor | None = None
-    entropy: torch.Tensor | None = None
-    lower: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # the ratio interval, from the old log-probs
-    upper: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    ref_logprobs: torch.Tensor | None = None  # of the reference policy; None: no KL term
 
 
 @dataclass(frozen=True)
@@ -64,6 +48,8 @@ class TokenRow:
     response: array  # token ids
     logprobs: array  # of the response, the sampler's
     advantage: float
+    age: int
+    number: int  # of the sample among those of all ranks
 
 
 def collate(run: Run, samples: list[Sample]) -> list[list[Tokens]]:
@@ -73,12 +59,13 @@ def collate(run: Run, samples: list[Sample]) -> list[list[Tokens]]:
     number of micro-batches.
     """
     cfg, size = run.cfg, len(samples) // run.plan.minibatches
+    first = run.plan.rank * len(samples)
     rows = [
-        TokenRow(array("q", s.prompt), array("q", c.token_ids), array("d", c.logprobs), s.advantage)
-        for s in samples
+        TokenRow(array("q", s.prompt), array("q", c.token_ids), array("d", c.logprobs), s.advantage, s.age, first + i)
+        for i, s in enumerate(samples)
         for c in [s.completion]
     ]
-    ranks = run.gather_objects([rows])
+    ranks = run.ranks.gather([rows])
     minibatches = [
         [row for rank in ranks for row in rank[m * size : (m + 1) * size]] for m in range(run.plan.minibatches)
     ]
@@ -101,7 +88,7 @@ def collate(run: Run, samples: list[Sample]) -> list[list[Tokens]]:
         most = max(len(cuts(chosen, 1)) for chosen in shares)
         tokens = sum(len(row.response) for row in minibatch)  # the denominator is global, known before any backward
         parts = cuts(shares[run.plan.rank], most)
-        out.append([tokens_of(run, [minibatch[i] for i in part], tokens) for part in parts])
+        out.append([tokens_of(run, [minibatch[i] for i in part], len(minibatch), tokens) for part in parts])
     return out
 
 
@@ -113,22 +100,23 @@ def group_numbers(rows: Sequence[TokenRow]) -> list[int]:
     return numbers
 
 
-def tokens_of(run: Run, rows: list[TokenRow], tokens_of_update: int) -> Tokens:
+def tokens_of(run: Run, rows: list[TokenRow], sequences_of_update: int, tokens_of_update: int) -> Tokens:
     """The tensors of one micro-batch."""
-    cfg, device = run.cfg, run.device
+    cfg, device = run.cfg, run.ranks.device
     lengths = torch.tensor([len(row.response) for row in rows], device=device)
     weights = aggregation_weights(
         lengths,
         aggregation=cfg.loss_aggregation,
-        sequences=run.plan.sequences_per_minibatch,
+        sequences=sequences_of_update,
         tokens=tokens_of_update,
         max_response_tokens=cfg.max_response_tokens,
     )
     prompts, responses = [row.prompt.tolist() for row in rows], [row.response.tolist() for row in rows]
     return Tokens(
         batch=lay_out(prompts, responses, layout=run.layout, device=device),
-        rows=[p + r for p, r in zip(prompts, responses, strict=True)],
+        rows=rows,
         lengths=lengths,
+        ages=torch.tensor([row.age for row in rows], device=device).repeat_interleave(lengths),
         advantages=torch.tensor([row.advantage for row in rows], device=device).repeat_interleave(lengths),
         weights=weights,
         sampler_logprobs=torch.tensor([x for row in rows for x in row.logprobs], dtype=torch.float32, device=device),
@@ -242,4 +230,16 @@ def lay_out(
         targets=torch.tensor([token for r in responses for token in r]).to(device),
         sequences=sequences,
         places=first,
+    )
+
+
+def raise_not_finite(run: Run, minibatch: list[Tokens], in_a_row: int) -> NoReturn:
+    """Raise FloatingPointError for updates without a finite gradient; their sequences go to a file first."""
+    path = run.folder / f"not_finite_step_{run.step + 1:06d}_rank_{run.ranks.rank}.jsonl"
+    rows = [row for tokens in minibatch for row in tokens.rows]
+    texts = [run.task.tokenizer.decode(list(row.prompt) + list(row.response)) for row in rows]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    raise FloatingPointError(
+        f"step {run.step + 1}: {in_a_row} updates in a row had no finite gradient (max_skipped); their sequences are "
+        f"in {path}; lower lr or delta, or go back to an earlier checkpoint"
     )

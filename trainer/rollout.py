@@ -90,7 +90,7 @@ class Engine(Protocol):
         *,
         seeds: list[list[int]],
         on_finish: OnFinish | None,
-        progress: Callable[[int], None] | None,
+        progress: Callable[[int], object] | None,
     ) -> list[list[Completion]]:
         """Sample len(seeds[i]) answers to prompt i; both callbacks run as answers finish, progress(1) for each.
 
@@ -172,7 +172,7 @@ class VllmEngine:
         *,
         seeds: list[list[int]],
         on_finish: OnFinish | None,
-        progress: Callable[[int], None] | None,
+        progress: Callable[[int], object] | None,
     ) -> list[list[Completion]]:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -315,6 +315,49 @@ def only_tokenizer_rows(vocab_size: int) -> type:
     return OnlyTokenizerRows
 
 
+class SharedEngine:
+    """One engine that several ranks hold together: each asks for its own answers, all compute those of all.
+
+    `generate` is collective over every rank of the run, also of one that asks for nothing.
+    """
+
+    def __init__(self, engine: Engine, rank: int, ranks_an_engine: int, gather: Callable[[list[Any]], list[Any]]):
+        self.engine, self.gather = engine, gather
+        self.first = rank - rank % ranks_an_engine
+        self.rank, self.end = rank, self.first + ranks_an_engine
+        self.sync_weights, self.checksum = engine.sync_weights, engine.checksum
+        self.sleep, self.wake, self.close = engine.sleep, engine.wake, engine.close
+
+    def generate(
+        self,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        *,
+        seeds: list[list[int]],
+        on_finish: OnFinish | None,
+        progress: Callable[[int], object] | None,
+    ) -> list[list[Completion]]:
+        asked = self.gather([(prompts, seeds)])  # of each rank of the run
+        of_engine = asked[self.first : self.end]
+        before = sum(len(theirs) for theirs, _ in asked[self.first : self.rank])
+        mine = range(before, before + len(prompts))
+
+        def finished(i: int, j: int, completion: Completion) -> None:
+            if i in mine and on_finish:
+                on_finish(i - before, j, completion)
+            if i in mine and progress:
+                progress(1)
+
+        completions = self.engine.generate(
+            [prompt for theirs, _ in of_engine for prompt in theirs],
+            sampling,
+            seeds=[row for _, theirs in of_engine for row in theirs],
+            on_finish=finished,
+            progress=None,
+        )
+        return [completions[i] for i in mine]
+
+
 class HfEngine:
     """transformers' generate on a copy of the model: slow, simple, runs wherever torch does."""
 
@@ -339,7 +382,7 @@ class HfEngine:
         *,
         seeds: list[list[int]],
         on_finish: OnFinish | None,
-        progress: Callable[[int], None] | None,
+        progress: Callable[[int], object] | None,
     ) -> list[list[Completion]]:
         results: list[list[Any]] = [[None] * len(row) for row in seeds]
         jobs = [(i, j) for i, row in enumerate(seeds) for j in range(len(row))]

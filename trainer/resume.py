@@ -1,0 +1,156 @@
+"""A run's checkpoints: what they hold, when one is written, and which one a run goes on from.
+
+    save(run)                                       # collective; nothing when there is one of this step
+    path = find_checkpoint(folder, cfg, ranks, say) # the same on every rank
+    state = load_state(path, rank, processes)
+
+A checkpoint root/step_000010 holds policy/ (Hugging Face format), optimizer.pt, config.yaml and, of each rank,
+state_rank_0.json. trainer/checkpoint.py makes it whole or absent.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate.utils import broadcast_object_list
+
+from configs import diff, to_yaml
+from configs.schema import Config
+from trainer import checkpoint
+from trainer.ranks import Ranks
+from trainer.run import Run
+from trainer.state import State, from_text, to_text
+
+# Keys that may differ when a run is resumed: they change what is shown, kept or how fast it goes, not what is learnt.
+FREE_KEYS = set(
+    """
+    max_steps max_epochs dry_run output_dir wandb wandb_project eval_every save_every keep_last keep_best
+    on_save_failure max_skipped mismatch_limit micro_batch_tokens logprob_chunk_tokens logprob_kernel attention
+    gradient_checkpointing compile sharding tensor_parallel trust_remote_code packing samples_logged plots
+    engine_memory_share engine_cpu_cache_gib engine_max_sequences engine_eager verifier_workers
+    verifier_memory_gib
+    """.split()
+)
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint of the completed steps, unless there is one; collective.
+
+    A write that fails is told, leaves the earlier checkpoints alone, and ends the run or not as configured.
+    """
+    if run.saved_step == run.step:
+        return
+    started_s, root, step = time.perf_counter(), run.folder / "checkpoints", run.step
+    weights, moments = run.policy.full_weights(), run.policy.full_optimizer(run.optimizer)  # collective
+    folder = checkpoint.saving_dir(root, step)
+    error = _error_of(lambda: checkpoint.begin(root, step)) if run.ranks.is_main else ""
+    run.ranks.wait()
+
+    def write() -> None:
+        with checkpoint.writing():
+            checkpoint.write_text(folder / f"state_rank_{run.ranks.rank}.json", to_text(run.state))
+            if run.ranks.is_main:
+                run.policy.write(folder / "policy", weights)
+                run.task.tokenizer.save_pretrained(folder / "policy")
+                torch.save(moments, folder / "optimizer.pt")
+                checkpoint.write_text(folder / "config.yaml", to_yaml(run.cfg))
+
+    errors = [e for e in run.ranks.gather([error or _error_of(write)]) if e]
+    if run.ranks.is_main and not errors:
+        info: dict[str, Any] = {"wandb_run_id": run.tracker.run_id}
+        if run.state.score is not None and run.state.score_step == step:
+            info["score"] = run.state.score
+
+        def commit() -> None:
+            checkpoint.commit(root, step, info)
+            checkpoint.prune(root, run.cfg.keep_last, run.cfg.keep_best)
+
+        errors = [e for e in [_error_of(commit)] if e]
+    elif run.ranks.is_main:
+        checkpoint.discard(root, step)
+    errors = [e for e in run.ranks.gather(errors[:1] if run.ranks.is_main else []) if e]
+    if not errors:
+        run.saved_step = step
+        run.tracker.say(f"checkpoint of step {step} saved in {time.perf_counter() - started_s:.1f} s")
+    elif run.cfg.on_save_failure == "stop":
+        raise checkpoint.CheckpointError(f"step {step}: {errors[0]}")
+    else:
+        run.tracker.say(f"warning: step {step}: {errors[0]}; training goes on (on_save_failure: continue)")
+
+
+def _error_of(work: Callable[[], object]) -> str:
+    """What went wrong with a write, in words: no rank may leave while the others wait for it."""
+    try:
+        work()
+    except checkpoint.CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def load_state(path: Path, rank: int, processes: int) -> State:
+    """The state of a checkpoint. Raises ValueError when it cannot be that of this code and number of processes."""
+    own = len(list(path.glob("state_rank_*.json"))) == processes
+    file = path / f"state_rank_{rank if own else 0}.json"
+    try:
+        state = from_text(file.read_text(encoding="utf-8"))
+    except TypeError as error:
+        raise ValueError(f"{file}: {error}; State had other fields when it was written") from None
+    of_rank = [f.name for f in fields(state) if isinstance(getattr(state, f.name), list) and getattr(state, f.name)]
+    if of_rank and not own:
+        raise ValueError(
+            f"{path} was written by another number of processes, and each kept its own {', '.join(of_rank)}: resume "
+            f"with that number, not {processes}"
+        )
+    return state
+
+
+def find_checkpoint(folder: Path, cfg: Config, ranks: Ranks, say: Callable[[str], None]) -> Path | None:
+    """The checkpoint to go on from, the same on every rank; metrics after it are dropped, to be written again.
+
+    Raises ValueError for a run that cannot be resumed with this configuration.
+    """
+    found: list[Any] = [None, ""]
+    if ranks.is_main:
+        try:
+            found = [_newest(folder, cfg, ranks.processes, say), ""]
+        except (ValueError, checkpoint.CheckpointError) as error:
+            found = [None, str(error)]
+    broadcast_object_list(found)
+    if found[1]:
+        raise ValueError(found[1])
+    return found[0]
+
+
+def _newest(folder: Path, cfg: Config, processes: int, say: Callable[[str], None]) -> Path | None:
+    path, warnings = checkpoint.recover(folder / "checkpoints")
+    for line in warnings:
+        say(f"warning: {line}")
+    logged = -1  # the last step whose metrics stay
+    if path:
+        _refuse_changed_keys(path, cfg)
+        state = load_state(path, 0, processes)
+        logged = state.step - bool(state.unlogged)  # interrupted while evaluating, a step's line is written anew
+    elif (folder / "config.yaml").exists():
+        say(f"{folder}: no checkpoint yet, starting from step 0")
+    for line in checkpoint.truncate_metrics(folder / "metrics.jsonl", logged):
+        say(line)
+    if path:
+        say(f"resuming {folder} after step {checkpoint.step_of(path)}")
+    return path
+
+
+def _refuse_changed_keys(path: Path, cfg: Config) -> None:
+    old = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    scheduled = cfg.lr_schedule != "constant" or cfg.delta_schedule != "constant"
+    fixed = {"max_steps", "max_epochs"} if scheduled else set()  # the length of lr_schedule and delta_schedule
+    changed = {key: pair for key, pair in diff(old, cfg).items() if key not in FREE_KEYS - fixed}
+    if changed:
+        keys = "; ".join(f"{key}: {before!r} then, {after!r} now" for key, (before, after) in changed.items())
+        raise ValueError(
+            f"run_name: {cfg.run_name!r} cannot be resumed with other settings ({keys}); "
+            "choose another run_name, or give the old values"
+        )

@@ -1,0 +1,242 @@
+"""Starts a run: processes, log, policy, engine, verifier, in an order that matters; from a checkpoint if there is one.
+
+with start(cfg, plan, task, say, clock) as run: ...
+"""
+
+import dataclasses
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from transformers.utils.logging import disable_progress_bar
+
+from configs import to_yaml
+from configs.memory import Size, cache_a_token
+from configs.schema import Config, Plan
+from rewards import Verifier
+from trainer import checkpoint
+from trainer.checks import check_processes
+from trainer.clock import Clock
+from trainer.policy import Policy, PolicyOptions
+from trainer.ranks import Ranks
+from trainer.resume import find_checkpoint, load_state
+from trainer.rollout import MOST_SEQUENCES, Engine, EngineError, EngineOptions, SharedEngine, make_engine
+from trainer.run import Run
+from trainer.state import State
+from trainer.stopping import Signals, ending_all_ranks, one_clear_line
+from trainer.task import Task
+from trainer.tracking import Tracker, write_environment
+
+
+@contextmanager
+def start(cfg: Config, plan: Plan, task: Task, say: Callable[[str], None], clock: Clock) -> Iterator[Run]:
+    """Everything a run needs; resumes from the newest good checkpoint; closes what it opened.
+
+    Raises ValueError for a run that cannot be resumed with this configuration, RuntimeError when processes, sharding
+    or engine are not what was asked for.
+    """
+    if cfg.deterministic:
+        _be_deterministic()
+    # Accelerate starts the process group; the engine, built later, joins it.
+    group = InitProcessGroupKwargs(timeout=timedelta(hours=2))
+    ranks = Ranks(Accelerator(mixed_precision="no", kwargs_handlers=[group]))
+    check_processes(ranks.accelerator)
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+    folder, signals = checkpoint.safe_run_dir(cfg.output_dir, cfg.run_name), Signals()
+    with one_clear_line(ValueError, checkpoint.CheckpointError, code=2):
+        lock = checkpoint.lock_run(folder) if ranks.is_main else None
+        resumed = find_checkpoint(folder, cfg, ranks, say)
+        state = load_state(resumed, ranks.rank, ranks.processes) if resumed else State()
+    with signals.noted():
+        tracker = Tracker(
+            folder,
+            dataclasses.asdict(cfg),
+            mode=cfg.wandb,
+            project=cfg.wandb_project,
+            run_id=checkpoint.info(resumed)["wandb_run_id"] if resumed else None,
+            max_steps=cfg.max_steps,
+            is_main=ranks.is_main,
+        )
+        if ranks.is_main:
+            checkpoint.write_text(folder / "config.yaml", to_yaml(cfg))
+            write_environment(folder)
+        clock.done("processes and log")
+        with one_clear_line(ValueError, code=2):
+            options, layout = _policy_options(cfg, task, ranks)
+            policy = Policy.load(str(resumed / "policy") if resumed else cfg.model, options, ranks.accelerator)
+            reference = _reference(cfg, options, ranks)
+        say(policy.text())
+        optimizer = _optimizer(cfg, policy)
+        if resumed:
+            policy.load_optimizer(resumed / "optimizer.pt", optimizer)
+        clock.done("policy")
+        verifier, eval_verifier = _verifiers(cfg)
+        engine = _engine(cfg, plan, task, policy, ranks)
+        run = Run(
+            cfg=cfg,
+            plan=plan,
+            task=task,
+            folder=folder,
+            ranks=ranks,
+            clock=clock,
+            signals=signals,
+            tracker=tracker,
+            policy=policy,
+            reference=reference,
+            optimizer=optimizer,
+            engine=engine,
+            verifier=verifier,
+            eval_verifier=eval_verifier,
+            layout=layout,
+            state=state,
+            saved_step=-1 if state.unlogged else state.step,  # -1: to be saved again, with its score
+        )
+        if resumed:
+            run.sync()
+        clock.done("engine")
+        say(clock.start_up())
+        try:
+            with _told(run):
+                yield run
+        finally:
+            verifier.close()
+            eval_verifier.close()
+            tracker.finish()
+            engine.close()  # last: vLLM takes the process group with it
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+            if lock:
+                lock.close()
+
+
+@contextmanager
+def _told(run: Run) -> Iterator[None]:
+    """Accidents of training end the run with one line; what an engine said goes to a file."""
+    accidents = (checkpoint.CheckpointError, FloatingPointError, EngineError)
+    with one_clear_line(*accidents, code=1), ending_all_ranks(run.ranks.processes):
+        try:
+            yield
+        except EngineError as error:
+            path = run.folder / f"engine_error_rank_{run.ranks.rank}.txt"
+            path.write_text(traceback.format_exc(), encoding="utf-8")
+            raise EngineError(f"{error} (all of it: {path}); the same command again resumes the run") from error
+
+
+def _be_deterministic() -> None:
+    """Before anything reaches the device: what torch, flash attention and vLLM need to add in the same order each time.
+
+    torch raises for an operation that it cannot make deterministic.
+    """
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"
+    if torch.cuda.is_available():  # else a sample's rounding depends on the batch; a CPU does without, it lacks Triton
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    torch.use_deterministic_algorithms(True)
+
+
+def _policy_options(cfg: Config, task: Task, ranks: Ranks) -> tuple[PolicyOptions, str]:
+    """What `auto` stands for on this device; and how sequences are laid out for the attention kernel."""
+    has_bf16 = ranks.device.type != "cpu" and torch.cuda.is_bf16_supported()
+    attention, layout = _attention(cfg)
+    options = PolicyOptions(
+        sharding=cfg.sharding,
+        precision={"auto": "bfloat16" if has_bf16 else "float32"}.get(cfg.precision, cfg.precision),
+        attention=attention,
+        gradient_checkpointing=cfg.gradient_checkpointing,
+        compile=cfg.compile,
+        temperature=cfg.temperature,
+        vocab_size=task.vocab_size,
+        chunk_tokens=cfg.logprob_chunk_tokens,
+        logprob_kernel=cfg.logprob_kernel,
+        trust_remote_code=cfg.trust_remote_code,
+    )
+    return options, layout
+
+
+def _attention(cfg: Config) -> tuple[str, str]:
+    """The attention kernel, and the layout of sequences that it takes (batching.lay_out)."""
+    name = cfg.attention
+    if name == "auto":
+        from transformers.utils.import_utils import is_flash_attn_2_available
+
+        name = "flash_attention_2" if torch.cuda.is_available() and is_flash_attn_2_available() else "sdpa"
+    if cfg.packing == "off":
+        return name, "padded"
+    if name == "sdpa":
+        return "sdpa_by_sequence", "by_sequence"
+    return name, "packed" if name.startswith("flash") or cfg.packing == "on" else "padded"
+
+
+def _reference(cfg: Config, options: PolicyOptions, ranks: Ranks) -> Policy | None:
+    """The model started from, also in a resumed run."""
+    if cfg.kl_coef == 0:
+        return None
+    reference = Policy.load(cfg.model, options, ranks.accelerator, trainable=False)
+    if cfg.reference_offload:
+        reference.to("cpu")
+    return reference
+
+
+def _optimizer(cfg: Config, policy: Policy) -> torch.optim.Optimizer:
+    betas = (cfg.adam_beta1, cfg.adam_beta2)
+    return torch.optim.AdamW(policy.parameters(), lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay, fused=True)
+
+
+def _verifiers(cfg: Config) -> tuple[Verifier, Verifier]:
+    """For rewards, and for evaluations."""
+    workers = (cfg.verifier_workers, cfg.verifier_timeout_s, cfg.verifier_memory_gib)
+    with one_clear_line(ValueError, code=2):  # a grader of the user's that loaded once and does not a second time
+        verifier = Verifier(*workers, cfg.reward)
+    return verifier, verifier if cfg.reward == "math" else Verifier(*workers, "math")
+
+
+def _engine(cfg: Config, plan: Plan, task: Task, policy: Policy, ranks: Ranks) -> Engine:
+    precision = policy.options.precision
+    options = EngineOptions(
+        engine=cfg.engine,
+        dtype=precision,
+        vocab_size=task.vocab_size,
+        max_model_tokens=cfg.max_prompt_tokens + cfg.max_response_tokens,
+        max_sequences=cfg.engine_max_sequences
+        or sequences_at_once(
+            cfg,
+            Size.of(policy.causal_lm.config),
+            wanted=plan.sequences // plan.processes * cfg.tensor_parallel,
+            bytes_per_number={"float32": 4, "bfloat16": 2}[precision],
+            device_bytes=None if ranks.device.type == "cpu" else torch.cuda.mem_get_info(ranks.device)[1],
+        ),
+        memory_share=cfg.engine_memory_share,
+        cpu_cache_gib=cfg.engine_cpu_cache_gib,
+        tensor_parallel=cfg.tensor_parallel,
+        eager=cfg.engine_eager,
+        trust_remote_code=cfg.trust_remote_code,
+    )
+    where = {"rank": ranks.rank, "world": ranks.processes, "device": str(ranks.device)}
+    engine = make_engine(cfg.model, options, **where)
+    return SharedEngine(engine, ranks.rank, cfg.tensor_parallel, ranks.gather) if cfg.tensor_parallel > 1 else engine
+
+
+def sequences_at_once(
+    cfg: Config, size: Size, *, wanted: int, bytes_per_number: int, device_bytes: float | None
+) -> int:
+    """How many sequences an engine decodes at once when nobody says: all that are wanted, as far as there is room.
+
+    The room for keys and values is what the weights leave of the engine's share of `device_bytes`, or the cache on a
+    CPU (None). It is taken to hold sequences of half the longest length: most answers end before the limit, and when
+    too many do not, vLLM computes some of them twice, which is slow and not wrong.
+    """
+    if device_bytes is None:
+        room = cfg.engine_cpu_cache_gib * 2**30
+    else:
+        share = cfg.engine_memory_share * device_bytes * cfg.tensor_parallel  # of the ranks that share an engine
+        room = share - size.parameters * bytes_per_number
+    tokens = room / cache_a_token(size, bytes_per_number)
+    whole = cfg.max_prompt_tokens + cfg.max_response_tokens
+    return max(1, min(wanted, int(tokens / (whole / 2)), MOST_SEQUENCES[cfg.engine]))
