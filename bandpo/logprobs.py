@@ -35,7 +35,7 @@ def token_logprobs(
     chunk_tokens: int,
     kernel: str,
 ) -> tuple[Tensor, Tensor]:
-    """(T,) float32 log-probs of `targets`, with gradient to hidden states and head; (T,) float32 entropy, without.
+    """(T,) float32 log-probs of `targets` and (T,) float32 entropy, both with gradient to hidden states and head.
 
     hidden: (T, H) states that predict each target. head_weight: (V, H), tied to the embedding or not, a plain tensor:
     under FSDP call this inside the forward of the module whose parameter it is. targets: (T,) token ids below
@@ -46,7 +46,8 @@ def token_logprobs(
     float32, and so is the head's gradient while it is summed over chunks. In bfloat16 a product keeps float32 on a GPU
     and is rounded on a CPU, which has no such kernel. A log-prob is never above 0.
 
-    kernel: chunked, or liger, which ignores `chunk_tokens`; raises ImportError where liger-kernel is missing.
+    kernel: chunked, or liger, which ignores `chunk_tokens` and whose entropy has no gradient: asking for it raises
+    NotImplementedError. ImportError where liger-kernel is missing.
     """
     assert hidden.dim() == 2 and len(hidden) == len(targets), f"{tuple(hidden.shape)} states, {len(targets)} targets"
     assert vocab_size <= len(head_weight), f"vocab_size {vocab_size} is more than the head's {len(head_weight)} rows"
@@ -78,16 +79,17 @@ class _TokenLogprobs(torch.autograd.Function):
                     entropy[rows] = log_total - powers.mul_(block).sum(dim=-1) / total
                     normalizers[rows] = top + log_total
                 del logits, block, powers  # before the next chunk's are made
-        ctx.save_for_backward(hidden, head_weight, targets, normalizers)
+        ctx.save_for_backward(hidden, head_weight, targets, normalizers, entropy)
         ctx.settings = (temperature, vocab_size, chunk_tokens, dtype)
-        ctx.mark_non_differentiable(entropy)
+        ctx.set_materialize_grads(False)  # the entropy's gradient is None where nobody uses it, and costs nothing
         return logprobs, entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_logprobs, _):
-        hidden, head_weight, targets, normalizers = ctx.saved_tensors
+    def backward(ctx, grad_logprobs, grad_entropy):
+        hidden, head_weight, targets, normalizers, entropy = ctx.saved_tensors
         temperature, vocab_size, chunk_tokens, dtype = ctx.settings
+        grad_logprobs = torch.zeros_like(normalizers) if grad_logprobs is None else grad_logprobs
         with torch.autocast(hidden.device.type, enabled=False):
             weight = head_weight[:vocab_size].to(dtype)
             grad_hidden = torch.empty_like(hidden)
@@ -95,15 +97,20 @@ class _TokenLogprobs(torch.autograd.Function):
             for start in range(0, len(targets), chunk_tokens):
                 chunk = slice(start, start + chunk_tokens)
                 states = hidden[chunk].to(dtype)
-                probs = _logits(states, weight, temperature).sub_(normalizers[chunk, None]).exp_()  # (C, V) float32
+                logs = _logits(states, weight, temperature).sub_(normalizers[chunk, None])  # (C, V) float32, ln p
                 scale = grad_logprobs[chunk, None] / temperature
-                grad_logits = probs.mul_(-scale).scatter_add_(1, targets[chunk, None], scale).to(dtype)
+                if grad_entropy is None:
+                    probs = logs.exp_().mul_(-scale)
+                else:  # d entropy / d logit = -p (ln p + entropy) / temperature
+                    of_entropy = grad_entropy[chunk, None] / temperature
+                    probs = logs.exp().mul_(logs.add_(entropy[chunk, None]).mul_(of_entropy).add_(scale).neg_())
+                grad_logits = probs.scatter_add_(1, targets[chunk, None], scale).to(dtype)
                 grad_hidden[chunk] = grad_logits @ weight
                 if grad_weight is not None and dtype == torch.float32:  # no second tensor of the head's size
                     grad_weight[:vocab_size].addmm_(grad_logits.T, states)
                 elif grad_weight is not None:
                     grad_weight[:vocab_size] += _product(grad_logits.T, states)
-                del probs, grad_logits
+                del logs, probs, grad_logits
         grad_weight = None if grad_weight is None else grad_weight.to(head_weight.dtype)
         return grad_hidden, grad_weight, None, None, None, None, None
 
@@ -118,7 +125,22 @@ def _liger(states: Tensor, weight: Tensor, targets: Tensor, temperature: float) 
         loss, entropy = LigerFusedLinearScaledCrossEntropyFunction.apply(
             states, weight, targets, temperature, no_id_ignored, m_tiles, with_entropy
         )
-    return -loss, entropy.detach().float()
+    return -loss, _WithoutGradient.apply(entropy.detach().float(), loss)
+
+
+class _WithoutGradient(torch.autograd.Function):
+    """An entropy that says so when a gradient is asked of it; silently, a bonus would change nothing."""
+
+    @staticmethod
+    def forward(ctx, entropy, attached_to):
+        ctx.set_materialize_grads(False)
+        return entropy
+
+    @staticmethod
+    def backward(ctx, grad_entropy):
+        if grad_entropy is not None:
+            raise NotImplementedError("logprob_kernel: liger's entropy has no gradient; use chunked")
+        return None, None
 
 
 def _logits(states: Tensor, weight: Tensor, temperature: float) -> Tensor:

@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from bandpo.logprobs import token_logprobs
+from bandpo.logprobs import _WithoutGradient, token_logprobs
 
 T, H, V = 23, 8, 40
 OPTIONS = {"temperature": 0.7, "vocab_size": 37, "chunk_tokens": 5, "kernel": "chunked"}
@@ -33,20 +33,23 @@ def plain(hidden, weight, targets, *, temperature, vocab_size, chunk_tokens=None
     return table.gather(1, targets[:, None]).squeeze(1), -(table.exp() * table).sum(-1)
 
 
-def gradients(function, hidden, weight, targets, **options) -> list[torch.Tensor]:
-    """[log-probs, entropy, gradient of the states, of the head]"""
+def gradients(function, hidden, weight, targets, of: str = "log-probs", **options) -> list[torch.Tensor]:
+    """[log-probs, entropy, gradient of the states, of the head]; the gradient of a sum of `of`, each token weighted."""
     hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     logprobs, entropy = function(hidden, weight, targets, **options)
-    grads = torch.autograd.grad((logprobs * torch.linspace(-1, 2, T)).sum(), (hidden, weight))
+    weighted = {"log-probs": logprobs * torch.linspace(-1, 2, T), "entropy": entropy * torch.linspace(3, -1, T)}
+    weighted["both"] = weighted["log-probs"] + weighted["entropy"]
+    grads = torch.autograd.grad(weighted[of].sum(), (hidden, weight))
     return [logprobs.detach(), entropy.detach(), *grads]
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 5, T, 100])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("vocab_size", [37, V])
-def test_equals_log_softmax_forward_and_backward(chunk_tokens: int, temperature: float, vocab_size: int):
+@pytest.mark.parametrize("of", ["log-probs", "entropy", "both"])
+def test_equals_log_softmax_forward_and_backward(chunk_tokens: int, temperature: float, vocab_size: int, of: str):
     options = {"temperature": temperature, "vocab_size": vocab_size, "chunk_tokens": chunk_tokens, "kernel": "chunked"}
-    found, wanted = gradients(token_logprobs, *inputs(), **options), gradients(plain, *inputs(), **options)
+    found, wanted = gradients(token_logprobs, *inputs(), of, **options), gradients(plain, *inputs(), of, **options)
     for one, other in zip(found, wanted, strict=True):
         assert one.dtype == torch.float32
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
@@ -64,10 +67,22 @@ def test_by_hand():
         assert entropy.item() == pytest.approx(-p * math.log(p) - (1 - p) * math.log(1 - p), rel=1e-6)
 
 
-def test_the_entropy_has_no_gradient_and_no_grad_works():
+def test_the_gradient_of_the_entropy_against_float64():
+    """Relative error below 1e-4, where the policy is unsure and where it is sure."""
+    for scale in (0.1, 1.0, 10.0):
+        hidden, weight, targets = inputs(scale=scale)
+        found = gradients(token_logprobs, hidden, weight, targets, "entropy", **OPTIONS)
+        states, head = (tensor.double().requires_grad_() for tensor in (hidden, weight))
+        table = ((states @ head.T)[:, :37] / 0.7).log_softmax(-1)
+        entropy = -(table.exp() * table).sum(-1)
+        wanted = torch.autograd.grad((entropy * torch.linspace(3, -1, T)).sum(), (states, head))
+        for one, other in zip(found[2:], wanted, strict=True):
+            assert (one - other).norm() < 1e-4 * other.norm()
+
+
+def test_no_grad_works():
     hidden, weight, targets = inputs()
-    logprobs, entropy = token_logprobs(hidden.requires_grad_(), weight, targets, **OPTIONS)
-    assert logprobs.requires_grad and not entropy.requires_grad
+    logprobs, _ = token_logprobs(hidden.requires_grad_(), weight, targets, **OPTIONS)
     with torch.no_grad():
         again = token_logprobs(hidden, weight, targets, **OPTIONS)
     assert torch.equal(again[0], logprobs) and not again[0].requires_grad
@@ -177,9 +192,8 @@ def test_no_tensor_is_larger_than_the_logits_of_a_chunk():
     for function in (token_logprobs, plain):
         with LargestResult() as largest:
             x, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-            function(x, w, targets, temperature=1.0, vocab_size=500, chunk_tokens=8, kernel="chunked")[
-                0
-            ].sum().backward()
+            both = function(x, w, targets, temperature=1.0, vocab_size=500, chunk_tokens=8, kernel="chunked")
+            torch.cat(both).sum().backward()
         sizes.append(largest.elements)
     assert sizes == [8 * 500, 64 * 500]
 
@@ -247,6 +261,15 @@ def test_under_fsdp2_on_two_processes(tmp_path: Path):
         assert gap < (1e-5 if "float32" in name else 2e-2), (name, gap)
 
 
+def test_an_entropy_without_gradient_says_so():
+    """liger's, which is not installed here: a bonus on it must not be lost in silence."""
+    logprobs = torch.zeros(3, requires_grad=True)
+    entropy = _WithoutGradient.apply(torch.ones(3), logprobs)
+    (logprobs.sum() + entropy.detach().sum()).backward()
+    with pytest.raises(NotImplementedError, match="logprob_kernel: liger's entropy has no gradient; use chunked"):
+        (logprobs + entropy).sum().backward()
+
+
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_liger_gives_the_same_numbers(dtype: torch.dtype, tolerance: float):
     pytest.importorskip("liger_kernel", reason="liger-kernel is not installed: it needs triton, a package for GPUs")
@@ -255,7 +278,7 @@ def test_liger_gives_the_same_numbers(dtype: torch.dtype, tolerance: float):
         hidden, weight, targets = inputs(dtype)
         hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
         logprobs, entropy = token_logprobs(hidden, weight, targets, **{**OPTIONS, "kernel": kernel})
-        assert logprobs.dtype == entropy.dtype == torch.float32 and not entropy.requires_grad
+        assert logprobs.dtype == entropy.dtype == torch.float32
         (logprobs * torch.arange(len(targets))).sum().backward()
         results[kernel] = [logprobs, entropy, hidden.grad, weight.grad]
     for ours, theirs in zip(*results.values(), strict=True):
