@@ -23,7 +23,6 @@ import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -40,14 +39,14 @@ from bandpo.objective import (
     sequence_logprobs,
 )
 from bandpo.radius import scheduled_delta, token_radius
-from configs import load_or_exit, to_yaml
-from configs.memory import memory_text
+from configs import load_or_exit
 from configs.schema import Config, Plan
 from data import next_problems
 from eval.evaluate import Row, evaluate, in_order, summarize
 from eval.plots import plot_run
 from rewards import Grade, Ticket, shape_reward
 from trainer.batching import Tokens, collate, raise_not_finite
+from trainer.checks import check_engine
 from trainer.clock import Clock
 from trainer.policy import Policy
 from trainer.ranks import Number, Pair
@@ -57,7 +56,7 @@ from trainer.run import Run
 from trainer.start import start
 from trainer.state import Sample
 from trainer.stopping import Stopped, die_with_launcher, one_clear_line
-from trainer.task import load_task, look_at_task
+from trainer.task import dry_run, load_task
 
 
 def main(argv: list[str]) -> int:
@@ -79,7 +78,7 @@ def main(argv: list[str]) -> int:
     say(plan.text(cfg))
     with one_clear_line(ValueError, OSError, code=2):
         if cfg.dry_run:
-            return dry_run(cfg, plan, say)
+            return dry_run(cfg, plan.processes, say)
         task = load_task(cfg, say)
     clock.done("data")
     with start(cfg, plan, task, say, clock) as run:
@@ -94,17 +93,6 @@ def main(argv: list[str]) -> int:
         if run.ranks.is_main and cfg.plots and not run.signals.number:  # who asked to stop may not wait for pictures
             run.tracker.artifact(plot_run(run.folder), "plots")
         return run.exit_code()
-
-
-def dry_run(cfg: Config, plan: Plan, say: Callable[[str], None]) -> int:
-    """Everything that can be told without loading a model, then the configuration; the exit code, 0."""
-    size, missing = look_at_task(cfg, say)
-    if size:
-        say(memory_text(cfg, size, plan.processes))
-    say(to_yaml(cfg))
-    for line in missing:
-        say(f"not looked at, since the hub is not within reach: {line}")
-    return 0
 
 
 def train_step(run: Run) -> dict[str, float]:
@@ -126,7 +114,7 @@ def train_step(run: Run) -> dict[str, float]:
     with run.phase("sync"):
         run.sync()
     metrics = step_metrics(run, samples, minibatches, updates)
-    check_engine(run.cfg, run.step, metrics)
+    check_engine(run.cfg, metrics, step=run.step + 1)
     run.state = replace(
         run.state,
         step=run.step + 1,
@@ -503,38 +491,6 @@ def step_metrics(
     metrics = {name: total / count for name, (total, count) in run.ranks.add(sums).items() if count}
     used = {"train/delta": delta_at(cfg, run.step), "optim/lr": learning_rate(cfg, run.step)}
     return metrics | run.ranks.largest(peaks) | used
-
-
-def check_engine(cfg: Config, step: int, metrics: dict[str, float]) -> None:
-    """Raise RuntimeError when the engine that sampled is not the policy that is trained."""
-    gap = metrics.get("mismatch/kl", 0.0)  # absent: no answer is of this step
-    if not gap <= cfg.mismatch_limit:  # also when it is not a number
-        raise RuntimeError(
-            f"step {step + 1}: KL(sampler, trainer) is {gap:.3g} nats per token, mismatch_limit is "
-            f"{cfg.mismatch_limit}: the engine does not hold the trainer's weights, or computes with another precision"
-        )
-
-
-def show_samples(run: Run, samples: list[Sample], updates: Updates) -> None:
-    """The first answer of some groups, and how wide the intervals were."""
-    shown = samples[:: run.cfg.samples_per_prompt][: run.cfg.samples_logged]
-    run.tracker.samples(run.step, [sample_row(sample) for sample in shown])
-    widths = [old.upper - old.lower for row in updates.anchors for old in row if old]
-    run.tracker.histogram(run.step, "histogram/interval_width", torch.cat(widths).cpu())
-
-
-def sample_row(sample: Sample) -> dict[str, object]:
-    """A row of the table of sample answers."""
-    return {
-        "problem": sample.problem.problem,
-        "answer": sample.completion.text,
-        "gold": sample.problem.gold,
-        "extracted": sample.grade.extracted,
-        "reason": sample.grade.reason,
-        "reward": sample.reward,
-        "advantage": round(sample.advantage, 4),
-        "tokens": len(sample.completion.token_ids),
-    }
 
 
 def evaluate_policy(run: Run) -> tuple[dict[str, float], float]:

@@ -74,7 +74,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     from configs import load
     from configs.schema import Config, Plan
     from eval.compare import paired_interval
-    from trainer import run as lifecycle
+    from trainer import start as lifecycle
+    from trainer.clock import Clock
     from trainer.task import load_task
 
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +130,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         train.collate = counted
         inside = ("generate", "forward", "backward")
         spent: dict[str, float] = dict.fromkeys((*inside, "sleep", "wake", "sync_weights"), 0.0)
-        with lifecycle.start(cfg, plan, task, lambda line: None) as run:
+        with lifecycle.start(cfg, plan, task, lambda line: None, Clock()) as run:
             for name in ("generate", "sleep", "wake", "sync_weights"):
                 setattr(run.engine, name, timed(getattr(run.engine, name), spent, name))
             run.policy.model.forward = timed(run.policy.model.forward, spent, "forward")
@@ -140,7 +141,6 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
                 computed.clear()
                 cpu = time.process_time()
                 metrics = train.train_step(run)
-                assert metrics is not None
                 parts = {f"{name}_s": spent[name] for name in ("sleep", "wake", "sync_weights")}
                 outer = {"cpu_s": time.process_time() - cpu, "inside_s": sum(spent[name] for name in inside)}
                 rows.append(metrics | parts | outer)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from trainer.clock import memory_in_use_gib
 from trainer.rollout import Completion, EngineOptions, Sampling, VllmEngine
-from trainer.run import memory_in_use_gib
 
 TOKENS = 22  # of the tokenizer; the head has more rows
 SAMPLING = Sampling(temperature=0.8, top_p=1.0, top_k=0, max_tokens=6, stop_token_ids=(1,))

@@ -47,7 +47,7 @@ def tell_and_pass_over(self: run.Run, sync=run.Run.sync) -> None:
 
 @contextmanager
 def signalling(self: run.Run, name: str, phase=run.Run.phase):
-    if fault == f"sigterm_{name}" and self.step == 1 and not self.signal:
+    if fault == f"sigterm_{name}" and self.step == 1 and not self.signals.number:
         signal.raise_signal(signal.SIGTERM)
     with phase(self, name):
         yield

@@ -9,7 +9,9 @@ aggregation and several `micro_batch_tokens`; rank 0 writes the full gradients, 
 import math
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,9 +25,10 @@ from data import Problem
 from rewards import Grade
 from trainer.checks import check_processes
 from trainer.policy import Policy, PolicyOptions
+from trainer.ranks import Ranks
 from trainer.rollout import Completion
 from trainer.run import Run
-from trainer.task import Task
+from trainer.state import Sample, State
 
 AGGREGATIONS = ("seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm")
 BUDGETS = (32, 64, 4096)
@@ -41,13 +44,20 @@ class Recorder(torch.optim.SGD):
         self.seen = [p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad.clone() for p in parameters]
 
 
-def samples() -> list[train.Sample]:
+def samples() -> list[Sample]:
     """Sorted by length, so that the first rank has all the short ones: the worst case for equal counts."""
     problem, grade = Problem("set/0", "1 + 1 =", "2", "set", None), Grade(False, None, "mismatch")
     return [
-        train.Sample(problem, prompt, Completion(response, [-1.0] * len(response), "stop", ""), grade, 0.0, advantage)
+        Sample(problem, prompt, Completion(response, [-1.0] * len(response), "stop", ""), grade, 0.0, advantage)
         for prompt, response, advantage in sorted(ragged(PROMPTS * SAMPLES, longest=LONGEST), key=lambda s: len(s[1]))
     ]
+
+
+def part_of_a_run(cfg: Config, plan: Plan, policy: Policy, recorder: Recorder, accelerator: Accelerator) -> Run:
+    """What `collate` and `optimize` need of a run; the rest is left out."""
+    parts: dict[str, Any] = dict.fromkeys(field.name for field in fields(Run))
+    parts |= {"cfg": cfg, "plan": plan, "policy": policy, "optimizer": recorder, "ranks": Ranks(accelerator)}
+    return Run(**{**parts, "state": State(), "layout": "by_sequence"})
 
 
 def main(out: str, sharding: str, *models: str) -> None:
@@ -61,7 +71,7 @@ def write_gradients(model: str, out: Path, sharding: str, accelerator: Accelerat
     options = PolicyOptions(
         sharding=sharding,
         precision="float32",
-        attention="sdpa",
+        attention="sdpa_by_sequence",
         compile=False,
         logprob_kernel="chunked",
         gradient_checkpointing=os.environ.get("CHECKPOINTING") == "1",
@@ -88,17 +98,19 @@ def write_gradients(model: str, out: Path, sharding: str, accelerator: Accelerat
             lengths = f"--epochs_per_step=1 --max_prompt_tokens=8 --max_response_tokens={LONGEST} --kl_coef=0"
             cfg = load(Config, ["--config", "demo_band.yaml", *overrides, *fixed.split(), *lengths.split()])
             plan = Plan(cfg)
-            run = Run(cfg, plan, Task(None, VOCABULARY, (1,), [], {}), accelerator)
-            run.policy, run.optimizer = policy, Recorder(policy.parameters(), lr=0.0)
+            recorder = Recorder(policy.parameters(), lr=0.0)
+            run = part_of_a_run(cfg, plan, policy, recorder, accelerator)
             share = PROMPTS * SAMPLES // plan.processes
             minibatches = train.collate(run, samples()[plan.rank * share : (plan.rank + 1) * share])
-            counts = run.gather_objects([len(minibatches[0])])
+            counts = run.ranks.gather([len(minibatches[0])])
             assert len(set(counts)) == 1, f"micro-batches per rank: {counts}"
-            updates = train.optimize(run, minibatches)
-            norm = math.sqrt(sum(g.double().square().sum().item() for g in run.optimizer.seen))
+            updates = train.optimize(run, minibatches, [[None] * len(minibatches[0])])
+            norm = math.sqrt(sum(g.double().square().sum().item() for g in recorder.seen))
             assert abs(updates.grad_norms[0] - norm) < 1e-5 * norm  # the reported norm is of the full gradient
-            result[f"{aggregation} {budget}"] = dict(zip(names, run.optimizer.seen, strict=True))
-            result[f"{aggregation} {budget}"]["loss"] = torch.tensor(run.reduce({"loss": updates.loss})["loss"])
+            result[f"{aggregation} {budget}"] = dict(zip(names, recorder.seen, strict=True))
+            result[f"{aggregation} {budget}"]["loss"] = torch.tensor(
+                run.ranks.add({"loss": (updates.loss, 1)})["loss"][0]
+            )
             result[f"{aggregation} {budget}"]["counts"] = torch.tensor(counts)
     weights = policy.full_weights()
     if accelerator.is_main_process:

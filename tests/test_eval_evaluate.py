@@ -1,7 +1,7 @@
 """One evaluation pass with a real engine, model and verifier: its figures worked out again from its rows."""
 
-import threading
 from collections import Counter
+from dataclasses import dataclass
 from math import comb
 from pathlib import Path
 from statistics import fmean
@@ -9,7 +9,7 @@ from statistics import fmean
 import pytest
 
 from data import Problem, PromptBuilder, load_problems
-from eval.evaluate import EvalResult, Job, Row, evaluate, sample_seed, share, summarize
+from eval.evaluate import Job, Row, evaluate, in_order, sample_seed, share, summarize
 from rewards import Verifier
 from trainer.rollout import EngineOptions, HfEngine, Sampling
 
@@ -46,16 +46,21 @@ def setting(tiny_model: Path) -> tuple[HfEngine, Sampling]:
     return engine, Sampling(1.0, 1.0, 0, 12, (engine.tokenizer.eos_token_id,))
 
 
+@dataclass
+class EvalResult:
+    metrics: dict[str, float]
+    rows: list[Row]
+
+
 @pytest.fixture(scope="module")
 def result(setting: tuple[HfEngine, Sampling], verifier: Verifier) -> EvalResult:
     finished: list[int] = []
     prompts = prompts_of(setting[0], slice(0, 6), slice(6, 9))
-    result = evaluate(
-        setting[0], verifier, prompts, setting[1], samples=SAMPLES, seed=7, ks=(1, 2, SAMPLES), rank=0, world=1,
-        gather=list, progress=finished.append,
-    )  # fmt: skip
+    common = {"samples": SAMPLES, "seed": 7, "rank": 0, "world": 1}
+    rows = evaluate(setting[0], verifier, prompts, setting[1], progress=finished.append, **common)
     assert sum(finished) == 9 * SAMPLES
-    return result
+    rows = in_order(rows, prompts)
+    return EvalResult(summarize(rows, SAMPLES, (1, 2, SAMPLES)), rows)
 
 
 def test_metrics_are_those_of_the_rows(result: EvalResult) -> None:
@@ -98,41 +103,15 @@ def test_a_row_says_all_about_its_answer(result: EvalResult, verifier: Verifier)
 def test_share_of_ranks_changes_nothing(
     result: EvalResult, setting: tuple[HfEngine, Sampling], verifier: Verifier
 ) -> None:
-    """Three ranks as threads, each with its engine and its share; all return what one rank does alone."""
-    everything: dict[int, list[Row]] = {}
-    answers: dict[int, EvalResult] = {}
-    barrier = threading.Barrier(3)
-    lock = threading.Lock()
-
-    class Turns(HfEngine):
-        """torch's global generator is one for all threads of this test; real ranks are processes."""
-
-        def __init__(self) -> None:
-            pass
-
-        def generate(self, *args, **named):
-            with lock:
-                return setting[0].generate(*args, **named)
-
-    def rank_main(rank: int) -> None:
-        def gather(rows: list[Row]) -> list[Row]:
-            everything[rank] = rows
-            barrier.wait(60)
-            return [row for number in (2, 0, 1) for row in everything[number]]
-
-        prompts = prompts_of(setting[0], slice(0, 6), slice(6, 9))
-        answers[rank] = evaluate(
-            Turns(), verifier, prompts, setting[1], samples=SAMPLES, seed=7, ks=(1, 2, SAMPLES), rank=rank, world=3,
-            gather=gather, progress=None,
-        )  # fmt: skip
-
-    threads = [threading.Thread(target=rank_main, args=(rank,)) for rank in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [len(rows) for rows in everything.values()] == [18, 18, 18]
-    assert all(answer.metrics == result.metrics and answer.rows == result.rows for answer in answers.values())
+    """Three ranks, each with its share: their rows together, in whatever order they come, are those of one rank."""
+    prompts = prompts_of(setting[0], slice(0, 6), slice(6, 9))
+    shares = [
+        evaluate(setting[0], verifier, prompts, setting[1], samples=SAMPLES, seed=7, rank=rank, world=3, progress=None)
+        for rank in range(3)
+    ]
+    assert [len(rows) for rows in shares] == [18, 18, 18]
+    rows = in_order([row for number in (2, 0, 1) for row in shares[number]], prompts)
+    assert rows == result.rows and summarize(rows, SAMPLES, (1, 2, SAMPLES)) == result.metrics
 
 
 def test_samples_depend_on_their_problem_and_seed_alone(
@@ -140,12 +119,12 @@ def test_samples_depend_on_their_problem_and_seed_alone(
 ) -> None:
     """The same problems under the same set name, in another order and without the rest: the same answers."""
     prompts = {"part0": prompts_of(setting[0], slice(0, 6))["part0"][4:1:-1]}
-    common = {"samples": 3, "ks": (3,), "rank": 0, "world": 1, "gather": list, "progress": None}
+    common = {"samples": 3, "rank": 0, "world": 1, "progress": None}
     again = evaluate(setting[0], verifier, prompts, setting[1], seed=7, **common)
     texts = {(row["problem"], row["sample"]): row["text"] for row in result.rows}
-    assert [row["text"] for row in again.rows] == [texts[row["problem"], row["sample"]] for row in again.rows]
+    assert [row["text"] for row in again] == [texts[row["problem"], row["sample"]] for row in again]
     other = evaluate(setting[0], verifier, prompts, setting[1], seed=8, **common)
-    assert [row["text"] for row in other.rows] != [row["text"] for row in again.rows]
+    assert [row["text"] for row in other] != [row["text"] for row in again]
 
 
 def test_seeds_of_all_samples_differ() -> None:

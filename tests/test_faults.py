@@ -27,7 +27,7 @@ from bench.chaos import (
     wandb_unreachable,
     workers_killed,
 )
-from trainer import checkpoint
+from trainer.resume import load_state
 
 
 def argv(model: str, run: Path, **overrides: object) -> list[str]:
@@ -77,7 +77,7 @@ def test_an_update_without_a_finite_gradient_is_skipped_and_counted(toy_model: s
     skipped = [row["optim/skipped"] for row in metrics(run)]
     assert 0 < sum(skipped) < len(skipped)  # some updates were poisoned, some were not
     saved = sorted((run / "checkpoints").iterdir())
-    in_a_row = [checkpoint.info(path)["skipped_in_a_row"] for path in saved]
+    in_a_row = [load_state(path, 0, 1).skipped_in_a_row for path in saved]
     assert all(
         now == (before + 1 if count else 0)
         for before, now, count in zip([0, *in_a_row[:-1]], in_a_row, skipped, strict=True)
@@ -94,7 +94,7 @@ def test_too_many_in_a_row_stop_the_run_and_their_prompts_are_kept(
     """In a row over a resumption, too."""
     run, keys = tmp_path / "run", {"reward": poison(tmp_path, 1), "max_skipped": 4, **ONE_UPDATE}
     assert train.main(argv(toy_model, run, max_steps=2, **keys)) == 0
-    assert checkpoint.info(run / "checkpoints" / "step_000002")["skipped_in_a_row"] == 2
+    assert load_state(run / "checkpoints" / "step_000002", 0, 1).skipped_in_a_row == 2
     line = error_of(capsys, argv(toy_model, run, **keys), 1)
     kept = run / "not_finite_step_000004_rank_0.jsonl"
     assert "step 4: 4 updates in a row had no finite gradient" in line and "lower lr" in line and str(kept) in line

@@ -21,13 +21,21 @@ MAY_IMPORT = {
 }
 # Within trainer/, where a file knows only what is below it too.
 TRAINER = {
-    "run": {"checkpoint", "checks", "policy", "rollout", "task", "tracking"},
+    "start": {"checkpoint", "checks", "clock", "policy", "ranks", "resume", "rollout", "run", "state", "stopping"}
+    | {"task", "tracking"},
+    "resume": {"checkpoint", "ranks", "run", "state"},
+    "samples": {"batching", "run", "state"},
+    "batching": {"policy", "run", "state"},
+    "run": {"clock", "policy", "ranks", "rollout", "state", "stopping", "task", "tracking"},
     "task": {"checkpoint", "checks"},
-    "checks": set(),
-    "batching": {"policy", "rollout", "run"},
-    "policy": set(),
+    "state": {"rollout"},
     "checkpoint": set(),
+    "checks": set(),
+    "clock": set(),
+    "policy": set(),
+    "ranks": set(),
     "rollout": set(),
+    "stopping": set(),
     "tracking": set(),
 }
 OURS = {p.name if p.is_dir() else p.stem for p in ROOT.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}

@@ -21,7 +21,7 @@ import configs.memory as estimates
 import train
 from configs import diff, load
 from configs.schema import Config
-from trainer.run import sequences_at_once
+from trainer.start import sequences_at_once
 
 FOLDER = ROOT / "configs"
 MODELS = {

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ import train
 from bench.chaos import SMALL, STEPS, Trial, difference, killed_run, left_behind, two_processes, undisturbed
 from rewards import Verifier
 from trainer import checkpoint
+from trainer.resume import load_state
 from trainer.run import Run
 
 
@@ -67,9 +69,9 @@ def test_a_tweak_that_draws_random_numbers_goes_on_with_the_same_ones(
     drawn: dict[str, list[tuple[float, ...]]] = {"whole": [], "cut": []}
     optimize = train.optimize
 
-    def drawing(run: Run, minibatches: list) -> train.Updates:
+    def drawing(run: Run, *rest: Any) -> train.Updates:
         drawn[run.cfg.run_name].append((torch.rand(()).item(), random.random(), np.random.random()))
-        return optimize(run, minibatches)
+        return optimize(run, *rest)
 
     monkeypatch.setattr(train, "optimize", drawing)
     assert train.main(argv(toy_model, tmp_path / "whole", max_steps=3)) == 0
@@ -90,7 +92,7 @@ def in_phase(name: str, step: int) -> Callable[[pytest.MonkeyPatch, signal.Signa
 
         @contextmanager
         def signalling(run: Run, entered: str) -> Iterator[None]:
-            if entered == name and run.step == step and not run.signal:
+            if entered == name and run.step == step and not run.signals.number:
                 signal.raise_signal(number)
             with phase(run, entered):
                 yield
@@ -196,13 +198,13 @@ def test_one_ctrl_c_may_arrive_three_times(
     toy_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repeated: signal.Signals, same_s: float
 ):
     """From the terminal, soon after from torchrun, and as a late SIGTERM when the launcher has died of it."""
-    monkeypatch.setattr("trainer.run.SAME_CTRL_C_S", same_s)
+    monkeypatch.setattr("trainer.stopping.SAME_CTRL_C_S", same_s)
     in_phase("optimize", 0)(monkeypatch, signal.SIGINT)
     phase = Run.phase
 
     @contextmanager
     def again(run: Run, entered: str) -> Iterator[None]:
-        if run.signal:
+        if run.signals.number:
             signal.raise_signal(repeated)
         with phase(run, entered):
             yield
@@ -214,7 +216,7 @@ def test_one_ctrl_c_may_arrive_three_times(
 
 
 def test_a_later_ctrl_c_stops_at_once(toy_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("trainer.run.SAME_CTRL_C_S", -1.0)
+    monkeypatch.setattr("trainer.stopping.SAME_CTRL_C_S", -1.0)
     in_phase("sync", 2)(monkeypatch, signal.SIGINT)
     phase = Run.phase
 
@@ -222,7 +224,7 @@ def test_a_later_ctrl_c_stops_at_once(toy_model: str, tmp_path: Path, monkeypatc
     def again(run: Run, entered: str) -> Iterator[None]:
         with phase(run, entered):
             yield
-            if run.signal:
+            if run.signals.number:
                 signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Run, "phase", again)
@@ -244,11 +246,12 @@ def test_extending_a_finished_run_equals_a_longer_one(alone: Path, toy_model: st
 
 
 def test_the_checkpoint_holds_what_files_cannot(alone: Path):
-    info = checkpoint.info(alone / "checkpoints" / f"step_{STEPS:06d}")
+    path = alone / "checkpoints" / f"step_{STEPS:06d}"
+    state, info = load_state(path, rank=0, processes=1), checkpoint.info(path)
     rows = [json.loads(line) for line in (alone / "metrics.jsonl").read_text().splitlines()]
-    assert info["tokens_seen"] == rows[-1]["train/tokens_seen"]
-    assert info["score"] == rows[-1]["eval/toy_eval/mean@4"]
-    assert info["unlogged"] == {} and info["skipped_in_a_row"] == 0 and len(info["wandb_run_id"]) == 8
+    assert state.step == STEPS and state.tokens_seen == rows[-1]["train/tokens_seen"]
+    assert state.score == info["score"] == rows[-1]["eval/toy_eval/mean@4"]
+    assert state.unlogged == {} and state.skipped_in_a_row == 0 and len(info["wandb_run_id"]) == 8
 
 
 def test_a_resumed_run_cannot_change_what_is_learnt(alone: Path, toy_model: str, capsys: pytest.CaptureFixture[str]):
@@ -297,7 +300,7 @@ def test_two_processes_killed_and_stopped_end_as_if_nothing_had_been(
     trial.code()
     assert left_behind(str(trial.folder), patience_s=30) == []
     newest, _ = checkpoint.latest(trial.folder / "checkpoints")
-    assert newest and checkpoint.step_of(newest) == trial.steps() - 1 + bool(checkpoint.info(newest)["unlogged"])
+    assert newest and checkpoint.step_of(newest) == trial.steps() - 1 + bool(load_state(newest, 0, 2).unlogged)
 
     trial.launch()
     assert trial.code() == 0, trial.console()[-3000:]
@@ -329,7 +332,8 @@ def test_a_stopped_launcher_takes_the_trainer_along_and_nothing_is_lost(toy_mode
     assert left_behind(str(trial.folder), patience_s=60) == []
     newest, warnings = checkpoint.latest(trial.folder / "checkpoints")
     assert newest and not warnings  # a step whose evaluation was interrupted has its line when the run goes on
-    assert checkpoint.step_of(newest) == metrics(trial.folder)[-1]["step"] + bool(checkpoint.info(newest)["unlogged"])
+    unlogged = bool(load_state(newest, 0, 1).unlogged)
+    assert checkpoint.step_of(newest) == metrics(trial.folder)[-1]["step"] + unlogged
 
 
 def test_a_schedule_keeps_its_length(toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,11 +1,12 @@
-"""What can be told before anything expensive starts: is the model within reach, are the kernels there, did the launcher
-start what was asked for?
+"""Is the model within reach, are the kernels there, did the launcher start what was asked for: told before anything
+expensive starts. And after each step: is the engine that samples the policy that is trained?
 
 Every check raises with one clear line that names the key, the value and what to do.
 """
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -85,4 +86,14 @@ def check_processes(accelerator: Accelerator) -> None:
         raise RuntimeError(
             f"the accelerate configuration asks for {plugins[0]}; sharding is the key `sharding` here: set "
             "distributed_type: MULTI_GPU, as configs/accelerate/ does"
+        )
+
+
+def check_engine(cfg: Config, metrics: Mapping[str, float], step: int) -> None:
+    """Raise RuntimeError when the engine that sampled is not the policy that is trained, by the metrics of a step."""
+    gap = metrics.get("mismatch/kl", 0.0)  # absent where no answer is of this step
+    if not gap <= cfg.mismatch_limit:  # also when it is not a number
+        raise RuntimeError(
+            f"step {step}: KL(sampler, trainer) is {gap:.3g} nats per token, mismatch_limit is {cfg.mismatch_limit}: "
+            "the engine does not hold the trainer's weights, or computes with another precision"
         )

@@ -1,14 +1,15 @@
 """What the policy is trained and evaluated on: tokenizer, stop ids, problems with their prompts.
 
 task = load_task(cfg, say)             # finds the user's mistakes before a model is loaded
-missing = look_at_task(cfg, say)       # the same as far as it is within reach: for --dry_run
+dry_run(cfg, processes, say)           # the same as far as it is within reach, and tells it: --dry_run
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from configs.memory import MODELS, Size
+from configs import to_yaml
+from configs.memory import MODELS, Size, memory_text
 from configs.schema import Config
 from data import (
     HubUnreachable,
@@ -82,6 +83,20 @@ def look_at_task(cfg: Config, say: Say) -> tuple[Size | None, list[str]]:
         if key == "train_data" and len(missing) == out_of_reach:
             _check_enough(cfg, found)
     return size, missing
+
+
+def dry_run(cfg: Config, processes: int, say: Say) -> int:
+    """Say everything that can be told without loading a model, then the configuration; the exit code, 0.
+
+    Raises as load_task does.
+    """
+    size, missing = look_at_task(cfg, say)
+    if size:
+        say(memory_text(cfg, size, processes))
+    say(to_yaml(cfg))
+    for line in missing:
+        say(f"not looked at, since the hub is not within reach: {line}")
+    return 0
 
 
 def _check_enough(cfg: Config, problems: int) -> None:

@@ -97,7 +97,7 @@ class Tracker:
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes samples/step_000010.jsonl, one row a line; a few as a wandb table; now and then one in the console.
 
-        All rows have the same keys, which become the table's columns.
+        All rows have the same keys; those that are not lists (of tokens) become the table's columns.
         """
         if not self._is_main or not rows:
             return
@@ -108,16 +108,15 @@ class Tracker:
             path.write_bytes(text.encode("utf-8", "backslashreplace"))
         except OSError as error:
             self.say(f"warning: {path.name} of samples/ is not whole ({error.strerror}); training goes on")
+        columns: list[Any] = [key for key, value in rows[0].items() if not isinstance(value, list)]
         if time.monotonic() > self._next_glimpse_s:
             self._next_glimpse_s = time.monotonic() + GLIMPSE_EVERY_S
-            self.say("    " + " | ".join(f"{key}: {_one_line(value)}" for key, value in rows[0].items()))
+            self.say("    " + " | ".join(f"{key}: {_one_line(rows[0][key])}" for key in columns))
         if self._wandb:
             import wandb
 
-            cells: list[Any] = [
-                [v if isinstance(v, (bool, int, float)) else str(v) for v in r.values()] for r in rows[:TABLE_ROWS]
-            ]
-            columns: list[Any] = list(rows[0])
+            table = [[row[key] for key in columns] for row in rows[:TABLE_ROWS]]
+            cells: list[Any] = [[v if isinstance(v, (bool, int, float)) else str(v) for v in row] for row in table]
             self._send(step, lambda: {"samples": wandb.Table(columns=columns, data=cells, allow_mixed_types=True)})
 
     def histogram(self, step: int, name: str, values: Any) -> None:

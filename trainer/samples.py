@@ -1,0 +1,74 @@
+"""Sample answers for people, token by token: the rows of runs/NAME/samples/step_000010.jsonl.
+
+`python -m eval.view` makes a page of them (docs/view.md has the keys). What is measured of a token was measured in the
+step: nothing is computed for the page.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from trainer.batching import Tokens
+from trainer.run import Run
+from trainer.state import Sample
+
+DIGITS = 5  # significant ones of a token's numbers: a row of 4,096 tokens then has some 300 kB
+
+
+def show_samples(
+    run: Run, samples: list[Sample], measured: Iterable[tuple[Tokens, Mapping[str, Tensor | None]]]
+) -> None:
+    """The first answer of `samples_logged` groups of the first rank, to the log; collective.
+
+    measured: of each micro-batch, (T,) values by name, None where there are none.
+    """
+    cfg = run.cfg
+    if cfg.samples_logged == 0:
+        return
+    shown = range(0, len(samples), cfg.samples_per_prompt)[: cfg.samples_logged]  # numbers of the first rank's samples
+    found = [item for tokens, values in measured for item in _by_row(tokens, values, set(shown)).items()]
+    of_tokens = dict(run.ranks.gather(found))
+    rows = [_row(run, samples[number], of_tokens[number]) for number in shown if run.ranks.is_main]
+    run.tracker.samples(run.step, rows)
+
+
+def _by_row(tokens: Tokens, values: Mapping[str, Tensor | None], wanted: set[int]) -> dict[int, dict[str, list[Any]]]:
+    """Values of the sequences whose number is wanted, cut out of the micro-batch."""
+    found: dict[int, dict[str, list[Any]]] = {}
+    start = 0
+    for row in tokens.rows:
+        end = start + len(row.response)
+        if row.number in wanted:
+            lists = {name: value[start:end].tolist() for name, value in values.items() if value is not None}
+            found[row.number] = {name: [_short(x) for x in numbers] for name, numbers in lists.items()}
+        start = end
+    return found
+
+
+def _short(number: float) -> float | None:
+    """JSON has no infinity: None, no bound."""
+    return float(f"{number:.{DIGITS}g}") if math.isfinite(number) else None
+
+
+def _row(run: Run, sample: Sample, of_tokens: dict[str, list[Any]]) -> dict[str, Any]:
+    completion, decode = sample.completion, run.task.tokenizer.decode
+    return {
+        "problem": sample.problem.problem,
+        "answer": completion.text,
+        "gold": sample.problem.gold,
+        "extracted": sample.grade.extracted,
+        "reason": sample.grade.reason,
+        "correct": sample.grade.correct,
+        "reward": sample.reward,
+        "advantage": round(sample.advantage, 4),
+        "tokens": len(completion.token_ids),
+        "truncated": completion.finish_reason == "length",
+        "prompt_id": hashlib.sha256(repr(sample.prompt).encode()).hexdigest()[:12],
+        "token_ids": completion.token_ids,
+        "token_texts": [decode([token]) for token in completion.token_ids],
+        "sampler_logprobs": [_short(x) for x in completion.logprobs],
+        **of_tokens,
+    }
