@@ -1,7 +1,7 @@
 """What a rule is: a function of what is known of the tokens, that says how much of their gradient counts.
 
     def my_rule(view: View, *, width: float = 0.3) -> Result:                  # view: tokens of a micro-batch
-        return 1 - width * view.entropy, 1 + width * view.entropy              # an interval of the ratio, or
+        return 1 / (1 + width * view.entropy), 1 + width * view.entropy        # an interval of the ratio, or
         return view.ratio * torch.exp(-width * view.log_ratio.square())        # a weight w
 
     rule = load_rule("my_rule.py:my_rule", {"width": 0.2})                     # or a name of bandpo/rules.py
@@ -91,14 +91,21 @@ Sums = Callable[..., dict[str, Tensor]]
 class Rule:
     """A rule by its name, with its parameters.
 
-    function: (view, *, parameters) -> Result. sums: functions (view, *, parameters) -> dict of tensors, each a sum over
-    the view's tokens; they run in this order, each seeing in `view.totals` what those before it add up to.
+    function: (view, *, parameters) -> Result. sums: functions (view, *, some of these parameters) -> dict of tensors,
+    each a sum over the view's tokens; they run in this order, each seeing in `view.totals` what those before it add up
+    to. Raises ValueError for sums with a parameter that the rule has not.
     """
 
     name: str
     function: Callable[..., Result]
     sums: tuple[Sums, ...] = ()
     parameters: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for sums in self.sums:
+            strange = set(_keywords(sums)) - self.defaults.keys()
+            if strange:
+                raise ValueError(f"rule {self.name}: its sums ask for {', '.join(strange)}, no parameter of the rule")
 
     def __call__(self, view: View, **now: object) -> Result:
         """The rule's result; `now` overrides parameters, as a radius per token does."""
@@ -180,8 +187,7 @@ def objective(rule: Rule, view: View, *, surrogate: str, dual_clip: float | None
 
     Raises ValueError for cispo with a rule of weights, and as `policy_loss` and the rule do.
     """
-    if surrogate == "gspo":
-        view = replace(view, logprobs=sequence_logprobs(view.logprobs, view.old_logprobs, view.lengths))
+    view = _judged(view, surrogate)
     result, ratio, advantages = rule(view, **now), view.ratio, view.advantages
     above = torch.zeros_like(ratio, dtype=torch.bool) if dual_clip is None else (advantages < 0) & (ratio > dual_clip)
     if isinstance(result, tuple) and not isinstance(result, WithPenalty):
@@ -201,14 +207,18 @@ def objective(rule: Rule, view: View, *, surrogate: str, dual_clip: float | None
         raise ValueError(f"surrogate: cispo clips to an interval, and rule {rule.name} gives weights; use ppo or gspo")
     weights, penalty = result if isinstance(result, WithPenalty) else (result, None)
     cut = (weights == 0) & (advantages != 0)
-    weights = torch.where(above, 0.0, weights)
+    weights = torch.where(above, 0.0, weights).detach()
     losses = -weights * advantages * view.logprobs
     losses = losses if penalty is None else losses + penalty
     return Objective(losses, weights, ratio, cut, cut | above, None, None)
 
 
 def totals(
-    rule: Rule, views: Sequence[View], reduce: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    rule: Rule,
+    views: Sequence[View],
+    reduce: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    *,
+    surrogate: str,
 ) -> dict[str, Tensor]:
     """What the rule's sums add up to over the update, for `View.totals`; {} for a rule without sums.
 
@@ -216,13 +226,22 @@ def totals(
     For the first update of a step on the trainer's own anchor they are the old log-probs; every other update of such a
     rule needs a forward pass without gradient first. (Statistics of the update before would be free, but are of other
     sequences and an older policy, and would have to be kept in checkpoints.)
-    reduce: adds named tensors over ranks; called once for each of `rule.sums`.
+    reduce: adds named tensors over ranks; called once for each of `rule.sums`. surrogate: as for `objective`.
     """
     found: dict[str, Tensor] = {}
+    views = [_judged(view, surrogate) for view in views]
     for sums in rule.sums:
-        parts = [sums(replace(view, totals=found), **rule.arguments) for view in views]
+        given = {name: rule.arguments[name] for name in _keywords(sums)}
+        parts = [sums(replace(view, totals=found), **given) for view in views]
         found = found | reduce({name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]})
     return found
+
+
+def _judged(view: View, surrogate: str) -> View:
+    """The view that the rule judges: with the ratios of whole sequences for gspo."""
+    if surrogate != "gspo":
+        return view
+    return replace(view, logprobs=sequence_logprobs(view.logprobs, view.old_logprobs, view.lengths))
 
 
 # ---- a rule that is not known yet ----
@@ -235,7 +254,7 @@ def check_rule(rule: Rule) -> str:
     an interval without 1, a gradient where a constant must be. What the function itself raises passes through.
     """
     view = made_up_view()
-    found = totals(rule, [view], lambda sums: sums)
+    found = totals(rule, [view], lambda sums: sums, surrogate="ppo")
     result = rule(replace(view, totals=found))
     tokens = len(view.logprobs)
 
@@ -290,7 +309,7 @@ def made_up_view(dtype: torch.dtype = torch.float32) -> View:
         logprobs=moved.clamp(max=-1e-6).to(dtype).requires_grad_(),
         old_logprobs=old.to(dtype),
         advantages=advantages,
-        entropy=torch.rand(tokens, generator=generator, dtype=torch.float64).to(dtype),
+        entropy=torch.linspace(0, 10, tokens, dtype=dtype),
         lengths=lengths,
         numbers=torch.arange(len(lengths)),
     )

@@ -69,6 +69,26 @@ def load_rule(name: str, parameters: Mapping[str, object]) -> Rule:
     return Rule(name, found).with_parameters(parameters)  # type: ignore[arg-type]
 
 
+def table() -> str:
+    """The table of all rules, in Markdown, made of their docstrings and published values."""
+    lines = [
+        "| rule | what it does | w of w A grad log pi | parameters | source | checked against |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, rule in RULES.items():
+        text = " ".join((rule.function.__doc__ or "").split())
+        what, _, rest = text.partition(" w = ")
+        weight, _, rest = rest.partition(" Source: ")
+        source, _, checked = rest.partition(" Checked: ")
+        values = {k: "no published value" if v is ... else v for k, v in rule.defaults.items()}
+        parameters = ", ".join(
+            f"`{k}` {v:g}" if isinstance(v, float) else f"`{k}` {v or 'none'}" for k, v in values.items()
+        )
+        cells = (f"`{name}`", what, weight, parameters or "none", source, checked)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def by_sign(view: View, positive: float | Tensor, negative: float | Tensor) -> Tensor:
     """(T,) `positive` where A > 0, else `negative`."""
     one = torch.ones_like(view.advantages)
@@ -183,7 +203,7 @@ def ripo(
 
     w = r in [max(1 - sqrt(delta_low / p), ratio_floor), 1 + sqrt(delta_high / p)], else 0 (on the clipped side)
     Source: RIPO, arXiv 2607.10169, section 4.1
-    Checked: two reimplementations; floor and cap are in one of them only
+    Checked: an article on the paper and a reimplementation, which alone has floor and cap
     """
     lower = (1 - torch.sqrt(delta_low / view.p)).clamp(min=ratio_floor)
     upper = 1 + torch.sqrt(delta_high / view.p)
@@ -195,22 +215,21 @@ def atr(view: View, *, delta: float | Tensor) -> Result:
     """A trust region on the k3 estimate of the KL: an asymmetric interval, the same for every p.
 
     w = r where r - 1 - ln r <= delta, else 0 (on the clipped side)
-    Source: ATR-GRPO, arXiv 2602.05494, equations of section 4
-    Checked: two summaries of the paper; its value of delta could not be found, so there is none
+    Source: ATR-GRPO, arXiv 2602.05494, the range of KL3
+    Checked: two summaries of the paper, which leave delta out
     """
-    radius = torch.as_tensor(delta, dtype=view.p.dtype, device=view.p.device) + torch.zeros_like(view.p)
+    radius = torch.as_tensor(delta, dtype=view.p.dtype, device=view.p.device)
     root = torch.sqrt(2 * radius)
     up, down = root, -root - radius  # both beyond the root of e^s - 1 - s = delta: Newton comes back without passing it
     for _ in range(6):
         up = up - (torch.expm1(up) - up - radius) / torch.expm1(up)
         down = down - (torch.expm1(down) - down - radius) / torch.expm1(down)
-    return down.exp(), up.exp()
+    return down.exp().expand_as(view.p), up.exp().expand_as(view.p)
 
 
 def _balance(
     view: View,
     *,
-    target: float,
     low_from: float,
     low_to: float,
     low_step: float,
@@ -282,7 +301,7 @@ def dppo_tv(
 
     w = min(r, ratio_cap), 0 when moving away with p |r - 1| > delta_high (A > 0) or delta_low (A < 0)
     Source: DPPO, arXiv 2602.04879, equations 12-13; meant for old_policy: sampler
-    Checked: the paper's text, verl (dppo_tv), prime-rl's thresholds
+    Checked: the paper's text, verl (dppo_tv), which has ratio_cap; prime-rl's thresholds
     """
     return _dppo(view, delta_low, delta_high, "tv", ratio_cap)
 
@@ -295,7 +314,7 @@ def dppo_kl(
 
     w = min(r, ratio_cap), 0 when moving away with KL(p, r p) > delta_high (A > 0) or delta_low (A < 0)
     Source: DPPO, arXiv 2602.04879, equations 12, 14; meant for old_policy: sampler
-    Checked: the paper's text, verl (dppo_kl)
+    Checked: the paper's text, verl (dppo_kl), which has ratio_cap; a reimplementation's thresholds
     """
     return _dppo(view, delta_low, delta_high, "kl", ratio_cap)
 
@@ -314,7 +333,7 @@ def cppo(
     w = r, 0 when moving away with v_t D_t > min(delta, delta + sum over j < t of v_j (prefix_delta - D_j)), where
         D = p |r - 1| and v falls from 1 to weight_floor along the response; r at most ratio_cap
     Source: CPPO, arXiv 2606.10968, equations 8-10; meant for old_policy: sampler
-    Checked: the paper's text and a reimplementation; D in two events, fixed prefix_delta (its adaptive one is left out)
+    Checked: the paper's text, two reimplementations
     """
     r, sequence = view.ratio, view.sequence
     last = (view.lengths - 1).clamp(min=1)[sequence]
@@ -335,8 +354,8 @@ def abc(
     """Four bounds, two for each sign of A, that hold on both sides.
 
     w = r in [1 - low_gain, 1 + high_gain] for A > 0, in [1 - low_loss, 1 + high_loss] for A < 0, else 0
-    Source: ABC-GRPO, arXiv 2601.03895, section 3
-    Checked: the authors' readme; their recipe names 0.2, 0.2 only
+    Source: ABC-GRPO, arXiv 2601.03895
+    Checked: the authors' readme (four bounds without condition); their recipe names 0.2 and 0.2 only
     """
     r = view.ratio
     inside = (r >= 1 - by_sign(view, low_gain, low_loss)) & (r <= 1 + by_sign(view, high_gain, high_loss))
@@ -402,7 +421,7 @@ def cfpo(view: View, *, epsilon: float = 0.2) -> Result:
 
     w = r (1 - sign(A) (r - 1) / epsilon)
     Source: CFPO, arXiv 2601.22801, equation 7, the loss r A - |A| (r - 1)^2 / (2 epsilon); SPO, arXiv 2401.16025
-    Checked: three reimplementations
+    Checked: three reimplementations, not the paper's own text
     """
     r = view.ratio
     return r * (1 - view.advantages.sign() * (r - 1) / epsilon)
@@ -426,7 +445,7 @@ def pspo(view: View, *, alpha: float = 0.1) -> Result:
 
     w = (1 - alpha) r
     Source: PSPO, arXiv 2509.21282, the smoothed ratio
-    Checked: TRL's documentation, a review of the paper
+    Checked: TRL's documentation and reviews, not the paper's own text
     """
     return (1 - alpha) * view.ratio
 
@@ -453,7 +472,7 @@ def _histogram(values: Tensor, counted: Tensor) -> Tensor:
     return torch.zeros(BINS, dtype=torch.float64, device=values.device).index_add(0, _bin(values), counted.double())
 
 
-def _second_moments(view: View, *, threshold: float) -> dict[str, Tensor]:
+def _second_moments(view: View) -> dict[str, Tensor]:
     return {"second moments": _histogram(view.log_ratio.square(), leaving(view))}
 
 
@@ -471,7 +490,7 @@ def m2po(view: View, *, threshold: float = 0.04) -> Result:
     return torch.where(leaving(view) & (_bin(view.log_ratio.square()) >= kept), 0.0, view.ratio)
 
 
-def _first_moments(view: View, **_: object) -> dict[str, Tensor]:
+def _first_moments(view: View) -> dict[str, Tensor]:
     columns = (torch.ones_like(view.p), view.logprobs.detach(), view.advantages)
     return {"first moments": torch.stack([column.sum(dtype=torch.float64) for column in columns])}
 
@@ -491,19 +510,20 @@ def _uniform(view: View) -> Tensor:
     return (x ^ (x >> 16)).double() / 2.0**32
 
 
-def _candidates(
-    view: View, *, share: float, cov_low: float, cov_high: float, clip_low: float, clip_high: float
-) -> Tensor:
+def _candidates(view: View, *, cov_low: float, cov_high: float, clip_low: float, clip_high: float) -> dict[str, Tensor]:
+    chosen, _ = _candidates_and_clipped(view, cov_low, cov_high, clip_low, clip_high)
+    return {"candidates": chosen.sum(dtype=torch.float64)}
+
+
+def _candidates_and_clipped(
+    view: View, cov_low: float, cov_high: float, clip_low: float, clip_high: float
+) -> tuple[Tensor, Tensor]:
     cov, r = covariance(view), view.ratio
     clipped = leaving(view) & ((r < 1 - clip_low) | (r > 1 + clip_high))
-    return (cov > cov_low) & (cov < cov_high) & ~clipped
+    return (cov > cov_low) & (cov < cov_high) & ~clipped, clipped
 
 
-def _count_candidates(view: View, **parameters: float) -> dict[str, Tensor]:
-    return {"candidates": _candidates(view, **parameters).sum(dtype=torch.float64)}
-
-
-@published(_first_moments, _count_candidates)
+@published(_first_moments, _candidates)
 def clip_cov(
     view: View,
     *,
@@ -518,17 +538,15 @@ def clip_cov(
     w = 0 for `share` of all tokens, by chance among those with cov_low < (ln pi - mean)(A - mean) < cov_high; else as
         fixed
     Source: Clip-Cov, arXiv 2505.22617, equations 10-12
-    Checked: the paper's text, verl (clip_cov); chance is independent for each token, so the number dropped varies
+    Checked: the paper's text and listing, verl (clip_cov) and its recipes for clip_low and clip_high
     """
-    given = {"share": share, "cov_low": cov_low, "cov_high": cov_high, "clip_low": clip_low, "clip_high": clip_high}
+    candidates, clipped = _candidates_and_clipped(view, cov_low, cov_high, clip_low, clip_high)
     wanted = share * view.totals["first moments"][0]
-    chosen = _candidates(view, **given) & (_uniform(view) * view.totals["candidates"] < wanted)
-    r = view.ratio
-    clipped = leaving(view) & ((r < 1 - clip_low) | (r > 1 + clip_high))
-    return torch.where(chosen | clipped, 0.0, r)
+    chosen = candidates & (_uniform(view) * view.totals["candidates"] < wanted)
+    return torch.where(chosen | clipped, 0.0, view.ratio)
 
 
-def _covariances(view: View, **_: object) -> dict[str, Tensor]:
+def _covariances(view: View) -> dict[str, Tensor]:
     cov = covariance(view)
     return {"covariances": _histogram(cov, torch.ones_like(cov))}
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bandpo.advantages import group_advantages
 from bandpo.objective import clip_bounds, clip_statistics, policy_loss, sequence_logprobs
+from bandpo.plot import PROBABILITIES, RATIOS, kept, with_table
 from bandpo.radius import token_radius
 from bandpo.rule import Rule, View, WithPenalty, check_rule, made_up_view, objective, totals
 from bandpo.rules import RULES, covariance, load_rule
@@ -27,7 +28,7 @@ def rule_of(name: str, **parameters) -> Rule:
 
 
 def with_totals(rule: Rule, view: View) -> View:
-    return replace(view, totals=totals(rule, [view], lambda sums: sums))
+    return replace(view, totals=totals(rule, [view], lambda sums: sums, surrogate="ppo"))
 
 
 def push(rule: Rule, view: View, **options) -> Tensor:
@@ -340,20 +341,21 @@ def test_the_gradient_does_not_depend_on_how_an_update_is_cut(name: str):
     wanted = push(rule, view)
     parts = [part_of(view, chosen) for chosen in ([3, 0], [4], [2, 1])]
 
-    def over_ranks(sums: dict[str, Tensor]) -> dict[str, Tensor]:  # this rank has the first two parts
-        calls.append(set(sums))
-        rest = rule.sums[len(calls) - 1](replace(parts[2], totals=known), **rule.arguments)
-        known.update({key: value + rest[key] for key, value in sums.items()})
-        return {key: known[key] for key in sums}
-
-    known: dict[str, Tensor] = {}
-    calls: list[set[str]] = []
-    found = totals(rule, parts[:2], over_ranks)
+    calls = []
+    found = totals(rule, parts, lambda sums: (calls.append(sums), sums)[1], surrogate="ppo")
     assert len(calls) == len(rule.sums)
     losses = torch.stack([objective(rule, replace(part, totals=found), **PPO).losses.sum() for part in parts])
     got = -torch.autograd.grad(losses.sum(), view.logprobs)[0]
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
     assert torch.equal(got == 0, wanted == 0)
+
+
+def test_sums_are_added_over_ranks_round_by_round():
+    view, rule = made_up_view(torch.float64), rule_of("kl_cov")
+    alone = totals(rule, [view], lambda sums: sums, surrogate="ppo")
+    twins = totals(rule, [view], lambda sums: {key: 2 * value for key, value in sums.items()}, surrogate="ppo")
+    # Two ranks with the same tokens: twice the sums, and the second round saw the means of both.
+    assert twins.keys() == alone.keys() and all(torch.equal(twins[key], 2 * alone[key]) for key in alone)
 
 
 # ---- today's rules through the interface ----
@@ -418,6 +420,12 @@ def test_dual_clip_bounds_every_rule_and_gspo_shows_it_the_ratio_of_the_sequence
     a = view.advantages
     wanted = torch.where((a > 0) & (mean > 1.2), 1.2, torch.where((a < 0) & (mean < 0.8), 0.8, mean)) * a
     torch.testing.assert_close(sequence, wanted)
+    rule = rule_of("m2po", threshold=0.01)
+    sums = totals(rule, [view], lambda sums: sums, surrogate="gspo")
+    judged = replace(view, logprobs=view.old_logprobs + mean.log())  # as tokens that have the ratio of their sequence
+    alone = objective(rule, with_totals(rule, judged), **PPO)
+    together = objective(rule, replace(view, totals=sums), surrogate="gspo", dual_clip=None)
+    assert torch.equal(together.cut, alone.cut) and 0 < together.cut.sum() < alone.ratio.ne(1).sum()
     with pytest.raises(ValueError, match="cispo.*rule gppo gives weights; use ppo or gspo"):
         objective(rule_of("gppo"), view, surrogate="cispo", dual_clip=None)
 
@@ -561,3 +569,29 @@ def test_advantages_by_hand():
         group_advantages(2 * rewards - 1, "maxrl")
     with pytest.raises(ValueError, match="advantage: 'max'.*group_std, group_mean, rloo or maxrl"):
         group_advantages(rewards, "max")
+
+
+# ---- the page and the picture ----
+
+
+def test_the_table_of_rules_is_up_to_date():
+    page = (ROOT / "docs" / "rules.md").read_text()
+    assert with_table(page) == page, "run: python -m bandpo.plot --table docs/rules.md"
+    assert re.findall(r"^\| `(\w+)` \| .+ \| .+ \| .+ \| .+ \| .+ \|$", page, re.MULTILINE)[: len(RULES)] == list(RULES)
+
+
+def test_the_examples_of_the_page_are_rules(tmp_path: Path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "rules.md").read_text(), re.DOTALL)
+    (tmp_path / "my_rule.py").write_text("from bandpo.rule import Rule\n" + "\n".join(b for b in blocks if "def " in b))
+    names = re.findall(r"def (\w+)\(view, \*", "".join(blocks))
+    kinds = [check_rule(load_rule(f"{tmp_path / 'my_rule.py'}:{name}", {})) for name in names]
+    assert (names, kinds) == (["soft_band", "by_spread"], ["weight", "interval"])
+
+
+def test_the_picture_shows_what_is_left_of_the_gradient():
+    ratios = RATIOS[:, None].expand(len(RATIOS), len(PROBABILITIES))
+    possible = ratios * PROBABILITIES < 0.99
+    up, down = kept(rule_of("fixed"), 1.0), kept(rule_of("fixed"), -1.0)
+    assert torch.equal((up > 0.5)[possible], (ratios <= 1.2)[possible])
+    assert torch.equal((down > 0.5)[possible], (ratios >= 0.8)[possible])
+    torch.testing.assert_close(kept(rule_of("cfpo"), 1.0)[possible], (1 - (ratios - 1) / 0.2)[possible])
