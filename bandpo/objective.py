@@ -157,8 +157,8 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, *, estimator: str) -> Te
 
 # Old-probability bins, as suffixes of metric names: all tokens, the rarest (also part of the next), fifths.
 BINS = ("", "/p<0.01", "/p<0.2", "/p<0.4", "/p<0.6", "/p<0.8", "/p<=1")
-BIN_SUMS = ("A>0", "A>0 and r>upper", "A<0", "A<0 and r<lower")
-TOKEN_SUMS = ("tokens", "no gradient", "ratio", "lower", "upper")
+BIN_SUMS = ("A>0", "A>0 and cut", "A<0", "A<0 and cut")
+TOKEN_SUMS = ("tokens", "no gradient", "ratio", "lower", "upper", "weight")
 SUMS = tuple(f"{name}{suffix}" for suffix in BINS for name in BIN_SUMS) + TOKEN_SUMS
 
 
@@ -177,20 +177,29 @@ class ClipStatistics:
         """(sum, count) of each metric, on the device: to be added over ranks, and divided. A mean that is not finite
         (no upper bound) has the count 0, as one without tokens has.
 
-        clip/up[/bin]    share of tokens with A > 0 (and old probability in the bin) whose ratio is above upper
-        clip/down[/bin]  share of tokens with A < 0 whose ratio is below lower
-        clip/fraction    share of all tokens left without policy gradient by clip or dual clip (surrogate ppo)
+        clip/up[/bin]     share of tokens with A > 0 (and old probability in the bin) that the rule cuts off: the ratio
+                          is above upper, or the rule's weight is exactly zero
+        clip/down[/bin]   share of tokens with A < 0 that the rule cuts off: below lower, or of weight zero
+        clip/fraction     share of all tokens left without policy gradient by the rule or dual clip (surrogate ppo)
+        clip/weight_mean  mean gradient weight w over all tokens; that of a rule which cuts nothing is ratio/mean
         ratio/mean, band/lower_mean, band/upper_mean: over all tokens
         """
         sums = dict(zip(SUMS, self.sums.unbind(), strict=True))
         pairs = {}
         for suffix in BINS:
-            pairs[f"clip/up{suffix}"] = (sums[f"A>0 and r>upper{suffix}"], sums[f"A>0{suffix}"])
-            pairs[f"clip/down{suffix}"] = (sums[f"A<0 and r<lower{suffix}"], sums[f"A<0{suffix}"])
+            pairs[f"clip/up{suffix}"] = (sums[f"A>0 and cut{suffix}"], sums[f"A>0{suffix}"])
+            pairs[f"clip/down{suffix}"] = (sums[f"A<0 and cut{suffix}"], sums[f"A<0{suffix}"])
         means = {"clip/fraction": "no gradient", "ratio/mean": "ratio"}
-        means |= {"band/lower_mean": "lower", "band/upper_mean": "upper"}
+        means |= {"band/lower_mean": "lower", "band/upper_mean": "upper", "clip/weight_mean": "weight"}
         pairs |= {metric: (sums[key], sums["tokens"]) for metric, key in means.items()}
         return {name: (total.nan_to_num(posinf=0), count * total.isfinite()) for name, (total, count) in pairs.items()}
+
+    def summary(self) -> dict[str, float]:
+        """The metrics of these tokens alone: `means` divided, and ratio/max. Reads the device."""
+        pairs = {name: (total.item(), count.item()) for name, (total, count) in self.means().items()}
+        return {name: total / count for name, (total, count) in pairs.items() if count} | {
+            "ratio/max": self.ratio_max.item()
+        }
 
 
 @torch.no_grad()
@@ -203,19 +212,37 @@ def clip_statistics(
     dual_clip: float | None,
 ) -> ClipStatistics:
     """Statistics of the tokens of one micro-batch, at least one, on their device; nothing is read back."""
-    ratio, p = _ratio(logprobs, old_logprobs), old_logprobs.exp()
-    gains, losses = advantages > 0, advantages < 0
-    up, down = gains & (ratio > upper), losses & (ratio < lower)
-    no_gradient = up | down
-    if dual_clip is not None:
-        no_gradient = no_gradient | (losses & (ratio > dual_clip))
+    ratio = _ratio(logprobs, old_logprobs)
+    cut = ((advantages > 0) & (ratio > upper)) | ((advantages < 0) & (ratio < lower))
+    no_gradient = cut if dual_clip is None else cut | ((advantages < 0) & (ratio > dual_clip))
+    return token_statistics(ratio, old_logprobs, advantages, cut, no_gradient, lower, upper, weights=None)
+
+
+@torch.no_grad()
+def token_statistics(
+    ratio: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    cut: Tensor,
+    no_gradient: Tensor,
+    lower: Tensor | None,
+    upper: Tensor | None,
+    *,
+    weights: Tensor | None,
+) -> ClipStatistics:
+    """The same, given which tokens are cut off by the rule, and which have no gradient (dual clip included).
+
+    No interval or no weights: no mean of them in the summary.
+    """
+    p, gains, losses = old_logprobs.exp(), advantages > 0, advantages < 0
     fifth = (p * 5).floor().clamp(max=4)
-    bins = torch.stack([torch.ones_like(up), p < 0.01, *(fifth == k for k in range(5))]).flatten(1)  # (bins, T)
-    events = torch.stack([gains, up, losses, down]).flatten(1)  # (events, T)
+    bins = torch.stack([torch.ones_like(cut), p < 0.01, *(fifth == k for k in range(5))]).flatten(1)  # (bins, T)
+    events = torch.stack([gains, gains & cut, losses, losses & cut]).flatten(1)  # (events, T)
     # float64 counts are exact, and no autocast or TF32 setting touches a float64 product.
     binned = bins.double() @ events.double().T
-    columns = (torch.ones_like(ratio), no_gradient, ratio, lower, upper)
-    totals = torch.stack([column.sum(dtype=torch.float64) for column in columns])
+    absent = torch.full_like(ratio, torch.inf)  # an infinite sum has no mean
+    columns = (torch.ones_like(ratio), no_gradient, ratio, lower, upper, weights)
+    totals = torch.stack([(absent if column is None else column).sum(dtype=torch.float64) for column in columns])
     return ClipStatistics(torch.cat([binned.flatten(), totals]), ratio.amax())
 
 

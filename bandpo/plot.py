@@ -1,11 +1,15 @@
-"""Draws what every clip method leaves to a token: its ratio interval and its room in probability, against p.
+"""Draws what the rules leave to a token, and writes the table of them.
 
-    python -m bandpo.plot docs/figures/bounds.png docs/figures/bounds.svg
+    python -m bandpo.plot docs/figures/bounds.png docs/figures/bounds.svg       # intervals and room in probability
+    python -m bandpo.plot --rules all docs/figures/rules.png                    # the weight of every rule
+    python -m bandpo.plot --rules band,my_rule.py:my_rule mine.png              # of some, or of yours
+    python -m bandpo.plot --table docs/rules.md                                 # the table, in place
 
 The only file of this folder that needs matplotlib.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +20,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor
 
-from bandpo.objective import clip_bounds
+from bandpo.rule import Rule, View, objective, totals
+from bandpo.rules import RULES, load_rule, table
 
 # Okabe and Ito's palette, told apart with any colour vision; line styles repeat the distinction in grey.
 INK, MUTED, GRID = "#222222", "#6f6f6f", "#e4e4e4"
@@ -40,32 +48,44 @@ TITLES = {
     "fixed": "fixed  0.2 / 0.2",
     "Clip-Higher": "Clip-Higher  0.2 / 0.28",
 }
-# Radii of about equal strength: for small moves chi2 is twice KL, and TV is at most sqrt(KL / 2).
+# Radii of about equal strength: for small moves chi2 is twice KL, and TV is at most sqrt(KL / 2). No cap.
 METHODS = {
-    "Band KL": {"clip": "band", "divergence": "kl", "delta": 0.05, "clip_low": 0.0, "clip_high": 0.0},
-    "Band TV": {"clip": "band", "divergence": "tv", "delta": 0.158, "clip_low": 0.0, "clip_high": 0.0},
-    "Band chi2": {"clip": "band", "divergence": "chi2", "delta": 0.1, "clip_low": 0.0, "clip_high": 0.0},
-    "DCPO": {"clip": "dcpo", "divergence": "kl", "delta": 0.05, "clip_low": 0.16, "clip_high": 0.2},
-    "fixed": {"clip": "fixed", "divergence": "kl", "delta": 0.05, "clip_low": 0.2, "clip_high": 0.2},
-    "Clip-Higher": {"clip": "fixed", "divergence": "kl", "delta": 0.05, "clip_low": 0.2, "clip_high": 0.28},
+    "Band KL": load_rule("band", {"divergence": "kl", "delta": 0.05, "ratio_cap": None}),
+    "Band TV": load_rule("band", {"divergence": "tv", "delta": 0.158, "ratio_cap": None}),
+    "Band chi2": load_rule("band", {"divergence": "chi2", "delta": 0.1, "ratio_cap": None}),
+    "DCPO": load_rule("dcpo", {"clip_low": 0.16, "clip_high": 0.2, "ratio_cap": None}),
+    "fixed": load_rule("fixed", {"clip_low": 0.2, "clip_high": 0.2}),
+    "Clip-Higher": load_rule("fixed", {"clip_low": 0.2, "clip_high": 0.28}),
+}
+SETTINGS: dict[Any, Any] = {
+    "font.size": 10,
+    "font.family": "DejaVu Sans",
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "hatch.linewidth": 0.4,
+    "svg.hashsalt": "bandpo",  # the same file from the same code
 }
 
 
-def draw(paths: list[Path]) -> None:
+def save(figure: Figure, paths: list[Path]) -> None:
     """Write the figure to every path, in the format of its suffix."""
-    settings: dict[Any, Any] = {
-        "font.size": 10,
-        "font.family": "DejaVu Sans",
-        "text.color": INK,
-        "axes.edgecolor": MUTED,
-        "axes.labelcolor": INK,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "svg.hashsalt": "bandpo",  # the same file from the same code
-    }
-    with plt.rc_context(settings):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)
+
+
+# ---- intervals ----
+
+
+def draw_bounds(paths: list[Path]) -> None:
+    """The picture of intervals: ratios and room in probability, against p."""
+    with plt.rc_context(SETTINGS):
         figure, (ratio, room) = plt.subplots(1, 2, figsize=(11, 4.9), layout="constrained")
         draw_ratios(ratio)
         draw_room(room)
@@ -73,16 +93,23 @@ def draw(paths: list[Path]) -> None:
             Line2D([], [], color=c, linestyle=s, linewidth=w, label=TITLES[k]) for k, (c, s, w) in STYLES.items()
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, fontsize=9, handlelength=2.6)
-        for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
-        plt.close(figure)
+        save(figure, paths)
+
+
+def tokens(p: Tensor, ratio: Tensor, advantages: Tensor) -> View:
+    """A view of single tokens, each the first of its response."""
+    old = p.log()
+    one = torch.ones(len(p), dtype=torch.int64)
+    new = (old + ratio.log()).requires_grad_()
+    return View(new, old, advantages, torch.zeros_like(p), lengths=one, numbers=one.cumsum(0))
 
 
 def bounds(method: str, p: Tensor) -> tuple[Tensor, Tensor]:
-    """(lower, upper) of the method at probabilities p, without a cap, in what the simplex has room for."""
-    lower, upper = clip_bounds(p.log(), ratio_cap=None, **METHODS[method])
-    return lower, torch.minimum(upper, 1 / p)
+    """(lower, upper) of the method at probabilities p, in what the simplex has room for."""
+    one = torch.ones_like(p)
+    result = objective(METHODS[method], tokens(p, one, one), surrogate="ppo", dual_clip=None)
+    assert result.lower is not None and result.upper is not None
+    return result.lower, torch.minimum(result.upper, 1 / p)
 
 
 def draw_ratios(axes: Axes) -> None:
@@ -127,10 +154,127 @@ def draw_room(axes: Axes) -> None:
     axes.text(0.02, -0.305, "p − loss < 0", color=MUTED, fontsize=8.5, ha="left")
 
 
+# ---- weights ----
+
+# Where a rule needs more than its published values to be drawn: none published, or too few tokens to see.
+DRAWN_WITH: dict[str, dict[str, float]] = {"atr": {"delta": 0.03}, "clip_cov": {"share": 1.0}}
+KEPT, MORE, BACK = "#5b9bd0", "#123a63", "#a4133c"
+COLOURS = LinearSegmentedColormap.from_list(
+    "weights", [(0, BACK), (1 / 3 - 1e-6, "#f7c9d4"), (1 / 3, "#ffffff"), (2 / 3, KEPT), (1, MORE)]
+)
+RATIOS, PROBABILITIES = (
+    torch.logspace(-1, 1, 161, dtype=torch.float64),
+    torch.logspace(-3, -1e-3, 121, dtype=torch.float64),
+)
+
+
+def example_update() -> View:
+    """An update for the rules that look at all of it: most tokens sure, ratios around one."""
+    generator = torch.Generator().manual_seed(0)
+    p = torch.rand(20000, generator=generator, dtype=torch.float64).pow(0.5).clamp(1e-3, 0.999)
+    shift = 0.35 * torch.randn(20000, generator=generator, dtype=torch.float64)
+    return tokens(
+        p, torch.minimum(shift.exp(), 0.999 / p), torch.randn(20000, generator=generator, dtype=torch.float64)
+    )
+
+
+def kept(rule: Rule, sign: float) -> Tensor:
+    """(len(RATIOS), len(PROBABILITIES)) w / r at A = sign, with the gradient of a penalty if there is one."""
+    r, p = (x.flatten() for x in torch.meshgrid(RATIOS, PROBABILITIES, indexing="ij"))
+    r = torch.minimum(r, 0.9999 / p)  # beyond, nothing is drawn
+    view = tokens(p, r, torch.full_like(p, sign))
+    view = replace(view, totals=totals(rule, [example_update()], lambda sums: sums, surrogate="ppo"))
+    losses = objective(rule, view, surrogate="ppo", dual_clip=None).losses
+    slope = torch.autograd.grad(losses.sum(), view.logprobs)[0]
+    return (-slope / sign / r).view(len(RATIOS), len(PROBABILITIES))
+
+
+def draw_rules(names: list[str], paths: list[Path]) -> None:
+    """The picture of weights: a pair of panels a rule, A > 0 and A < 0."""
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    width, height = 3.1 * columns + 0.7, 1.95 * rows + 1.15  # inches
+    framed: dict[Any, Any] = SETTINGS | {"axes.spines.top": True, "axes.spines.right": True}
+    with plt.rc_context(framed):
+        figure = plt.figure(figsize=(width, height))
+        mesh = ScalarMappable()
+        grid = figure.add_gridspec(
+            rows, columns, left=0.6 / width, right=1 - 0.1 / width, bottom=1.35 / height, top=1 - 0.3 / height,
+            wspace=0.16, hspace=0.28,
+        )  # fmt: skip
+        for k, name in enumerate(names):
+            cell = grid[divmod(k, columns)].subgridspec(1, 2, wspace=0.06)
+            left = figure.add_subplot(cell[0])
+            right = figure.add_subplot(cell[1], sharey=left)
+            rule, last = load_rule(name, DRAWN_WITH.get(name, {})), k + columns >= len(names)
+            for axes, sign in ((left, 1.0), (right, -1.0)):
+                mesh = draw_weights(axes, rule, sign)
+                axes.tick_params(labelbottom=last, labelleft=axes is left, labelsize=7.5)
+            given = ", ".join(f"{key} {value:g}" for key, value in DRAWN_WITH.get(name, {}).items())
+            title = f"{rule.name}  ({given})" if given else rule.name
+            left.set_title(title, fontsize=10, fontweight="bold", loc="left", pad=3)
+            if k % columns == 0:
+                left.set_ylabel("ratio r", fontsize=8.5, labelpad=1)
+            if last:
+                left.set_xlabel("old probability p", fontsize=8.5, loc="left", labelpad=2)
+        legend = figure.add_axes((0.25, 0.55 / height, 0.5, 0.14 / height))
+        bar = figure.colorbar(mesh, cax=legend, orientation="horizontal", extend="both")
+        bar.set_ticks([-1, -0.5, 0, 0.5, 1, 1.5, 2])
+        bar.ax.tick_params(labelsize=8.5)
+        bar.set_label(
+            "what is left of the unclipped gradient, w / r:  1 untouched,  0 (white) cut off,  below 0 (hatched) "
+            "turned back",
+            fontsize=9.5,
+        )
+        save(figure, paths)
+
+
+def draw_weights(axes: Axes, rule: Rule, sign: float) -> ScalarMappable:
+    """One panel: w / r over p and r, both logarithmic; what no distribution can reach is grey."""
+    values = kept(rule, sign)
+    mesh = axes.pcolormesh(
+        PROBABILITIES, RATIOS, values, cmap=COLOURS, norm=Normalize(-1, 2), shading="nearest", rasterized=True
+    )
+    if (values < 0).any():
+        axes.contourf(PROBABILITIES, RATIOS, values, levels=[-1e9, 0], colors="none", hatches=["////"])
+    axes.fill_between(PROBABILITIES, 1 / PROBABILITIES, 10, where=1 / PROBABILITIES < 10, color=GRID, linewidth=0)
+    axes.axhline(1, color=INK, linewidth=0.6, linestyle=(0, (1, 2)))
+    axes.set(xscale="log", yscale="log", xlim=(1e-3, 1), ylim=(0.1, 10))
+    axes.yaxis.set_major_locator(FixedLocator([0.1, 0.2, 0.5, 1, 2, 5, 10]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_locator(FixedLocator([1e-2, 1e-1, 1]))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}".removeprefix("0")))
+    label = {"facecolor": "#ffffff", "alpha": 0.8, "edgecolor": "none", "pad": 1.5}
+    axes.text(0.05, 0.93, "A > 0" if sign > 0 else "A < 0", transform=axes.transAxes, fontsize=8, va="top", bbox=label)
+    return mesh
+
+
+# ---- the table ----
+
+FIRST, LAST = "<!-- written by python -m bandpo.plot --table -->\n", "<!-- end -->\n"
+
+
+def with_table(page: str) -> str:
+    """A page of Markdown with the table of today between its two marks."""
+    before, _, rest = page.partition(FIRST)
+    return before + FIRST + table() + LAST + rest.partition(LAST)[2]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("paths", type=Path, nargs="+", help="files to write, .png or .svg")
-    draw(parser.parse_args().paths)
+    parser.add_argument("paths", type=Path, nargs="+", help="files to write, .png or .svg; with --table a page")
+    parser.add_argument("--rules", metavar="RULE,...", help="all, or names and FILE.py:FUNCTION")
+    parser.add_argument("--table", action="store_true", help="write the table of rules into the pages")
+    args = parser.parse_args()
+    if args.table:
+        for path in args.paths:
+            path.write_text(with_table(path.read_text(encoding="utf-8")), encoding="utf-8")
+    elif args.rules:
+        draw_rules(list(RULES) if args.rules == "all" else args.rules.split(","), args.paths)
+    else:
+        draw_bounds(args.paths)
 
 
 if __name__ == "__main__":
