@@ -22,7 +22,7 @@ import hashlib
 import math
 import sys
 import time
-from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -30,15 +30,11 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from bandpo.objective import (
-    ClipStatistics,
-    clip_bounds,
-    clip_statistics,
-    kl_estimate,
-    policy_loss,
-    sequence_logprobs,
-)
+from bandpo.objective import ClipStatistics, kl_estimate
 from bandpo.radius import scheduled_delta, token_radius
+from bandpo.rule import Objective, View
+from bandpo.rule import objective as clipped_objective
+from bandpo.rule import totals as add_up
 from configs import load_or_exit
 from configs.schema import Config, Plan
 from data import next_problems
@@ -53,6 +49,7 @@ from trainer.ranks import Number, Pair
 from trainer.resume import save
 from trainer.rollout import Completion
 from trainer.run import Run
+from trainer.samples import log_samples
 from trainer.start import start
 from trainer.state import Sample
 from trainer.stopping import Stopped, die_with_launcher, one_clear_line
@@ -122,7 +119,7 @@ def train_step(run: Run) -> dict[str, float]:
         tokens_seen=int(metrics["train/tokens_seen"]),
         skipped_in_a_row=updates.skipped_in_a_row,
     )
-    show_samples(run, samples, updates)
+    show_samples(run, samples, minibatches, updates)
     times = run.clock.take() | {"time/step_s": time.perf_counter() - started_s}
     return metrics | {"train/epoch": run.epochs} | times
 
@@ -232,15 +229,19 @@ def group_advantages(rewards: Tensor, kind: str) -> Tensor:
     group_std:  (r - mean) / (std + 1e-6), std with G - 1: GRPO, arXiv 2402.03300
     group_mean: r - mean: Dr. GRPO, arXiv 2503.20783
     rloo:       r - mean of the others: arXiv 2402.14740
+    maxrl:      (r - mean) / mean, 0 where the mean is 0, for rewards from 0 to 1: arXiv 2602.02710, algorithm 1
     """
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    mean = rewards.mean(dim=1, keepdim=True)
+    centred = rewards - mean
     if kind == "group_std":
         return centred / (rewards.std(dim=1, keepdim=True) + 1e-6)
     if kind == "group_mean":
         return centred
     if kind == "rloo":
         return centred * rewards.shape[1] / (rewards.shape[1] - 1)
-    raise ValueError(f"advantage: {kind!r} is not known; use group_std, group_mean or rloo")
+    if kind == "maxrl":
+        return centred / mean.where(mean > 0, 1.0)
+    raise ValueError(f"advantage: {kind!r} is not known; use group_std, group_mean, rloo or maxrl")
 
 
 # ---- old policy ----
@@ -251,11 +252,10 @@ class Anchor:
     """What the policy is held to at the tokens of a micro-batch, (T,) each: made once in a step, before the first
     update that uses the tokens."""
 
-    old_logprobs: Tensor  # under the old policy
-    trainer_logprobs: Tensor  # of the pass that made it; old_logprobs, unless old_policy is the sampler
+    old_logprobs: Tensor  # under the old policy: the ratio is r = exp(logprobs - old_logprobs)
+    trainer_logprobs: Tensor  # of the pass that made it: old_logprobs, unless old_policy is the sampler
     entropy: Tensor  # of that pass
-    lower: Tensor  # interval of the ratio r = exp(logprobs - old_logprobs)
-    upper: Tensor
+    radius: dict[str, float | Tensor]  # {"delta": the trust region's} for clip band and band_relaxed
 
 
 Anchors = list[list[Anchor | None]]  # as the micro-batches of minibatches; None: the first update's own pass makes it
@@ -278,17 +278,10 @@ def reference_pass(run: Run, minibatches: list[list[Tokens]]) -> list[list[Token
 
 @torch.no_grad()
 def old_policy_pass(run: Run, minibatches: list[list[Tokens]]) -> Anchors:
-    """Anchors from a pass of the policy about to be updated.
-
-    The first minibatch is left to the first update, whose own forward pass is still under the old policy: the same
-    numbers, one pass less. With `old_policy: sampler` the engine's log-probs are the anchor, and no pass is needed at
-    all. A radius by entropy needs its mean over the whole step before any interval.
-    """
-    cfg = run.cfg
-    by_entropy = cfg.radius == "entropy"
-    left = 0 if by_entropy else 1 if cfg.old_policy == "trainer" else len(minibatches)  # minibatches without a pass
+    """Anchors from a pass of the policy about to be updated; None where the minibatch's first update makes its own."""
+    left = minibatches_left(run)
     passes = forward(run, run.policy, minibatches[left:], "old log-probs")
-    mean_entropy = mean_over_tokens(run, [entropy for row in passes for _, entropy in row]) if by_entropy else math.nan
+    mean_entropy = mean_over_tokens(run, [entropy for row in passes for _, entropy in row])
     none: Anchors = [[None] * len(minibatch) for minibatch in minibatches[:left]]
     return none + [
         [anchor(run, tokens, *seen, mean_entropy) for tokens, seen in zip(minibatch, row, strict=True)]
@@ -296,20 +289,24 @@ def old_policy_pass(run: Run, minibatches: list[list[Tokens]]) -> Anchors:
     ]
 
 
+def minibatches_left(run: Run) -> int:
+    """How many minibatches, from the first, need no pass before the updates.
+
+    The first update's own forward pass is still under the old policy: the same numbers, one pass less. With
+    `old_policy: sampler` the engine's log-probs are the anchor, and none needs a pass. But a radius by entropy needs
+    the mean entropy of the step first, and some rules sums over the update.
+    """
+    if run.cfg.radius == "entropy" or run.rule.sums:
+        return 0
+    return 1 if run.cfg.old_policy == "trainer" else run.plan.minibatches
+
+
 def anchor(run: Run, tokens: Tokens, logprobs: Tensor, entropy: Tensor, mean_entropy: float) -> Anchor:
-    """From a forward pass of the trainer, detached: the old log-probs, and the interval that they allow."""
+    """From a forward pass of the trainer, detached. `mean_entropy`: read for a radius by entropy."""
     cfg, delta = run.cfg, delta_at(run.cfg, run.step)
     old_logprobs = tokens.sampler_logprobs if cfg.old_policy == "sampler" else logprobs
-    lower, upper = clip_bounds(
-        old_logprobs,
-        clip=cfg.clip,
-        delta=token_radius(entropy, delta=delta, radius=cfg.radius, mean_entropy=mean_entropy),
-        divergence=cfg.divergence,
-        ratio_cap=cfg.ratio_cap,
-        clip_low=cfg.clip_low,
-        clip_high=cfg.clip_high,
-    )
-    return Anchor(old_logprobs, logprobs, entropy, lower, upper)
+    radius = {"delta": token_radius(entropy, delta=delta, radius=cfg.radius, mean_entropy=mean_entropy)}
+    return Anchor(old_logprobs, logprobs, entropy, radius if "delta" in run.rule.defaults and not cfg.rule else {})
 
 
 def delta_at(cfg: Config, step: int) -> float:
@@ -319,9 +316,9 @@ def delta_at(cfg: Config, step: int) -> float:
 
 
 def mean_over_tokens(run: Run, values: list[Tensor]) -> float:
-    """Mean over the step's response tokens, of all ranks."""
+    """Mean over the tokens of all ranks; NaN without any."""
     total, count = run.ranks.add({"": (sum(v.double().sum() for v in values), sum(map(len, values)))})[""]
-    return total / count
+    return total / count if count else math.nan
 
 
 def forward(run: Run, policy: Policy, minibatches: list[list[Tokens]], phase: str) -> list[list[tuple[Tensor, Tensor]]]:
@@ -338,80 +335,82 @@ class Updates:
     """What the updates of a step did; numbers stay on the device until the step's metrics are read."""
 
     anchors: Anchors  # complete
-    logprobs: dict[int, list[Tensor]] = field(default_factory=dict)  # minibatch -> (T,) each, of its latest update
-    clip: ClipStatistics | None = None
-    means: dict[str, tuple[float | Tensor, int]] = field(default_factory=lambda: defaultdict(lambda: (0.0, 0)))
-    loss: float | Tensor = 0.0  # of this rank's share, summed over updates
-    grad_norms: list[float] = field(default_factory=list)
+    skipped_in_a_row: int  # updates without a finite gradient, earlier steps included
     skipped: int = 0
-    skipped_in_a_row: int = 0  # earlier steps included
+    grad_norms: list[float] = field(default_factory=list)
+    loss: float | Tensor = 0.0  # of this rank's share, summed over updates
+    clip: ClipStatistics | None = None
+    means: dict[str, tuple[float | Tensor, int]] = field(default_factory=dict)  # sum, count of token_loss's values
+    latest: dict[int, list[dict[str, Tensor | None]]] = field(default_factory=dict)  # minibatch -> tokens, last update
 
 
 def optimize(run: Run, minibatches: list[list[Tokens]], anchors: Anchors) -> Updates:
     """`updates_per_step` optimizer steps on the clipped objective."""
-    cfg = run.cfg
-    updates = Updates([list(row) for row in anchors], skipped_in_a_row=run.state.skipped_in_a_row)
+    cfg, updates = run.cfg, Updates([list(row) for row in anchors], run.state.skipped_in_a_row)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(cfg, run.step)
-    for _ in range(cfg.epochs_per_step):
-        for m, minibatch in enumerate(minibatches):
-            updates.logprobs[m] = []
-            for k, tokens in enumerate(minibatch):
-                with run.policy.accumulating(last=k == len(minibatch) - 1):
-                    logprobs, entropy = run.policy(tokens.batch)  # (T,), (T,)
-                    now = logprobs.detach()
-                    old = updates.anchors[m][k] or anchor(run, tokens, now, entropy.detach(), math.nan)
-                    losses, means = token_loss(cfg, tokens, old, logprobs, entropy)  # (T,)
-                    loss = (tokens.weights * losses).sum()
-                    # DDP and FSDP average gradients over processes; the weights already divide by global counts.
-                    (loss * run.plan.processes).backward()
-                updates.anchors[m][k] = old
-                updates.logprobs[m].append(now)
-                updates.loss += loss.detach()
-                for name, values in means.items():
-                    total, count = updates.means[name]
-                    updates.means[name] = (total + values.detach().double().sum(), count + len(values))
-                statistics = clip_statistics(
-                    judged(cfg, tokens, old, now),
-                    old.old_logprobs,
-                    tokens.advantages,
-                    old.lower,
-                    old.upper,
-                    cfg.dual_clip,
-                )
-                updates.clip = updates.clip.merge(statistics) if updates.clip else statistics
-            apply_update(run, updates, minibatch)
+    for update, m in enumerate(list(range(len(minibatches))) * cfg.epochs_per_step):
+        minibatch, olds, latest = minibatches[m], updates.anchors[m], []
+        totals = rule_totals(run, minibatch, olds, update)
+        for k, tokens in enumerate(minibatch):
+            with run.policy.accumulating(last=k == len(minibatch) - 1):
+                logprobs, entropy = run.policy(tokens.batch)  # (T,), (T,)
+                old = olds[k] = olds[k] or anchor(run, tokens, logprobs.detach(), entropy.detach(), math.nan)
+                view = view_of(tokens, old, logprobs, update, totals)
+                losses, objective, means = token_loss(run, tokens, old, view, entropy)  # (T,)
+                loss = (tokens.weights * losses).sum()
+                # DDP and FSDP average gradients over processes; the weights already divide by global counts.
+                (loss * run.plan.processes).backward()
+            updates.loss += loss.detach()
+            for name, values in means.items():
+                total, count = updates.means.get(name, (0.0, 0))
+                updates.means[name] = (total + values.detach().double().sum(), count + len(values))
+            statistics = objective.statistics(view)
+            updates.clip = updates.clip.merge(statistics) if updates.clip else statistics
+            bounds = {"lower": objective.lower, "upper": objective.upper, "weight": objective.weights}
+            latest.append({"logprobs": logprobs.detach(), **bounds})
+        updates.latest[m] = latest
+        apply_update(run, updates, minibatch)
     return updates
 
 
 def token_loss(
-    cfg: Config, tokens: Tokens, old: Anchor, logprobs: Tensor, entropy: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """(T,) loss of every response token; and values of tokens, (T,) each, whose means over the step are logged.
+    run: Run, tokens: Tokens, old: Anchor, view: View, entropy: Tensor
+) -> tuple[Tensor, Objective, dict[str, Tensor]]:
+    """(T,) loss of every response token; what the rule made of it; values of tokens whose means over the step get logged.
 
-    `logprobs` and `entropy` carry gradients.
+    With r = exp(logprobs - old_logprobs), the interval [lower, upper] that the rule gives to the token, and its
+    advantage A the policy's loss is max(-r A, -clip(r, lower, upper) A), at most -dual_clip A where A < 0. A rule that
+    gives a weight w in place of an interval has the loss -w A logprobs. `view.logprobs` and `entropy` have gradients.
     """
-    means: dict[str, Tensor] = {}
-    losses = policy_loss(
-        judged(cfg, tokens, old, logprobs),
-        old.old_logprobs,
-        tokens.advantages,
-        old.lower,
-        old.upper,
-        dual_clip=cfg.dual_clip,
-        surrogate=cfg.surrogate,
-    )
+    cfg, means = run.cfg, dict[str, Tensor]()
+    objective = clipped_objective(run.rule, view, surrogate=cfg.surrogate, dual_clip=cfg.dual_clip, **old.radius)
+    losses = objective.losses
     if cfg.mismatch_correction == "token_truncate":
         losses = losses * (old.old_logprobs - tokens.sampler_logprobs).exp().clamp(max=cfg.mismatch_cap)
     if tokens.ref_logprobs is not None:
-        kl = means["kl/reference"] = kl_estimate(logprobs, tokens.ref_logprobs, estimator=cfg.kl_estimator)
-        losses = losses + cfg.kl_coef * kl
-    return losses, means
+        means["kl/reference"] = kl_estimate(view.logprobs, tokens.ref_logprobs, estimator=cfg.kl_estimator)
+        losses = losses + cfg.kl_coef * means["kl/reference"]
+    return losses, objective, means
 
 
-def judged(cfg: Config, tokens: Tokens, old: Anchor, logprobs: Tensor) -> Tensor:
-    """(T,) log-probs whose ratio to the old ones the interval judges: each token's own, or its sequence's (GSPO)."""
-    return sequence_logprobs(logprobs, old.old_logprobs, tokens.lengths) if cfg.surrogate == "gspo" else logprobs
+def view_of(tokens: Tokens, old: Anchor, logprobs: Tensor, update: int, totals: Mapping[str, Tensor]) -> View:
+    """What a rule may see of a micro-batch in the step's update number `update`."""
+    numbers = torch.tensor([row.number for row in tokens.rows], device=logprobs.device)
+    return View(logprobs, old.old_logprobs, tokens.advantages, old.entropy, tokens.lengths, numbers, update, totals)
+
+
+@torch.no_grad()
+def rule_totals(run: Run, minibatch: list[Tokens], olds: list[Anchor | None], update: int) -> dict[str, Tensor]:
+    """The sums over an update that some rules need: from the policy just before it. {} for the others."""
+    if not run.rule.sums:
+        return {}
+    views = [
+        view_of(tokens, old, run.policy(tokens.batch)[0] if update else old.trainer_logprobs, update, {})
+        for tokens, old in zip(minibatch, olds, strict=True)
+        if old  # all are: see minibatches_left
+    ]
+    return add_up(run.rule, views, run.ranks.add_tensors, surrogate=run.cfg.surrogate)
 
 
 def apply_update(run: Run, updates: Updates, minibatch: list[Tokens]) -> None:
@@ -450,8 +449,8 @@ def step_metrics(
     pairs = [pair for rows in zip(minibatches, updates.anchors, strict=True) for pair in zip(*rows, strict=True)]
     flat = [(tokens, old) for tokens, old in pairs if old]
     # Log of trainer over sampler, both of the same policy: answers of this step, at passes before the first update.
-    by_old = flat if cfg.old_policy == "trainer" or cfg.radius == "entropy" else flat[: len(minibatches[0])]
-    gap = torch.cat([(old.trainer_logprobs - t.sampler_logprobs)[t.ages == 0] for t, old in by_old]).double()
+    same = flat[: len(minibatches[0])] if minibatches_left(run) > 1 else flat
+    gap = torch.cat([(old.trainer_logprobs - t.sampler_logprobs)[t.ages == 0] for t, old in same]).double()
     entropy = torch.cat([old.entropy for _, old in flat]).double()
     positions = [tokens.batch.input_ids.numel() for tokens, _ in flat]
     masks = [tokens.batch.attention_mask for tokens, _ in flat]  # None: no padding
@@ -491,6 +490,19 @@ def step_metrics(
     metrics = {name: total / count for name, (total, count) in run.ranks.add(sums).items() if count}
     used = {"train/delta": delta_at(cfg, run.step), "optim/lr": learning_rate(cfg, run.step)}
     return metrics | run.ranks.largest(peaks) | used
+
+
+def show_samples(run: Run, samples: list[Sample], minibatches: list[list[Tokens]], updates: Updates) -> None:
+    """Some answers to the log, with what the step measured of their tokens; and how wide the intervals were."""
+    measured = []
+    for m, minibatch in enumerate(minibatches):
+        for tokens, old, latest in zip(minibatch, updates.anchors[m], updates.latest[m], strict=True):
+            before = {"old_logprobs": old.old_logprobs, "entropy": old.entropy} if old else {}
+            measured.append((tokens, before | latest))
+    log_samples(run, samples, measured)
+    widths = [v["upper"] - v["lower"] for rows in updates.latest.values() for v in rows if v["upper"] is not None]
+    if widths:
+        run.tracker.histogram(run.step, "histogram/interval_width", torch.cat(widths).cpu())
 
 
 def evaluate_policy(run: Run) -> tuple[dict[str, float], float]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from bandpo.rule import Rule, check_rule
+from bandpo.rules import load_rule
 from configs.schema import Config
 from data import HubUnreachable
 
@@ -45,6 +47,18 @@ def find_model(model: str) -> None:
         f"model: {model} could not be fetched from the hub ({reason}). Where the hub can be reached run "
         f"`hf download {model} --local-dir DIR`, then start with --model DIR"
     )
+
+
+def find_rule(cfg: Config) -> Rule:
+    """The rule of the objective, tried on made-up tokens. Raises ValueError when it cannot be what was asked for."""
+    if cfg.rule:
+        rule = load_rule(cfg.rule, cfg.rule_parameters)
+    else:  # what `clip` names; its parameters are keys of their own
+        named = load_rule(cfg.clip, {})
+        rule = named.with_parameters({name: getattr(cfg, name) for name in named.defaults})
+    if check_rule(rule) == "weight" and cfg.surrogate == "cispo":
+        raise ValueError(f"surrogate: cispo clips to an interval, and rule {rule.name} gives weights; use ppo or gspo")
+    return rule
 
 
 def find_kernels(cfg: Config) -> None:

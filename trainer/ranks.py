@@ -8,7 +8,7 @@ All of it is collective: every rank calls it, with the same keys.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -33,6 +33,10 @@ class Ranks:
         stacked = torch.stack([torch.as_tensor(n, dtype=torch.float64, device=self.device) for n in numbers])
         added: Any = self.accelerator.reduce(stacked, "sum")
         return dict(zip(pairs, map(tuple, added.view(-1, 2).tolist()), strict=True))
+
+    def add_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Each tensor added over all ranks, on the device."""
+        return {name: cast(torch.Tensor, self.accelerator.reduce(t, "sum")) for name, t in tensors.items()}
 
     def largest(self, values: Mapping[str, Number]) -> dict[str, float]:
         """Maximum of each entry over all ranks."""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from bandpo.rule import Rule
 from configs.schema import Config, Plan
 from data import epoch_length
 from rewards import Verifier
@@ -47,6 +48,7 @@ class Run:
     engine: Engine
     verifier: Verifier  # rewards
     eval_verifier: Verifier  # evaluations: the tolerant one, whatever the reward is
+    rule: Rule  # of the objective
     layout: str  # how sequences are laid out for the attention kernel (batching.lay_out)
     state: State
     saved_step: int  # of the newest checkpoint; 0: none, nor is one needed before the first step

@@ -18,7 +18,7 @@ from trainer.state import Sample
 DIGITS = 5  # significant ones of a token's numbers: a row of 4,096 tokens then has some 300 kB
 
 
-def show_samples(
+def log_samples(
     run: Run, samples: list[Sample], measured: Iterable[tuple[Tokens, Mapping[str, Tensor | None]]]
 ) -> None:
     """The first answer of `samples_logged` groups of the first rank, to the log; collective.

@@ -21,7 +21,7 @@ from configs.memory import Size, cache_a_token
 from configs.schema import Config, Plan
 from rewards import Verifier
 from trainer import checkpoint
-from trainer.checks import check_processes
+from trainer.checks import check_processes, find_rule
 from trainer.clock import Clock
 from trainer.policy import Policy, PolicyOptions
 from trainer.ranks import Ranks
@@ -94,6 +94,7 @@ def start(cfg: Config, plan: Plan, task: Task, say: Callable[[str], None], clock
             engine=engine,
             verifier=verifier,
             eval_verifier=eval_verifier,
+            rule=find_rule(cfg),
             layout=layout,
             state=state,
             saved_step=-1 if state.unlogged else state.step,  # -1: to be saved again, with its score

@@ -24,7 +24,7 @@ from data import (
 )
 from rewards import Verifier, check_golds
 from trainer import checkpoint
-from trainer.checks import find_kernels, find_model
+from trainer.checks import find_kernels, find_model, find_rule
 
 Say = Callable[[str], None]
 
@@ -110,6 +110,7 @@ def _check_enough(cfg: Config, problems: int) -> None:
 def _check_local(cfg: Config, say: Say) -> None:
     checkpoint.safe_run_dir(cfg.output_dir, cfg.run_name)
     find_kernels(cfg)
+    find_rule(cfg)
     Verifier(1, cfg.verifier_timeout_s, cfg.verifier_memory_gib, cfg.reward).close()  # loads a grader of the user's
     for line in check_leaks(cfg.train_data, _eval_sets(cfg)):
         say(line)
