@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import train
-from configs import load
+from configs import load, load_or_exit
 from configs.memory import MODELS
+from configs.names import stems
 from configs.schema import Config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +46,46 @@ def test_all_mistakes_at_once(capsys, toy_model, tmp_path):
     lines = refused(capsys, toy_model, tmp_path, "--delta", -1, "--clip", "bnad", "--prompts_per_step", 63)
     assert len(lines) == 3
     assert any("prompts_per_step: 63" in line and "use 64" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "key, value, told",
+    [
+        ("eval_data", "[]", "eval_data: names no set to evaluate on; name one, or set eval_every 0"),
+        ("train_data", "[]", "train_data: names no set"),
+        ("eval_data", "[a/test.jsonl, b/test.jsonl]", "a/test.jsonl and b/test.jsonl would both be test"),
+        ("eval_data", "[aime24, /data/aime24.parquet]", "aime24 and /data/aime24.parquet would both be aime24"),
+        ("sharding", "ddp", "sharding: ddp is for several processes, one was launched; use none"),
+        ("seed", 2**32, "seed: '4294967296' is not a whole number from 0 and up to 4294967295"),
+        ("delta", "1e300", "delta: '1e300' is not a number above 0 and up to 1000"),
+        ("delta_final", "1e300", "delta_final: '1e300' is not a number above 0 and up to 1000"),
+    ],
+)
+def test_a_value_that_cannot_be_meant(capsys, toy_model, tmp_path, key: str, value: object, told: str):
+    (line,) = refused(capsys, toy_model, tmp_path, f"--{key}", value)
+    assert line.startswith("config error: ") and told in line
+
+
+def test_sets_of_the_same_file_name_under_names_of_their_own():
+    assert load(Config, ["--eval_data", "[aime24=a/test.jsonl, amc23=b/test.jsonl]"])
+    assert load(Config, ["--eval_data", "[]", "--eval_every", "0"])
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        ({"WORLD_SIZE": "0"}, "environment: WORLD_SIZE: '0' is not a whole number from 1; "),
+        ({"RANK": "x"}, "environment: RANK: 'x' is not a whole number from 0 and below 1, the WORLD_SIZE; "),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "environment: RANK: '2' is not a whole number from 0 and below 2, "),
+    ],
+)
+def test_variables_that_no_launcher_sets(capsys, monkeypatch, given: dict[str, str], told: str):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as stopped:
+        load_or_exit(Config, ["--config", "qwen3b_band"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and line.startswith(f"config error: {told}")
 
 
 def test_a_missing_file(capsys, toy_model, tmp_path):
@@ -104,7 +145,7 @@ def test_a_dry_run_prints_everything_and_loads_nothing(capsys, toy_model, tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs").glob("*.yaml")))
+@pytest.mark.parametrize("name", [*stems(""), *stems("models")])  # a method needs nothing from outside
 def test_a_dry_run_needs_neither_model_nor_hub(capsys, tmp_path, monkeypatch, name: str):
     monkeypatch.chdir(tmp_path)  # where no demo has left its model
     assert train.main(["--config", name, "--output_dir", str(tmp_path / "runs"), "--dry_run"]) == 0
