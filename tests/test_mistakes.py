@@ -13,6 +13,7 @@ from configs import load, load_or_exit
 from configs.memory import MODELS
 from configs.names import stems
 from configs.schema import Config
+from rewards import check
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -180,6 +181,25 @@ def test_a_kernel_that_is_not_installed(capsys, toy_model, tmp_path, key: str, v
         pytest.skip(f"{package} is installed")
     (line,) = refused(capsys, toy_model, tmp_path, f"--{key}", value)
     assert f"{key}: {value} needs the package {package}" in line and "install it" in line
+
+
+@pytest.mark.parametrize(
+    "text, options, told",
+    [
+        ("[" * 100_000, [], "line 1: not JSON (nested too deeply)"),
+        ("{", [], "line 1: not JSON (Expecting property name"),
+        ("[1]", [], "line 1: not an object"),
+        ('{"completion": 1, "gold": "1", "expected": true}', [], "line 1: completion and gold are texts"),
+        ('{"completion": "1", "gold": "1", "expected": "false"}', [], "expected is true or false"),
+        ("", ["--workers", "0"], "workers=0"),
+        ("", ["--grader", "maths"], "grader='maths': allowed are"),
+    ],
+)
+def test_labelled_answers_that_cannot_be_graded(capsys, tmp_path, text: str, options: list[str], told: str):
+    (tmp_path / "cases.jsonl").write_text(text)
+    assert check.main([str(tmp_path / "cases.jsonl"), *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and told in line
 
 
 def test_installing_beside_an_old_driver_is_refused_at_once(tmp_path):
