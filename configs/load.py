@@ -7,7 +7,8 @@
     config = load_or_exit(Config, sys.argv[1:])   # train.py --config NAME.yaml --lr 2e-6
 
 - A bare NAME is looked up in this folder, then in the current one; a path works too; `.yaml` may be left out.
-- `inherit: base.yaml` in a file takes over that file's keys first (looked up beside the file, then in this folder).
+- MODEL_METHOD.yaml is models/MODEL.yaml, then methods/METHOD.yaml, under that run_name (configs/names.py).
+- `inherit: NAME.yaml` in a file takes over that configuration first (looked up beside the file, then in this folder).
 - A value is read as its key's type says, never as YAML guesses: `lr: 1e-6` is the number it plainly is, `run_name: no`
   and `run_name: 010` are texts, `yes` is not a bool. Empty, `~` or `null` is None where None is allowed.
 - All mistakes come at once, one line each (`where: key: value is not ALLOWED; FIX`), as ConfigError or exit code 2.
@@ -18,6 +19,7 @@ Left out on purpose: nesting, interpolation, environment variables, more than on
 import dataclasses
 import difflib
 import math
+import operator
 import os
 import re
 import sys
@@ -26,19 +28,21 @@ import types
 import typing
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
+
+from configs.names import CONFIG_DIR, config_names, find, label
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T", bound="DataclassInstance")
 
-CONFIG_DIR = Path(__file__).resolve().parent
 MAX_FILE_BYTES = 1 << 20  # a config is a few lines; more is a wrong file or an attack
+UNREADABLE = (yaml.YAMLError, ValueError, OverflowError, RecursionError)  # what PyYAML raises on bad input
 RESERVED = ("config", "help", "inherit")
 
 
@@ -50,19 +54,12 @@ class ConfigError(ValueError):
         self.problems = list(problems)
 
 
-@dataclass(frozen=True)
-class Knob:
-    """What --help and the checks know about a key beyond its type and default."""
-
-    help: str
-    unit: str
-    symbol: str
-    source: str
-    section: str
-    low: float | None
-    high: float | None
-    above: float | None
-    below: float | None
+LIMITS = {  # what a knob may limit a number by: the word for it, and what a value must be to it
+    "low": ("from", operator.ge),
+    "above": ("above", operator.gt),
+    "high": ("up to", operator.le),
+    "below": ("below", operator.lt),
+}
 
 
 def knob(
@@ -83,7 +80,7 @@ def knob(
     `low` and `high` are allowed values themselves, `above` and `below` are not. `section` starts a heading of --help;
     the fields after it belong there until the next one.
     """
-    metadata = {"knob": Knob(help, unit, symbol, source, section, low, high, above, below)}
+    metadata = locals()  # all of the above by name
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -101,26 +98,7 @@ def load(cls: type[T], argv: Sequence[str]) -> T:
         if _is_main_process():
             print(help_text(cls))
         raise SystemExit(0)
-    hints = typing.get_type_hints(cls)
-    defaults = {f.name: f for f in fields(cls)}
-    assert not set(defaults) & set(RESERVED), f"{RESERVED} cannot be keys"
-
-    problems: list[str] = []
-    values: dict[str, Any] = {}
-    bad_keys: set[str] = set()
-    for where, key, node in _entries(argv, problems):
-        if key not in defaults:
-            problems.append(f"{where}: {_show(key)} is not a key; {_nearest(key, defaults, '--help lists all keys')}")
-            continue
-        try:
-            values[key] = _in_range(_convert(node, hints[key]), defaults[key].metadata["knob"])
-        except _Wrong as wrong:
-            bad_keys.add(key)
-            allowed = _allowed(hints[key], defaults[key].metadata["knob"])
-            example = f"{key}: {_dump(_default(defaults[key]))}"
-            problems.append(f"{where}: {key}: {_show(node)} is not {allowed}; {str(wrong) or 'for example ' + example}")
-
-    config = cls(**values)
+    config, problems, bad_keys = read(cls, argv)
     # Cross-key checks run on the defaults in place of what could not be read; lines about those keys would mislead.
     for line in getattr(config, "problems", list)():
         if not any(re.search(rf"\b{re.escape(key)}\b", line) for key in bad_keys):
@@ -128,6 +106,29 @@ def load(cls: type[T], argv: Sequence[str]) -> T:
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return config
+
+
+def read(cls: type[T], argv: Sequence[str]) -> tuple[T, list[str], set[str]]:
+    """As `load`, without the checks of keys against each other: the configuration, the mistakes so far, one line each,
+    and the keys that could not be read, which have their defaults."""
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in fields(cls)}
+    assert not set(known) & set(RESERVED), f"{RESERVED} cannot be keys"
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    bad_keys: set[str] = set()
+    for where, key, node in _entries(argv, problems):
+        if key not in known:
+            problems.append(f"{where}: {_show(key)} is not a key; {_nearest(key, known, '--help lists all keys')}")
+            continue
+        about = known[key].metadata
+        try:
+            values[key] = _in_range(_convert(node, hints[key]), about)
+        except _Wrong as wrong:
+            bad_keys.add(key)
+            fix = str(wrong) or f"for example {key}: {_dump(_default(known[key]))}"
+            problems.append(f"{where}: {key}: {_show(node)} is not {_allowed(hints[key], about)}; {fix}")
+    return cls(**values), problems, bad_keys
 
 
 def load_or_exit(cls: type[T], argv: Sequence[str]) -> T:
@@ -158,23 +159,25 @@ def diff(old: Mapping[str, Any], config: "DataclassInstance") -> dict[str, tuple
     A key that only one side has shows as "absent" on the other.
     """
     new = dataclasses.asdict(config)
-    pairs = {key: (old.get(key, "absent"), new.get(key, "absent")) for key in [*new, *(k for k in old if k not in new)]}
+    pairs = {key: (old.get(key, "absent"), new.get(key, "absent")) for key in {**new, **old}}
     return {key: (before, after) for key, (before, after) in pairs.items() if before != after}
 
 
 def help_text(cls: "type[DataclassInstance]") -> str:
-    """Every key by section: type, default, range, unit, symbol, what it is, source."""
+    """The program's usage, then every key by section: type, default, range, unit, symbol, what it is, source."""
     hints = typing.get_type_hints(cls)
-    lines = ["usage: --config NAME.yaml [--key value ...]", ""]
+    module = sys.modules["__main__"].__spec__  # None for a program that was started by its file
+    name = f"-m {module.name.removesuffix('.__main__')}" if module else Path(sys.argv[0]).name
+    lines = [f"usage: python {name} [--config NAME.yaml] [--key value ...]", ""]
     for f in fields(cls):
-        about: Knob = f.metadata["knob"]
-        if about.section:
-            lines += ["", about.section]
-        unit = f" [{about.unit}]" if about.unit else ""
-        symbol = f" ({about.symbol})" if about.symbol else ""
+        about = f.metadata
+        if about["section"]:
+            lines += ["", about["section"]]
+        unit = f" [{about['unit']}]" if about["unit"] else ""
+        symbol = f" ({about['symbol']})" if about["symbol"] else ""
         default = _dump(_default(f))
         lines.append(f"  --{f.name}{symbol}  {_allowed(hints[f.name], about)}{unit}, default {default}")
-        text = about.help + (f" [{about.source}]" if about.source else "")
+        text = about["help"] + (f" [{about['source']}]" if about["source"] else "")
         lines += textwrap.wrap(text, 110, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
 
@@ -196,10 +199,8 @@ def _entries(argv: Sequence[str], problems: list[str]) -> Iterator[Entry]:
             continue
         key, equals, text = word[2:].partition("=")
         if not equals:
-            has_value = bool(words) and not words[0].startswith("--")
-            text = words.pop(0) if has_value else "true"
-            if not has_value and key == "config":
-                text = ""
+            bare = not words or words[0].startswith("--")
+            text = words.pop(0) if not bare else "" if key == "config" else "true"
         if key in seen:
             problems.append(f"command line: {_show(key)} is given twice; keep one")
             continue
@@ -210,44 +211,50 @@ def _entries(argv: Sequence[str], problems: list[str]) -> Iterator[Entry]:
         try:
             # Only lists and quoted texts are YAML here: `--run_name a:b#c` needs no quoting beyond the shell's.
             node = yaml.compose(text, Loader=yaml.BaseLoader) if text[:1] in ("[", '"', "'") else _plain(text)
-        except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        except UNREADABLE as error:
             problems.append(
                 f"command line: {key}: {_show(text)} is not readable ({_syntax(error)}); write a list as '[a, b]'"
             )
             continue
         overrides.append(("command line", key, node))
     if config is not None:
-        path = _find(config, [CONFIG_DIR, Path()])
-        if path is None:
-            names = sorted(p.name for p in CONFIG_DIR.glob("*.yaml"))
-            fix = _nearest(config, names, f"{CONFIG_DIR.name}/ has {', '.join(names) or 'none'}")
-            problems.append(f"command line: config: {_show(config)} is not a file; {fix}")
-        else:
-            yield from _file_entries(path, (), problems)
+        paths = find(config, [CONFIG_DIR, Path()])
+        if not paths:
+            problems.append(f"command line: config: {_show(config)} is not a file; {_nearest_names(config)}")
+        yield from _entries_of(paths, (), problems)
     yield from overrides
 
 
-def _file_entries(path: Path, children: tuple[Path, ...], problems: list[str]) -> Iterator[Entry]:
-    """The assignments of a file after those of the files it inherits from."""
+def _entries_of(paths: Sequence[Path], chain: tuple[Path, ...], problems: list[str]) -> Iterator[Entry]:
+    """The assignments of what `find` found: a file, or a model and a method, which together make a run's name."""
+    for path in paths:
+        yield from _file_entries(path, chain, problems)
+    if len(paths) > 1:
+        yield " + ".join(map(label, paths)), "run_name", _plain("_".join(path.stem for path in paths))
+
+
+def _file_entries(path: Path, chain: tuple[Path, ...], problems: list[str]) -> Iterator[Entry]:
+    """The assignments of a file after those of the files it inherits from; `chain`: those that led here."""
+    name, chain = label(path), (*chain, path)
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise OSError(f"larger than {MAX_FILE_BYTES} bytes")
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except OSError as error:
-        problems.append(f"{path.name}: cannot be read ({error.strerror or error}); check the path")
+        problems.append(f"{name}: cannot be read ({error.strerror or error}); check the path")
         return
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        problems.append(f"{path.name}: is not valid YAML ({_syntax(error)}); write lines such as key: value")
+    except UNREADABLE as error:
+        problems.append(f"{name}: is not valid YAML ({_syntax(error)}); write lines such as key: value")
         return
     if root is None:
         return  # an empty file changes nothing
     if not isinstance(root, yaml.MappingNode):
-        problems.append(f"{path.name}: is not a list of keys; write lines such as key: value")
+        problems.append(f"{name}: is not a list of keys; write lines such as key: value")
         return
     own: list[Entry] = []
     seen: dict[str, str] = {}
     for key_node, node in root.value:
-        where = f"{path.name} line {key_node.start_mark.line + 1}"
+        where = f"{name} line {key_node.start_mark.line + 1}"
         key = key_node.value if isinstance(key_node, yaml.ScalarNode) else _show(key_node)
         if key in seen:
             problems.append(f"{where}: {_show(key)} is already set in {seen[key]}; keep one")
@@ -256,27 +263,19 @@ def _file_entries(path: Path, children: tuple[Path, ...], problems: list[str]) -
         if key != "inherit":
             own.append((where, key, node))
             continue
-        parent = _find(str(node.value), [path.parent, CONFIG_DIR]) if isinstance(node, yaml.ScalarNode) else None
-        if parent is None:
-            problems.append(f"{where}: inherit: {_show(node)} is not a file that exists; name one YAML file")
-        elif parent in (*children, path):
+        parent = node.value if isinstance(node, yaml.ScalarNode) else ""
+        paths = find(parent, [path.parent, CONFIG_DIR], but=path)
+        circle = [label(each) for each in paths if each in chain]
+        if not paths:
             problems.append(
-                f"{where}: inherit: {parent.name} inherits from this file in turn; remove one of the two lines"
+                f"{where}: inherit: {_show(node)} is no file beside this one or in configs/; {_nearest_names(parent)}"
             )
+        elif circle:
+            fix = "remove one of the two lines"
+            problems.append(f"{where}: inherit: {circle[0]} inherits from this file in turn; {fix}")
         else:
-            yield from _file_entries(parent, (*children, path), problems)
+            yield from _entries_of(paths, chain, problems)
     yield from own
-
-
-def _find(name: str, folders: Sequence[Path]) -> Path | None:
-    for folder in folders:
-        for candidate in (folder / name, folder / f"{name}.yaml"):
-            try:
-                if candidate.is_file():
-                    return candidate.resolve()
-            except OSError:  # a name too long for the file system
-                return None
-    return None
 
 
 def _syntax(error: Exception) -> str:
@@ -332,23 +331,22 @@ def _scalar(text: str, hint: Any) -> Any:
         choices = typing.get_args(hint)
         if text in choices:
             return text
-        near = difflib.get_close_matches(text[:80].lower(), choices, 1)
-        raise _Wrong(f"did you mean {near[0]}?" if near else "")
+        raise _Wrong(_nearest(text.lower(), choices, ""))
     if hint is bool:
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
         yaml_1_1 = {"yes": "write true", "on": "write true", "no": "write false", "off": "write false"}
         raise _Wrong(yaml_1_1.get(text.lower(), ""))
-    if hint is int:
-        number = _float(text)
-        if re.fullmatch(r"[-+]?[0-9][0-9_]{0,24}", text) and abs(int(text)) < 2**63:
+    if hint in (int, float):
+        try:
+            number = float(text)
+        except ValueError:
+            raise _Wrong("") from None
+        if hint is float and math.isfinite(number):
+            return number
+        if hint is int and re.fullmatch(r"[-+]?[0-9][0-9_]{0,24}", text) and abs(int(text)) < 2**63:
             return int(text)
         raise _Wrong(f"write {int(number)}" if abs(number) < 2**53 and number == int(number) else "")
-    if hint is float:
-        number = _float(text)
-        if not math.isfinite(number):
-            raise _Wrong("")
-        return number
     if hint is str:
         if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" for c in text):
             raise _Wrong("remove the control characters")
@@ -358,22 +356,10 @@ def _scalar(text: str, hint: Any) -> Any:
     raise _Wrong("")  # NoneType: null was dealt with before
 
 
-def _float(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise _Wrong("") from None
-
-
-def _in_range(value: Any, about: Knob) -> Any:
+def _in_range(value: Any, about: Mapping[str, Any]) -> Any:
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, (int, float)) and not isinstance(number, bool):
-            if (
-                (about.low is not None and number < about.low)
-                or (about.high is not None and number > about.high)
-                or (about.above is not None and number <= about.above)
-                or (about.below is not None and number >= about.below)
-            ):
+            if not all(holds(number, about[name]) for name, (_, holds) in LIMITS.items() if about[name] is not None):
                 raise _Wrong("")
     return value
 
@@ -381,7 +367,7 @@ def _in_range(value: Any, about: Knob) -> Any:
 # ---- words ----
 
 
-def _allowed(hint: Any, about: Knob) -> str:
+def _allowed(hint: Any, about: Mapping[str, Any]) -> str:
     """The type and range of a key in words."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     words = []
@@ -392,14 +378,19 @@ def _allowed(hint: Any, about: Knob) -> str:
             words.append(f"a list [a, b] of {names[typing.get_args(member)[0]].removeprefix('a ')}s")
         else:
             words.append(names[member])
-    limits = [("from", about.low), ("above", about.above), ("up to", about.high), ("below", about.below)]
-    words[0] += " " + " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
+    limits = [f"{word} {_dump(about[name])}" for name, (word, _) in LIMITS.items() if about[name] is not None]
+    words[0] += " " + " and ".join(limits)
     return " or ".join(word.strip() for word in words)
 
 
-def _nearest(name: str, known: Iterable[str], otherwise: str) -> str:
-    near = difflib.get_close_matches(name[:80], list(known), 1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else otherwise
+def _nearest(name: str, known: Iterable[str], otherwise: str, most: int = 1) -> str:
+    near = difflib.get_close_matches(name[:80], list(known), most, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else otherwise
+
+
+def _nearest_names(name: str) -> str:
+    stem = name.rpartition("/")[2].removesuffix(".yaml")
+    return _nearest(stem, config_names(), f"`python -m configs --list` shows {CONFIG_DIR.name}/", 3)
 
 
 def _show(value: "str | yaml.Node") -> str:
@@ -427,4 +418,6 @@ def _dump(value: Any) -> str:
 
 
 def _is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process prints: the first of a launch, and any whose RANK no launch gives."""
+    rank, processes = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    return not (rank.isdecimal() and processes.isdecimal() and 0 < int(rank) < int(processes))

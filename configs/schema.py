@@ -8,9 +8,10 @@ the defaults, which are those of the paper's main run.
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from configs.load import knob
+from configs.load import ConfigError, knob
 
 PAPER = "paper"  # arXiv 2603.04918 and the scripts published with it
 DAPO = "arXiv 2503.14476"
@@ -22,7 +23,7 @@ class Config:
 
     run_name: str = knob("run", "folder of the run under output_dir; the same name again resumes it", section="Run")
     output_dir: str = knob("runs", "where runs are kept")
-    seed: int = knob(0, "everything random is a function of it and the step", low=0)
+    seed: int = knob(0, "everything random is a function of it and the step", low=0, high=2**32 - 1)
     deterministic: bool = knob(False, "the same bits from the same seed on a GPU too, slower; on a CPU always so")
     max_steps: int = knob(1020, "steps of rollout and update; the paper's 10 epochs", source=PAPER, low=1)
     max_epochs: float | None = knob(
@@ -97,8 +98,8 @@ class Config:
     divergence: Literal["kl", "tv", "chi2", "reverse_kl", "hellinger", "jensen_shannon", "alpha"] = knob(
         "kl", "f-divergence of the Band's trust region", symbol="D_f", source=PAPER
     )
-    delta: float = knob(0.05, "radius of the trust region", symbol="δ", source=PAPER, above=0)
-    delta_final: float | None = knob(None, "radius at the last step; null: constant", above=0)
+    delta: float = knob(0.05, "radius of the trust region", symbol="δ", source=PAPER, above=0, high=1000)
+    delta_final: float | None = knob(None, "radius at the last step; null: constant", above=0, high=1000)
     delta_schedule: Literal["constant", "linear", "cosine"] = knob("constant", "way from delta to delta_final")
     radius: Literal["constant", "entropy"] = knob("constant", "entropy: wider where the policy is unsure, same mean")
     ratio_cap: float | None = knob(10.0, "largest upper bound of band and dcpo; null: none", source=PAPER, low=1)
@@ -148,7 +149,11 @@ class Config:
 
     def problems(self) -> list[str]:
         """Mistakes between keys, one line each."""
-        plan, whole = Plan(self), self.max_prompt_tokens + self.max_response_tokens
+        try:
+            plan = Plan(self)
+        except ConfigError as error:  # the launcher's variables: nothing below can be told
+            return error.problems
+        whole = self.max_prompt_tokens + self.max_response_tokens
         unit = plan.minibatches * plan.processes
         truncated = self.top_p < 1 or self.top_k > 0
         mistakes = [
@@ -165,6 +170,10 @@ class Config:
             (
                 self.sharding == "none" and plan.processes > 1,
                 f"sharding: none is for one process, {plan.processes} were launched; use ddp or fsdp2",
+            ),
+            (
+                self.sharding == "ddp" and plan.processes == 1,
+                "sharding: ddp is for several processes, one was launched; use none",
             ),
             (
                 plan.processes % self.tensor_parallel > 0,
@@ -213,13 +222,18 @@ class Config:
                 self.deterministic and self.tensor_parallel > 1,
                 "tensor_parallel: deterministic is not known to hold for an engine of several ranks; use 1",
             ),
+            (not self.train_data, "train_data: names no set; name one"),
+            (
+                self.eval_every > 0 and not self.eval_data,
+                "eval_data: names no set to evaluate on; name one, or set eval_every 0",
+            ),
             (self.clip_low > 1, f"clip_low: {self.clip_low} would allow negative ratios; use at most 1"),
             (
                 self.reward_right <= self.reward_wrong,
                 f"reward_right: {self.reward_right} is not above reward_wrong {self.reward_wrong}; swap them",
             ),
         ]
-        return [line for wrong, line in mistakes if wrong]
+        return [line for wrong, line in mistakes if wrong] + _same_names(self.eval_data)
 
     def warnings(self) -> list[str]:
         """Choices that are allowed and perhaps not meant."""
@@ -235,12 +249,39 @@ class Config:
         return [line for doubtful, line in doubts if doubtful]
 
 
+def _same_names(eval_data: str | list[str]) -> list[str]:
+    """A line for each set whose metrics would bear the name of an earlier one: a file's stem, NAME of NAME=PATH."""
+    first: dict[str, str] = {}
+    lines = []
+    for each in [eval_data] if isinstance(eval_data, str) else eval_data:
+        left, _, right = each.partition("=")
+        name = left if right and "/" not in left else Path(each).stem
+        if name in first:
+            lines.append(f"eval_data: {first[name]} and {each} would both be {name} in the metrics; rename one file")
+        first.setdefault(name, each)
+    return lines
+
+
+def _launched(variable: str, *, default: int, low: int, below: int | None = None) -> int:
+    """A number that the launcher put into the environment. Raises ConfigError when it is none from `low` on."""
+    text = os.environ.get(variable, str(default))
+    if text.isdecimal() and low <= int(text) and (below is None or int(text) < below):
+        return int(text)
+    allowed = f"a whole number from {low}" + (f" and below {below}, the WORLD_SIZE" if below else "")
+    raise ConfigError(
+        [f"environment: {variable}: {text!r} is not {allowed}; launchers set it, unset it to start one process"]
+    )
+
+
 class Plan:
-    """The batch arithmetic that follows from the configuration and the number of processes."""
+    """The batch arithmetic that follows from the configuration and the number of processes.
+
+    Raises ConfigError when WORLD_SIZE or RANK, which the launcher sets, is no number of processes or one of them.
+    """
 
     def __init__(self, cfg: Config):
-        self.processes = int(os.environ.get("WORLD_SIZE", 1))
-        self.rank = int(os.environ.get("RANK", 0))
+        self.processes = _launched("WORLD_SIZE", default=1, low=1)
+        self.rank = _launched("RANK", default=0, low=0, below=self.processes)
         self.minibatches = max(1, cfg.updates_per_step // cfg.epochs_per_step)
         self.prompts_per_minibatch = cfg.prompts_per_step // self.minibatches  # over all processes
         self.sequences_per_minibatch = self.prompts_per_minibatch * cfg.samples_per_prompt

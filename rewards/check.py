@@ -3,13 +3,15 @@
     python -m rewards.check tests/data/verifier_cases.jsonl [--grader math|answer_line|FILE.py:FUNCTION] [--workers N]
 
 Each line of the file: {"completion": str, "gold": str, "expected": bool, "kind": str (optional)}. Exit status 1 when
-there was a false positive: paying for a wrong answer is the mistake that a policy learns to repeat.
+there was a false positive: paying for a wrong answer is the mistake that a policy learns to repeat; 2 when the file or
+an option is wrong.
 """
 
 import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,10 +31,20 @@ def read_cases(path: Path) -> list[Case]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise ValueError(f"{path} line {number}: not JSON ({why})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path} line {number}: not an object; see `python -m rewards.check -h`")
         missing = ", ".join(sorted({"completion", "gold", "expected"} - row.keys()))
         if missing:
             raise ValueError(f"{path} line {number}: without {missing}; see `python -m rewards.check -h`")
+        if not (
+            isinstance(row["completion"], str) and isinstance(row["gold"], str) and row["expected"] in (True, False)
+        ):
+            raise ValueError(f"{path} line {number}: completion and gold are texts, expected is true or false")
         cases.append(Case(row["completion"], row["gold"], bool(row["expected"]), row.get("kind", "-")))
     return cases
 
@@ -57,19 +69,27 @@ def report(cases: list[Case], grades: list[Grade]) -> str:
     return "\n".join([*lines, *mistakes])
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--grader", default="math")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--timeout_s", type=float, default=2.0)
-    options = parser.parse_args()
-    cases = read_cases(options.file)
-    with Verifier(options.workers, options.timeout_s, memory_gib=2.0, grader=options.grader) as verifier:
+def main(argv: Sequence[str]) -> int:
+    """The exit code: 0, 1 after a false positive, 2 after one line about the file or an option."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rewards.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", type=Path, help="JSONL, as above")
+    parser.add_argument("--grader", default="math", help="math (default), answer_line or FILE.py:FUNCTION")
+    parser.add_argument("--workers", type=int, default=2, help="grading processes (default 2)")
+    parser.add_argument("--timeout_s", type=float, default=2.0, help="for one answer, in seconds (default 2)")
+    options = parser.parse_args(argv)
+    try:
+        cases = read_cases(options.file)
+        verifier = Verifier(options.workers, options.timeout_s, memory_gib=2.0, grader=options.grader)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    with verifier:
         grades = verifier.collect([verifier.submit(case.completion, case.gold) for case in cases])
-    sys.stdout.write(report(cases, grades) + "\n")
+    print(report(cases, grades))
     return int(any(grade.correct and not case.expected for case, grade in zip(cases, grades, strict=True)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import re
 import string
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import ConfigError, diff, help_text, knob, load, to_yaml
+from configs import ConfigError, diff, help_text, knob, load, names, schema, to_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,9 +36,6 @@ class Config:
 
     def problems(self) -> list[str]:
         return ["clip: none ignores delta; set clip: band"] if self.clip == "none" and self.delta != 0.05 else []
-
-    def warnings(self) -> list[str]:
-        return ["seed: 13 brings bad luck"] if self.seed == 13 else []
 
 
 def read(tmp_path: Path, text: str | bytes, *argv: str) -> Config:
@@ -121,7 +119,8 @@ def test_values_are_read_as_their_keys_type(tmp_path, line, key, value):
         ("run_name:", "run_name: '' is not text; for example run_name: demo"),
         ("delt: 1", "'delt' is not a key; did you mean delta?"),
         ("zzzzzz: 1", "'zzzzzz' is not a key; --help lists all keys"),
-        ("inherit: nowhere", "inherit: 'nowhere' is not a file that exists; name one YAML file"),
+        ("inherit: nowhere", "inherit: 'nowhere' is no file beside this one or in configs/; "
+         "`python -m configs --list` shows configs/"),
     ],
 )  # fmt: skip
 def test_each_mistake_names_place_key_value_allowed_values_and_fix(tmp_path, line, problem):
@@ -208,7 +207,8 @@ def test_a_circle_of_files_is_refused(tmp_path):
     assert mistakes(tmp_path, "inherit: a.yaml") == [
         "a.yaml line 1: inherit: x.yaml inherits from this file in turn; remove one of the two lines"
     ]
-    assert len(mistakes(tmp_path, "inherit: x.yaml")) == 1
+    (line,) = mistakes(tmp_path, "inherit: x.yaml")
+    assert line.startswith("x.yaml line 1: inherit: 'x.yaml' is no file beside this one or in configs/; ")
 
 
 def test_a_name_is_looked_up_with_and_without_its_ending(tmp_path, monkeypatch):
@@ -216,13 +216,69 @@ def test_a_name_is_looked_up_with_and_without_its_ending(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("mine", "mine.yaml", "./mine", str(tmp_path / "mine.yaml")):
         assert load(Config, ["--config", name]).seed == 7
-    for name in ("nothing", "", "\0", "\ud800", "x" * 5000, str(tmp_path)):
-        with pytest.raises(ConfigError, match="is not a file; configs/ has .*demo_band.yaml"):
+    for name in ("nothing", "", ".", "..", "/", "\0", "\ud800", "x" * 5000, str(tmp_path)):
+        with pytest.raises(ConfigError, match="is not a file; `python -m configs --list` shows configs/"):
             load(Config, ["--config", name])
     with pytest.raises(ConfigError, match="config: '' is not a file"):
         load(Config, ["--config", "--dry_run"])
-    with pytest.raises(ConfigError, match="'demo_bnd' is not a file; did you mean demo_band.yaml?"):
-        load(Config, ["--config", "demo_bnd"])
+    for name in ("qwen3b_bnd", "configs/qwen3b_bnd.yaml"):  # the last near name may change with the methods there are
+        with pytest.raises(ConfigError, match="is not a file; did you mean qwen3b_band or "):
+            load(Config, ["--config", name])
+
+
+def test_a_model_and_a_method_are_a_file_of_configs_by_any_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    paths = (
+        "qwen3b_band_tv",
+        "configs/qwen3b_band_tv.yaml",
+        "./configs/qwen3b_band_tv",
+        f"{ROOT}/configs/qwen3b_band_tv",
+    )
+    runs = [load(schema.Config, ["--config", path]) for path in paths]
+    assert runs[0].run_name == "qwen3b_band_tv" and runs[0].divergence == "tv"
+    assert all(run == runs[0] for run in runs)
+    monkeypatch.chdir(tmp_path)
+    assert load(schema.Config, ["--config", "qwen3b_band_tv.yaml"]) == runs[0]
+    with pytest.raises(ConfigError, match="is not a file; did you mean qwen3b_band_tv "):
+        load(schema.Config, ["--config", str(tmp_path / "qwen3b_band_tv.yaml")])
+
+
+def test_a_file_elsewhere_inherits_a_model_with_a_method(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("inherit: qwen7b_dapo.yaml\nkl_coef: 0.01\n")
+    changed = diff(vars(load(schema.Config, ["--config", "qwen7b_dapo"])), load(schema.Config, ["--config", str(mine)]))
+    assert changed == {"kl_coef": (0.0, 0.01)}
+    mine.write_text("inherit: qwen7b_dpo.yaml\n")
+    with pytest.raises(ConfigError, match="^mine.yaml line 1: inherit: .* did you mean .*qwen7b_dapo "):
+        load(schema.Config, ["--config", str(mine)])
+
+
+def test_a_file_may_replace_the_run_whose_name_it_has(tmp_path):
+    """So a value of one model and one method has a place."""
+    mine = tmp_path / "qwen3b_band.yaml"
+    mine.write_text("inherit: qwen3b_band.yaml\ndelta: 0.03\n")
+    changed = diff(vars(load(schema.Config, ["--config", "qwen3b_band"])), load(schema.Config, ["--config", str(mine)]))
+    assert changed == {"delta": (0.05, 0.03)}
+
+
+def test_a_mistake_in_a_method_names_the_file(tmp_path, monkeypatch):
+    for kind in ("models", "methods"):
+        (tmp_path / kind).mkdir()
+    (tmp_path / "models" / "small.yaml").write_text("inherit: base\nrun_name: small\n")
+    (tmp_path / "methods" / "tight.yaml").write_text("delta: -1\n")
+    (tmp_path / "base.yaml").write_text("seed: 3\n")
+    for module in (names, sys.modules["configs.load"]):
+        monkeypatch.setattr(module, "CONFIG_DIR", tmp_path)
+    with pytest.raises(ConfigError, match="^methods/tight.yaml line 1: delta: '-1' is not"):
+        load(Config, ["--config", "small_tight"])
+    (tmp_path / "methods" / "tight.yaml").write_text("delta: 0.01\n")
+    assert load(Config, ["--config", "small_tight"]) == Config(run_name="small_tight", seed=3, delta=0.01)
+    assert names.config_names() == ["base", "small", "small_tight"]
+    (tmp_path / "small_tight.yaml").write_text("inherit: small_tight\nseed: 4\n")
+    assert load(Config, ["--config", "small_tight"]) == Config(run_name="small_tight", seed=4, delta=0.01)
+    (tmp_path / "models" / "small.yaml").write_text("inherit: small\n")  # itself, which nothing stands behind
+    with pytest.raises(ConfigError, match="models/small.yaml inherits from this file in turn"):
+        load(Config, ["--config", "small"])
 
 
 def test_command_line_texts_need_no_yaml_quoting():
@@ -275,31 +331,46 @@ def test_help_has_every_key_with_what_is_known_about_it(capsys):
     assert caught.value.code == 0 and capsys.readouterr().out == text + "\n"
 
 
-SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
-from test_configs import Config
-from configs import load_or_exit
-print(load_or_exit(Config, sys.argv[1:]).seed)
-"""
+def run_python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, env=env, check=False)
 
 
-def run_script(*argv: str, rank: str = "0") -> subprocess.CompletedProcess[str]:
-    script = SCRIPT.format(tests=str(ROOT / "tests"))
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "RANK": rank}
-    return subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, text=True, env=env, check=False)
+@pytest.mark.parametrize("name", ["configs", "data.fetch", "rewards.check"])
+def test_help_names_the_program(name: str):
+    done = run_python("-m", name, "--help", cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: python -m {name} [")
 
 
-def test_a_script_ends_with_code_2_and_one_line_a_mistake():
-    done = run_script("--seed", "x", "--clop", "band")
+def test_help_of_a_configuration_names_the_program(tmp_path):
+    script = "import sys\nfrom configs import load_or_exit, schema\nload_or_exit(schema.Config, sys.argv[1:])\n"
+    (tmp_path / "mine.py").write_text(script)
+    for start, name in ((["mine.py"], "mine.py"), (["-m", "mine"], "-m mine")):
+        done = run_python(*start, "--help", cwd=tmp_path)
+        assert done.returncode == 0
+        assert done.stdout.startswith(f"usage: python {name} [--config NAME.yaml] [--key value ...]\n"), done.stderr
+
+
+def test_the_configuration_is_read_without_the_libraries_that_take_seconds():
+    script = "import sys, configs.__main__; print(sorted({'torch', 'transformers', 'numpy'} & sys.modules.keys()))"
+    assert run_python("-c", script, cwd=ROOT).stdout == "[]\n"
+
+
+def test_a_script_ends_with_code_2_and_one_line_a_mistake(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "import sys\nfrom configs import load_or_exit, schema\nprint(load_or_exit(schema.Config, sys.argv[1:]).seed)\n"
+    )
+    done = run_python("script.py", "--seed", "x", "--clop", "band", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
-        "config error: command line: seed: 'x' is not a whole number from 0; for example seed: 0",
+        "config error: command line: seed: 'x' is not a whole number from 0 and up to 4294967295; for example seed: 0",
         "config error: command line: 'clop' is not a key; did you mean clip?",
     ]
-    assert run_script("--seed", "x", rank="1").stderr == ""  # eight ranks, one message
-    done = run_script("--seed", "13")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "13\n", "warning: seed: 13 brings bad luck\n")
+    second = run_python("script.py", "--seed", "x", cwd=tmp_path, RANK="1", WORLD_SIZE="8")
+    assert (second.returncode, second.stderr) == (2, "")  # eight ranks, one message
+    done = run_python("script.py", "--seed", "13", "--engine", "hf", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "13\n")
+    assert re.fullmatch("warning: engine: hf .*\n", done.stderr)
 
 
 BASE = """\

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 import train
-from configs import load
+from configs import load, load_or_exit
 from configs.memory import MODELS
+from configs.names import stems
 from configs.schema import Config
+from rewards import check
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,6 +47,46 @@ def test_all_mistakes_at_once(capsys, toy_model, tmp_path):
     lines = refused(capsys, toy_model, tmp_path, "--delta", -1, "--clip", "bnad", "--prompts_per_step", 63)
     assert len(lines) == 3
     assert any("prompts_per_step: 63" in line and "use 64" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "key, value, told",
+    [
+        ("eval_data", "[]", "eval_data: names no set to evaluate on; name one, or set eval_every 0"),
+        ("train_data", "[]", "train_data: names no set"),
+        ("eval_data", "[a/test.jsonl, b/test.jsonl]", "a/test.jsonl and b/test.jsonl would both be test"),
+        ("eval_data", "[aime24, /data/aime24.parquet]", "aime24 and /data/aime24.parquet would both be aime24"),
+        ("sharding", "ddp", "sharding: ddp is for several processes, one was launched; use none"),
+        ("seed", 2**32, "seed: '4294967296' is not a whole number from 0 and up to 4294967295"),
+        ("delta", "1e300", "delta: '1e300' is not a number above 0 and up to 1000"),
+        ("delta_final", "1e300", "delta_final: '1e300' is not a number above 0 and up to 1000"),
+    ],
+)
+def test_a_value_that_cannot_be_meant(capsys, toy_model, tmp_path, key: str, value: object, told: str):
+    (line,) = refused(capsys, toy_model, tmp_path, f"--{key}", value)
+    assert line.startswith("config error: ") and told in line
+
+
+def test_sets_of_the_same_file_name_under_names_of_their_own():
+    assert load(Config, ["--eval_data", "[aime24=a/test.jsonl, amc23=b/test.jsonl]"])
+    assert load(Config, ["--eval_data", "[]", "--eval_every", "0"])
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        ({"WORLD_SIZE": "0"}, "environment: WORLD_SIZE: '0' is not a whole number from 1; "),
+        ({"RANK": "x"}, "environment: RANK: 'x' is not a whole number from 0 and below 1, the WORLD_SIZE; "),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "environment: RANK: '2' is not a whole number from 0 and below 2, "),
+    ],
+)
+def test_variables_that_no_launcher_sets(capsys, monkeypatch, given: dict[str, str], told: str):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as stopped:
+        load_or_exit(Config, ["--config", "qwen3b_band"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and line.startswith(f"config error: {told}")
 
 
 def test_a_missing_file(capsys, toy_model, tmp_path):
@@ -104,7 +146,7 @@ def test_a_dry_run_prints_everything_and_loads_nothing(capsys, toy_model, tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs").glob("*.yaml")))
+@pytest.mark.parametrize("name", [*stems(""), *stems("models")])  # a method needs nothing from outside
 def test_a_dry_run_needs_neither_model_nor_hub(capsys, tmp_path, monkeypatch, name: str):
     monkeypatch.chdir(tmp_path)  # where no demo has left its model
     assert train.main(["--config", name, "--output_dir", str(tmp_path / "runs"), "--dry_run"]) == 0
@@ -139,6 +181,25 @@ def test_a_kernel_that_is_not_installed(capsys, toy_model, tmp_path, key: str, v
         pytest.skip(f"{package} is installed")
     (line,) = refused(capsys, toy_model, tmp_path, f"--{key}", value)
     assert f"{key}: {value} needs the package {package}" in line and "install it" in line
+
+
+@pytest.mark.parametrize(
+    "text, options, told",
+    [
+        ("[" * 100_000, [], "line 1: not JSON (nested too deeply)"),
+        ("{", [], "line 1: not JSON (Expecting property name"),
+        ("[1]", [], "line 1: not an object"),
+        ('{"completion": 1, "gold": "1", "expected": true}', [], "line 1: completion and gold are texts"),
+        ('{"completion": "1", "gold": "1", "expected": "false"}', [], "expected is true or false"),
+        ("", ["--workers", "0"], "workers=0"),
+        ("", ["--grader", "maths"], "grader='maths': allowed are"),
+    ],
+)
+def test_labelled_answers_that_cannot_be_graded(capsys, tmp_path, text: str, options: list[str], told: str):
+    (tmp_path / "cases.jsonl").write_text(text)
+    assert check.main([str(tmp_path / "cases.jsonl"), *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and told in line
 
 
 def test_installing_beside_an_old_driver_is_refused_at_once(tmp_path):

@@ -20,6 +20,7 @@ import configs.__main__ as checker
 import configs.memory as estimates
 import train
 from configs import diff, load
+from configs.names import config_names
 from configs.schema import Config
 from trainer.start import sequences_at_once
 
@@ -42,8 +43,14 @@ METHODS: dict[str, dict[str, object]] = {
     "clip_higher": {"clip": "fixed", "clip_high": 0.28},
     "dcpo": {"clip": "dcpo", "clip_low": 0.16},
     "noclip": {"clip": "none"},
+    "dapo": {
+        **{"clip": "fixed", "clip_high": 0.28, "loss_aggregation": "token-mean", "kl_coef": 0.0},
+        **{"dynamic_sampling": True, "max_response_tokens": 4096 + 512, "overlong_buffer_tokens": 512},
+        **{"weight_decay": 0.1, "lr_warmup_steps": 10, "max_steps": 2040, "max_epochs": 20.0},
+    },
 }
-DAPO = ("qwen3b", "qwen1.5b_distill", "qwen7b_distill", "llama8b_distill")  # the authors' four runs
+NAMES = {"paper", "demo_band", "demo_grpo", "qwen0.5b_band_1gpu", *MODELS}
+NAMES |= {f"{model}_{method}" for model in MODELS for method in METHODS}
 # The main run, written down from the published scripts apart from the YAML files.
 PAPER = {
     **{"train_data": ["dapo_math_17k_processed", "math_train_l3_5"], "eval_data": ["aime24", "aime25", "amc23"]},
@@ -66,7 +73,7 @@ def read(name: str) -> Config:
 
 
 def changes(name: str, base: str) -> dict[str, object]:
-    """What a file changes of another: key -> value, the run's name aside (it must be the file's)."""
+    """What a run changes of another: key -> value, its name aside (it must be the run's)."""
     cfg = read(name)
     assert cfg.run_name == name
     both = diff(vars(read(base)), cfg)
@@ -103,25 +110,12 @@ def test_a_model_changes_the_model_alone(model: str):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_changes_the_same_keys_of_every_model(model: str, method: str):
     assert changes(f"{model}_{method}", model) == METHODS[method]
-    # A run says what it is without its parents: what is particular to the method stands in the file itself.
-    text = (FOLDER / f"{model}_{method}.yaml").read_text()
-    assert METHODS[method].keys() <= yaml.safe_load(text).keys() and f"inherit: {model}.yaml" in text
 
 
-def test_methods_that_say_the_same_values_say_them_alike():
-    """Apart from parent and name, a method's file is the same for every model, comments included."""
-    for method in METHODS:
-        texts = {(FOLDER / f"{model}_{method}.yaml").read_text().replace(model, "MODEL") for model in MODELS}
-        assert len(texts) == 1, f"{method} differs between models"
-
-
-@pytest.mark.parametrize("model", DAPO)
-def test_dapo(model: str):
-    assert changes(f"{model}_dapo", model) == {
-        **{"clip": "fixed", "clip_high": 0.28, "loss_aggregation": "token-mean", "kl_coef": 0.0},
-        **{"dynamic_sampling": True, "max_response_tokens": 4096 + 512, "overlong_buffer_tokens": 512},
-        **{"weight_decay": 0.1, "lr_warmup_steps": 10, "max_steps": 2040, "max_epochs": 20.0},
-    }
+@pytest.mark.parametrize("method", METHODS)
+def test_a_methods_file_holds_the_method_and_nothing_of_a_model(method: str):
+    keys = yaml.safe_load((FOLDER / "methods" / f"{method}.yaml").read_text()).keys()
+    assert METHODS[method].keys() <= keys and not {"inherit", "model", "run_name"} & keys
 
 
 def test_the_small_run_keeps_the_papers_objective():
@@ -133,9 +127,7 @@ def test_the_small_run_keeps_the_papers_objective():
 
 
 def test_no_file_is_left_over():
-    names = {"paper", *(f"{model}_dapo" for model in DAPO), "qwen0.5b_band_1gpu", *MODELS}
-    names |= {f"{model}_{method}" for model in MODELS for method in METHODS}
-    assert {path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("demo_")} == names
+    assert set(config_names()) == NAMES
 
 
 # ---- python -m configs --check ----
@@ -145,18 +137,18 @@ def test_check_prints_every_file_once_and_its_arithmetic(capsys: pytest.CaptureF
     assert checker.main(["--check"]) == 0
     out = capsys.readouterr().out
     listed = [word.strip(",") for line in out.splitlines() if line.startswith("     ") for word in line.split()]
-    assert sorted(listed) == sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    assert sorted(listed) == sorted(NAMES)
     # 256 prompts x 16 samples in 4 minibatches of 1,024 sequences, 128 of them on each of 8 ranks.
     assert re.search(r"^ +8 +256 x 16 +4 x 1,024 +128 +1,020 .* 3\.09B", out, re.MULTILINE)
     assert re.search(r"^ +1 +64 x 8 +4 x 128 +128 +232 .* 0\.49B .* 24$", out, re.MULTILINE)
 
 
-def test_check_ends_with_1_and_the_line_of_the_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_check_ends_with_2_and_the_line_of_the_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     wrong, odd, good = tmp_path / "wrong.yaml", tmp_path / "odd.yaml", tmp_path / "good.yaml"
     wrong.write_text("inherit: qwen3b.yaml\ndleta: 0.1\n")
     odd.write_text("inherit: qwen3b.yaml\nprompts_per_step: 100\n")  # 4 minibatches on 8 ranks
     good.write_text("inherit: qwen3b.yaml\n")
-    assert checker.main(["--check", str(wrong), str(odd), str(good)]) == 1
+    assert checker.main(["--check", str(wrong), str(odd), str(good)]) == 2
     shown = capsys.readouterr()
     assert "good" in shown.out and "wrong" not in shown.out
     assert "wrong.yaml line 2: 'dleta'" in shown.err and "odd.yaml: prompts_per_step: 100" in shown.err
@@ -166,8 +158,29 @@ def test_check_ends_with_1_and_the_line_of_the_mistake(tmp_path: Path, capsys: p
 
 def test_check_leaves_the_environment_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    checker.load_on(FOLDER / "qwen3b.yaml", 8)
-    assert os.environ["WORLD_SIZE"] == "3"
+    monkeypatch.setenv("RANK", "x")  # of a launch that this is not
+    assert checker.load_on("qwen3b_band", 8)[1].processes == 8
+    assert (os.environ["WORLD_SIZE"], os.environ["RANK"]) == ("3", "x")
+
+
+@pytest.mark.parametrize("processes", ["0", "-1", "x"])
+def test_check_wants_a_number_of_processes(processes: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stopped:
+        checker.main(["--check", "qwen3b_band", f"--processes={processes}"])
+    assert stopped.value.code == 2
+    assert f"--processes: '{processes}' is not a whole number from 1" in capsys.readouterr().err
+
+
+def test_list_shows_methods_by_models_and_what_every_file_is(capsys: pytest.CaptureFixture[str]):
+    assert checker.main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split() == sorted(MODELS)
+    table = dict(line.split(maxsplit=1) for line in lines[3 : 3 + len(METHODS)])
+    assert table.keys() == METHODS.keys()
+    assert table["band"].split() == ["48", "48", "24", "24", "48", "48"]  # the cards of docs/configs.md
+    told = {line.split()[0]: line for line in lines[3 + len(METHODS) :] if line}
+    assert {*MODELS, *METHODS, "paper", "demo_band", "demo_grpo", "qwen0.5b_band_1gpu"} <= told.keys()
+    assert told["band"].endswith("Band, KL divergence: the paper's method")
 
 
 @pytest.mark.parametrize("name", estimates.MODELS)
@@ -218,7 +231,9 @@ def test_sequences_at_once_worked_by_hand():
     assert at_once(512, 8) == 1  # no room at all: the engine says so when it starts
 
 
-def test_memory_follows_what_is_cut_and_what_is_kept():
+def test_memory_follows_what_is_cut_and_what_is_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+
     def memory(*overrides: str) -> estimates.Memory:
         argv = ["--config", str(FOLDER / "qwen3b.yaml"), *overrides]
         return estimates.estimate(load(Config, argv), estimates.MODELS[MODELS["qwen3b"]], 8)
@@ -234,17 +249,16 @@ def test_memory_follows_what_is_cut_and_what_is_kept():
     assert memory("--micro_batch_tokens=1000000").card is None
 
 
-def test_the_page_of_runs_names_every_file_and_its_card():
+def test_the_page_of_runs_names_every_model_with_its_card_and_every_method():
     page = (ROOT / "docs" / "configs.md").read_text()
     cards = dict(re.findall(r"^\| `(\S+)` \|.* (\d+) GiB \|$", page, re.MULTILINE))
-    assert cards.keys() == {f"{model}_*" for model in MODELS} | {f"{model}_dapo" for model in DAPO} | {
-        "qwen0.5b_band_1gpu"
-    }
-    for pattern, card in cards.items():
-        cfg = read(pattern.removesuffix("_*"))
-        memory = estimates.estimate(cfg, estimates.MODELS[cfg.model], 1 if cfg.sharding == "none" else 8)
-        assert memory.card == int(card), pattern
-    assert {f"_{method}" for method in METHODS} <= set(re.findall(r"`(_\w+)`", page))
+    assert cards.keys() == {*MODELS, "qwen0.5b_band_1gpu"}
+    for name, card in cards.items():
+        for run in [name, *(f"{name}_{method}" for method in METHODS if name in MODELS)]:
+            cfg = read(run)
+            memory = estimates.estimate(cfg, estimates.MODELS[cfg.model], 1 if cfg.sharding == "none" else 8)
+            assert memory.card == int(card), run
+    assert set(METHODS) <= set(re.findall(r"`(\w+)`", page.partition("| method |")[2]))
 
 
 # ---- the user's line ----
