@@ -341,7 +341,7 @@ class Updates:
     loss: float | Tensor = 0.0  # of this rank's share, summed over updates
     clip: ClipStatistics | None = None
     means: dict[str, tuple[float | Tensor, int]] = field(default_factory=dict)  # sum, count of token_loss's values
-    latest: dict[int, list[dict[str, Tensor | None]]] = field(default_factory=dict)  # minibatch -> tokens, last update
+    latest: dict[int, list[dict[str, Tensor]]] = field(default_factory=dict)  # minibatch -> tokens, last update
 
 
 def optimize(run: Run, minibatches: list[list[Tokens]], anchors: Anchors) -> Updates:
@@ -367,8 +367,9 @@ def optimize(run: Run, minibatches: list[list[Tokens]], anchors: Anchors) -> Upd
                 updates.means[name] = (total + values.detach().double().sum(), count + len(values))
             statistics = objective.statistics(view)
             updates.clip = updates.clip.merge(statistics) if updates.clip else statistics
-            bounds = {"lower": objective.lower, "upper": objective.upper, "weight": objective.weights}
-            latest.append({"logprobs": logprobs.detach(), **bounds})
+            bounds = {"lower": objective.lower, "upper": objective.upper}  # None for a rule that gives weights
+            measured = {"logprobs": logprobs.detach(), "weight": objective.weights, **bounds}
+            latest.append({name: values for name, values in measured.items() if values is not None})
         updates.latest[m] = latest
         apply_update(run, updates, minibatch)
     return updates
@@ -377,7 +378,7 @@ def optimize(run: Run, minibatches: list[list[Tokens]], anchors: Anchors) -> Upd
 def token_loss(
     run: Run, tokens: Tokens, old: Anchor, view: View, entropy: Tensor
 ) -> tuple[Tensor, Objective, dict[str, Tensor]]:
-    """(T,) loss of every response token; what the rule made of it; values of tokens whose means over the step get logged.
+    """(T,) loss of every response token; what the rule made of it; (T,) values by name, to be logged as their means.
 
     With r = exp(logprobs - old_logprobs), the interval [lower, upper] that the rule gives to the token, and its
     advantage A the policy's loss is max(-r A, -clip(r, lower, upper) A), at most -dual_clip A where A < 0. A rule that
@@ -500,7 +501,7 @@ def show_samples(run: Run, samples: list[Sample], minibatches: list[list[Tokens]
             before = {"old_logprobs": old.old_logprobs, "entropy": old.entropy} if old else {}
             measured.append((tokens, before | latest))
     log_samples(run, samples, measured)
-    widths = [v["upper"] - v["lower"] for rows in updates.latest.values() for v in rows if v["upper"] is not None]
+    widths = [v["upper"] - v["lower"] for rows in updates.latest.values() for v in rows if "upper" in v]
     if widths:
         run.tracker.histogram(run.step, "histogram/interval_width", torch.cat(widths).cpu())
 

@@ -1,6 +1,5 @@
-"""The clipped objective, given an interval for every token's ratio: how the interval is chosen is the clip method.
+"""The clipped objective, given an interval for every token's ratio: how the interval is chosen is the rule.
 
-    lower, upper = clip_bounds(old_logprobs, clip="band", delta=0.05, divergence="kl", ...)   # once per step
     loss = (weights * policy_loss(logprobs, old_logprobs, advantages, lower, upper, ...)).sum()
 
 All tensors of tokens are flat (T,): the response tokens of all sequences one after another, no padding; what is
@@ -12,49 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bandpo.band import band_bounds
-
-CLIP_METHODS = ("fixed", "band", "band_relaxed", "dcpo", "none")
 MAX_LOG_RATIO = 20.0  # nats
-
-
-@torch.no_grad()
-def clip_bounds(
-    old_logprobs: Tensor,
-    *,
-    clip: str,
-    delta: float | Tensor,
-    divergence: str,
-    ratio_cap: float | None,
-    clip_low: float,
-    clip_high: float,
-) -> tuple[Tensor, Tensor]:
-    """(lower, upper) of every token's ratio by a method of CLIP_METHODS; without gradient, shaped like `old_logprobs`.
-
-    fixed         1 - clip_low, 1 + clip_high: PPO; Clip-Higher with 0.2, 0.28 (DAPO, arXiv 2503.14476)
-    band          the Band of radius `delta` of `divergence`, `upper` at most `ratio_cap` (arXiv 2603.04918)
-    band_relaxed  the union of band and fixed: the paper's ablation
-    dcpo          1/2 + sqrt(1 -+ 4 clip / p) / 2, upper at most `ratio_cap` (DAC of DCPO, arXiv 2509.02333, 0.16, 0.20)
-    none          0, inf: the control, dual clip alone
-
-    What a method does not name it does not use. Depends on old log-probs alone: compute it once per step, not per
-    update. Raises ValueError for an unknown method, and as `band_bounds` does.
-    """
-    if clip == "fixed":
-        return torch.full_like(old_logprobs, 1 - clip_low), torch.full_like(old_logprobs, 1 + clip_high)
-    if clip == "none":
-        return torch.zeros_like(old_logprobs), torch.full_like(old_logprobs, torch.inf)
-    if clip == "dcpo":
-        inverse = (-old_logprobs).exp()  # 1/p
-        lower = 0.5 + 0.5 * (1 - 4 * clip_low * inverse).clamp(min=0).sqrt()
-        upper = 0.5 + 0.5 * (1 + 4 * clip_high * inverse).sqrt()
-        return lower, upper if ratio_cap is None else upper.clamp(max=ratio_cap)
-    if clip not in CLIP_METHODS:
-        raise ValueError(f"clip: {clip!r} is not known; use one of {', '.join(CLIP_METHODS)}")
-    lower, upper = band_bounds(old_logprobs, delta=delta, divergence=divergence, cap=ratio_cap)
-    if clip == "band_relaxed":
-        return lower.clamp(max=1 - clip_low), upper.clamp(min=1 + clip_high)
-    return lower, upper
 
 
 def policy_loss(
@@ -203,22 +160,6 @@ class ClipStatistics:
 
 
 @torch.no_grad()
-def clip_statistics(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    lower: Tensor,
-    upper: Tensor,
-    dual_clip: float | None,
-) -> ClipStatistics:
-    """Statistics of the tokens of one micro-batch, at least one, on their device; nothing is read back."""
-    ratio = _ratio(logprobs, old_logprobs)
-    cut = ((advantages > 0) & (ratio > upper)) | ((advantages < 0) & (ratio < lower))
-    no_gradient = cut if dual_clip is None else cut | ((advantages < 0) & (ratio > dual_clip))
-    return token_statistics(ratio, old_logprobs, advantages, cut, no_gradient, lower, upper, weights=None)
-
-
-@torch.no_grad()
 def token_statistics(
     ratio: Tensor,
     old_logprobs: Tensor,
@@ -230,9 +171,9 @@ def token_statistics(
     *,
     weights: Tensor | None,
 ) -> ClipStatistics:
-    """The same, given which tokens are cut off by the rule, and which have no gradient (dual clip included).
+    """Statistics of the tokens of one micro-batch, at least one, on their device; nothing is read back.
 
-    No interval or no weights: no mean of them in the summary.
+    cut: by the rule. no_gradient: cut, or above the dual clip. No interval or no weights: no mean of them.
     """
     p, gains, losses = old_logprobs.exp(), advantages > 0, advantages < 0
     fifth = (p * 5).floor().clamp(max=4)

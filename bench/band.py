@@ -15,7 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bandpo.objective import clip_bounds, clip_statistics, policy_loss
+from bandpo.rule import Result, Rule, View, objective
+from bandpo.rules import load_rule
 
 SIZES = {"4k": 1 << 12, "64k": 1 << 16, "1M": 1 << 20}
 DELTA = 0.05
@@ -45,13 +46,20 @@ def plain_bisection(old_logprobs: Tensor) -> tuple[Tensor, Tensor]:
     return solve(torch.ones_like(p), torch.zeros_like(p)), solve(torch.ones_like(p), 1 / p)
 
 
-def bounds_of(clip: str, divergence: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    def bounds(old_logprobs: Tensor) -> tuple[Tensor, Tensor]:
-        return clip_bounds(
-            old_logprobs, clip=clip, delta=DELTA, divergence=divergence, ratio_cap=10.0, clip_low=0.2, clip_high=0.2
-        )
+def rule_of(clip: str, divergence: str) -> Rule:
+    knobs = {"delta": DELTA, "divergence": divergence, "ratio_cap": 10.0, "clip_low": 0.2, "clip_high": 0.2}
+    rule = load_rule(clip, {})
+    return rule.with_parameters({name: value for name, value in knobs.items() if name in rule.defaults})
 
-    return bounds
+
+def view_of(logprobs: Tensor, old: Tensor, advantages: Tensor) -> View:
+    one = torch.tensor([len(old)])
+    return View(logprobs, old, advantages, torch.zeros_like(old), one, one)
+
+
+def bounds_of(clip: str, divergence: str) -> Callable[[Tensor], Result]:
+    rule = rule_of(clip, divergence)
+    return lambda old: rule(view_of(old, old, old))
 
 
 def cpu_seconds(function: Callable[[], object]) -> float:
@@ -99,21 +107,21 @@ def table_of_bounds(methods: list[str], skip_compiled: bool) -> None:
 
 
 def step(clip: str, divergence: str, minibatches: list[list[Tensor]], advantages: Tensor) -> None:
-    """The clip's share of a step: bounds once, then loss, its gradient and the statistics in every update."""
-    intervals = [[bounds_of(clip, divergence)(old) for old in minibatch] for minibatch in minibatches]
-    for minibatch, bounds in zip(minibatches, intervals, strict=True):
-        for old, (lower, upper) in zip(minibatch, bounds, strict=True):
+    """The clip's share of a step: bounds, loss, its gradient and the statistics in every update."""
+    rule = rule_of(clip, divergence)
+    for minibatch in minibatches:
+        for old in minibatch:
             # As one step in a token's logit moves it; next to no token is clipped, as in training.
-            logprobs = (old - 0.01 * torch.expm1(old)).requires_grad_()
-            loss = policy_loss(logprobs, old, advantages, lower, upper, dual_clip=10.0, surrogate="ppo")
-            loss.sum().backward()
-            clip_statistics(logprobs.detach(), old, advantages, lower, upper, 10.0)
+            view = view_of((old - 0.01 * torch.expm1(old)).requires_grad_(), old, advantages)
+            found = objective(rule, view, surrogate="ppo", dual_clip=10.0)
+            found.losses.sum().backward()
+            found.statistics(view)
 
 
 def table_of_steps(methods: list[str]) -> None:
     tokens = 16384
     batch, advantages = [[sample(tokens) for _ in range(16)] for _ in range(4)], torch.randn(tokens)
-    print(f"\nclip's part of a step: 4 updates x 16 micro-batches of {tokens} tokens, bounds once, eager\n")
+    print(f"\nclip's part of a step: 4 updates x 16 micro-batches of {tokens} tokens, eager\n")
     print(f"{'':22}{'CPU ms':>10}{'against fixed':>16}")
     for name in methods:
         clip, divergence = METHODS[name]

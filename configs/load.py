@@ -81,8 +81,8 @@ def knob(
     the fields after it belong there until the next one.
     """
     metadata = locals()  # all of the above by name
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -210,7 +210,7 @@ def _entries(argv: Sequence[str], problems: list[str]) -> Iterator[Entry]:
             continue
         try:
             # Only lists and quoted texts are YAML here: `--run_name a:b#c` needs no quoting beyond the shell's.
-            node = yaml.compose(text, Loader=yaml.BaseLoader) if text[:1] in ("[", '"', "'") else _plain(text)
+            node = yaml.compose(text, Loader=yaml.BaseLoader) if text[:1] in ("[", "{", '"', "'") else _plain(text)
         except UNREADABLE as error:
             problems.append(
                 f"command line: {key}: {_show(text)} is not readable ({_syntax(error)}); write a list as '[a, b]'"
@@ -305,6 +305,11 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 def _convert(node: yaml.Node, hint: Any) -> Any:
     members = _members(hint)
+    if isinstance(node, yaml.MappingNode):
+        for member in members:
+            if typing.get_origin(member) is dict:
+                key, value = typing.get_args(member)
+                return {_convert(name, key): _convert(item, value) for name, item in node.value}
     if isinstance(node, yaml.SequenceNode):
         for member in members:
             if typing.get_origin(member) is list:
@@ -376,6 +381,8 @@ def _allowed(hint: Any, about: Mapping[str, Any]) -> str:
             words.append("one of " + " | ".join(typing.get_args(member)))
         elif typing.get_origin(member) is list:
             words.append(f"a list [a, b] of {names[typing.get_args(member)[0]].removeprefix('a ')}s")
+        elif typing.get_origin(member) is dict:
+            words.append("a mapping {name: value}")
         else:
             words.append(names[member])
     limits = [f"{word} {_dump(about[name])}" for name, (word, _) in LIMITS.items() if about[name] is not None]
@@ -411,7 +418,7 @@ def _default(f: dataclasses.Field[Any]) -> Any:
 
 def _dump(value: Any) -> str:
     """A mapping as lines, anything else as one word or one line."""
-    if isinstance(value, dict):
+    if isinstance(value, dict) and value:
         return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=10**9)
     line = yaml.safe_dump([value], allow_unicode=True, width=10**9, default_flow_style=True)
     return line.strip()[1:-1]

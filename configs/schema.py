@@ -15,6 +15,8 @@ from configs.load import ConfigError, knob
 
 PAPER = "paper"  # arXiv 2603.04918 and the scripts published with it
 DAPO = "arXiv 2503.14476"
+# Keys that `rule` stands in place of.
+OF_CLIP = "clip divergence delta delta_final delta_schedule radius ratio_cap clip_low clip_high".split()
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,13 @@ class Config:
     surrogate: Literal["ppo", "cispo", "gspo"] = knob(
         "ppo", "ppo: min(rA, clip(r)A); cispo: clipped weight on the log-prob; gspo: ratio of the whole sequence"
     )
-    advantage: Literal["group_std", "group_mean", "rloo"] = knob("group_std", "see group_advantages", source=PAPER)
+    rule: str | None = knob(
+        None, "in place of clip: a rule of docs/rules.md by its name, or file.py:function, your own"
+    )
+    rule_parameters: dict[str, float | str | None] = knob({}, "what differs from that rule's published values")
+    advantage: Literal["group_std", "group_mean", "rloo", "maxrl"] = knob(
+        "group_std", "see group_advantages", source=PAPER
+    )
     loss_aggregation: Literal["seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"] = knob(
         "seq-mean-token-mean", "from token losses to one number", source=PAPER
     )
@@ -226,6 +234,22 @@ class Config:
             (
                 self.eval_every > 0 and not self.eval_data,
                 "eval_data: names no set to evaluate on; name one, or set eval_every 0",
+            ),
+            *(
+                (
+                    self.rule is not None and getattr(self, key) != getattr(Config, key),
+                    f"{key}: belongs to clip, and rule {self.rule} stands in its place; leave one of the two out",
+                )
+                for key in OF_CLIP
+            ),
+            (
+                self.rule is None and bool(self.rule_parameters),
+                f"rule_parameters: there is no rule to take {', '.join(self.rule_parameters)}; the parameters of clip "
+                f"{self.clip} are keys of their own",
+            ),
+            (
+                self.advantage == "maxrl" and self.reward_wrong < 0,
+                f"advantage: maxrl divides by the mean reward; set reward_wrong 0, it is {self.reward_wrong}",
             ),
             (self.clip_low > 1, f"clip_low: {self.clip_low} would allow negative ratios; use at most 1"),
             (

@@ -109,7 +109,9 @@ def test_share_by_hand():
 
 
 def test_group_numbers():
-    rows = [TokenRow(array("q", p), array("q", [1]), array("d", [0.0]), 1.0) for p in ([5, 6], [5, 6], [5], [5, 6])]
+    rows = [
+        TokenRow(array("q", p), array("q", [1]), array("d", [0.0]), 1.0, 0, 0) for p in ([5, 6], [5, 6], [5], [5, 6])
+    ]
     assert group_numbers(rows) == [0, 0, 1, 2]
 
 

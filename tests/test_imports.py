@@ -67,9 +67,9 @@ def test_a_file_of_the_trainer_imports_only_what_is_below_it():
     assert {path.stem for path in files_of("trainer")} - {"__init__"} == TRAINER.keys()
     for name, below in TRAINER.items():
         tree = ast.parse((ROOT / "trainer" / f"{name}.py").read_text())
-        froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
-        used = {node.module.partition(".")[2] for node in froms if node.module.startswith("trainer.")}
-        used |= {alias.name for node in froms if node.module == "trainer" for alias in node.names}
+        froms = [(n.module or "", n.names) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+        used = {module.partition(".")[2] for module, _ in froms if module.startswith("trainer.")}
+        used |= {alias.name for module, names in froms if module == "trainer" for alias in names}
         assert used <= below, f"trainer/{name}.py imports {used - below}"
 
 

@@ -8,18 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bandpo.band import DIVERGENCES, inside_band
-from bandpo.objective import (
-    CLIP_METHODS,
-    ClipStatistics,
-    aggregation_weights,
-    clip_bounds,
-    clip_statistics,
-    kl_estimate,
-    policy_loss,
-    sequence_logprobs,
-)
+from bandpo.objective import ClipStatistics, aggregation_weights, kl_estimate, policy_loss, sequence_logprobs
 from bandpo.radius import scheduled_delta, token_radius
+from bandpo.rule import Rule, View, objective
+from bandpo.rules import load_rule
 
+CLIP_METHODS = ("fixed", "band", "band_relaxed", "dcpo", "none")
 KNOBS = {"delta": 0.05, "divergence": "kl", "ratio_cap": 10.0, "clip_low": 0.2, "clip_high": 0.28}
 
 
@@ -31,6 +25,33 @@ def batch(tokens: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch
     advantages = torch.randn(tokens, generator=generator, dtype=torch.float64)
     advantages[::7] = 0
     return torch.minimum(old + shift, torch.tensor(-1e-6)), old, advantages
+
+
+def view_of(logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor) -> View:
+    """The tokens as one sequence of no entropy."""
+    one = torch.tensor([old.numel()], device=old.device)
+    return View(logprobs, old, advantages, torch.zeros_like(old), one, torch.zeros_like(one))
+
+
+def clip_bounds(old: torch.Tensor, *, clip: str, **knobs) -> tuple[torch.Tensor, torch.Tensor]:
+    """The interval of a rule, given those of the knobs that it has."""
+    rule = load_rule(clip, {})
+    result = rule.with_parameters({k: v for k, v in knobs.items() if k in rule.defaults})(view_of(old, old, old))
+    assert isinstance(result, tuple) and len(result) == 2
+    return result
+
+
+def clip_statistics(
+    logprobs: torch.Tensor,
+    old: torch.Tensor,
+    advantages: torch.Tensor,
+    lower: torch.Tensor,
+    upper: torch.Tensor,
+    dual_clip: float | None,
+) -> ClipStatistics:
+    view = view_of(logprobs, old, advantages)
+    found = objective(Rule("these", lambda _: (lower, upper)), view, surrogate="ppo", dual_clip=dual_clip)
+    return found.statistics(view)
 
 
 def gradient(logprobs: torch.Tensor, *rest: torch.Tensor, **options) -> torch.Tensor:
@@ -66,8 +87,8 @@ def test_cap_binds_on_band_and_dcpo():
 @pytest.mark.parametrize("clip", CLIP_METHODS)
 def test_intervals_contain_one_for_any_shape(clip: str):
     old = -torch.rand(2, 3, 4).exponential_()
-    lower, upper = clip_bounds(old.requires_grad_(), clip=clip, **KNOBS)
-    assert lower.shape == upper.shape == old.shape and not lower.requires_grad and not upper.requires_grad
+    lower, upper = clip_bounds(old, clip=clip, **KNOBS)
+    assert lower.shape == upper.shape == old.shape
     assert ((lower >= 0) & (lower <= 1) & (upper >= 1)).all()
 
 
@@ -76,8 +97,6 @@ def test_only_the_methods_that_use_delta_look_at_it():
     assert clip_bounds(old, clip="fixed", **{**KNOBS, "delta": -1.0})[0] == pytest.approx(0.8)
     with pytest.raises(ValueError, match="delta: -1"):
         clip_bounds(old, clip="band", **{**KNOBS, "delta": -1.0})
-    with pytest.raises(ValueError, match="clip: 'ppo'.*fixed, band"):
-        clip_bounds(old, clip="ppo", **KNOBS)
 
 
 # ---- the loss ----
@@ -137,7 +156,8 @@ def test_band_with_fixed_bounds_is_fixed_clipping_bit_for_bit():
 
 def test_no_gradient_reaches_the_old_policy_or_the_interval():
     logprobs, old, advantages = batch(20)
-    lower, upper = clip_bounds(old.requires_grad_(), clip="band", **KNOBS)
+    lower, upper = clip_bounds(old, clip="band", **KNOBS)
+    old.requires_grad_()
     loss = policy_loss(
         logprobs.requires_grad_(), old.detach(), advantages, lower, upper, dual_clip=10.0, surrogate="ppo"
     )
@@ -288,6 +308,8 @@ def test_statistics_by_counting():
     cut = sum((a > 0 and r > up) or (a < 0 and (r < lo or r > 3.0)) for r, _, a, lo, up in rows)
     columns = {"ratio/mean": 0, "band/lower_mean": 3, "band/upper_mean": 4}
     wanted |= {key: sum(row[i] for row in rows) / len(rows) for key, i in columns.items()}
+    kept = [(a > 0 and r <= up) or (a < 0 and lo <= r <= 3.0) or a == 0 for r, _, a, lo, up in rows]
+    wanted |= {"clip/weight_mean": sum(row[0] for row, keeps in zip(rows, kept, strict=True) if keeps) / len(rows)}
     wanted |= {"clip/fraction": cut / len(rows), "ratio/max": max(row[0] for row in rows)}
     assert result.summary() == pytest.approx(wanted)
     got = gradient(logprobs, old, advantages, lower, upper, dual_clip=3.0, surrogate="ppo")
@@ -310,6 +332,7 @@ def test_bins_end_where_they_say():
         "clip/up",
         "clip/up/p<0.8",
         "clip/fraction",
+        "clip/weight_mean",
         "ratio/mean",
         "ratio/max",
         "band/lower_mean",
@@ -325,14 +348,12 @@ def test_statistics_merge_and_reduce_to_those_of_all_tokens():
     assert a.merge(b).summary() == pytest.approx(together)
     assert b.merge(a).summary() == pytest.approx(together)
 
-    def summed(values):
-        other = dict(zip(values, b.sums, strict=True))
-        return {key: float(value) + other[key].item() for key, value in values.items()}
-
-    def largest(values):
-        return {key: max(float(value), b.ratio_max.item()) for key, value in values.items()}
-
-    assert a.reduced(summed, largest).summary() == pytest.approx(together)
+    # As over ranks: sums and counts are added, and divided once.
+    pairs = [part.means() for part in (a, b)]
+    for name, value in together.items():
+        if name != "ratio/max":
+            total, count = (sum(pair[name][i].item() for pair in pairs) for i in (0, 1))
+            assert total / count == pytest.approx(value)
 
 
 def test_an_infinite_interval_has_no_mean():

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from bandpo.objective import clip_bounds
+from bandpo.rule import made_up_view
+from bandpo.rules import RULES, load_rule
 from bench import study
 from bench.study import CPU, GPU, RARE, VARIANTS, Part, Setting, Study, job_of, jobs_of
 from configs import load
@@ -36,7 +37,8 @@ def test_every_run_is_a_configuration_that_the_trainer_accepts(size: Study, tmp_
     jobs = jobs_of(size, list(size.parts), size.seeds, tmp_path)
     for job in jobs:
         config = load(Config, [w for k, v in job.keys.items() for w in (f"--{k}", json.dumps(v).strip('"'))])
-        assert config.seed == job.keys["seed"] and config.clip == VARIANTS[job.variant]["clip"]
+        assert config.seed == job.keys["seed"]
+        assert all(getattr(config, key) == value for key, value in VARIANTS[job.variant].items())
         assert config.updates_per_step % config.epochs_per_step == 0
     assert len({job.folder for job in jobs}) == len(jobs)
 
@@ -72,11 +74,12 @@ def test_a_finished_run_is_known_and_changed_keys_are_refused(tmp_path: Path):
 
 
 def test_ablations_take_one_bound_of_each_method():
-    band_low, band_up = clip_bounds(LOG_P, **BAND_KEYS)
-    low, up = study.upper_of_band(LOG_P, **BAND_KEYS)
-    assert torch.equal(up, band_up) and torch.allclose(low, torch.full((4,), 0.8))
-    low, up = study.lower_of_band(LOG_P, **BAND_KEYS)
-    assert torch.equal(low, band_low) and torch.allclose(up, torch.full((4,), 1.2))
+    view = made_up_view()
+    band_low, band_up = RULES["band"](view)
+    low, up = load_rule(study.VARIANTS["Band upper, .8 lower"]["rule"], {})(view)
+    assert torch.equal(up, band_up) and torch.allclose(low, torch.tensor(0.8))
+    low, up = load_rule(study.VARIANTS["Band lower, 1.2 upper"]["rule"], {})(view)
+    assert torch.equal(low, band_low) and torch.allclose(up, torch.tensor(1.2))
 
 
 def test_the_step_at_which_a_level_is_reached():
@@ -143,15 +146,12 @@ def test_what_is_missing_is_said(tmp_path: Path):
     assert "GRPO, seed 0: failed: FloatingPointError: step 2: no finite gradient" in notes
 
 
-def test_a_run_that_cannot_start_is_a_failure_and_leaves_the_trainer_as_it_was(tmp_path: Path):
-    import train
-
-    usual = train.clip_bounds
+def test_a_run_that_cannot_start_is_a_failure(tmp_path: Path):
     job = job_of(CPU, "rare", "Band upper, .8 lower", 0, tmp_path)  # its start model was never made
     code, _ = study.train_job(job)
     assert code == 2 and str(job.start) in (job.folder / "failed.txt").read_text()
     assert str(job.start) in (job.folder / "console.txt").read_text()
-    assert not study.is_done(job) and train.clip_bounds is usual
+    assert not study.is_done(job)
 
 
 TINY = Study(

@@ -18,12 +18,10 @@ from trainer.state import Sample
 DIGITS = 5  # significant ones of a token's numbers: a row of 4,096 tokens then has some 300 kB
 
 
-def log_samples(
-    run: Run, samples: list[Sample], measured: Iterable[tuple[Tokens, Mapping[str, Tensor | None]]]
-) -> None:
+def log_samples(run: Run, samples: list[Sample], measured: Iterable[tuple[Tokens, Mapping[str, Tensor]]]) -> None:
     """The first answer of `samples_logged` groups of the first rank, to the log; collective.
 
-    measured: of each micro-batch, (T,) values by name, None where there are none.
+    measured: of each micro-batch, (T,) values by name.
     """
     cfg = run.cfg
     if cfg.samples_logged == 0:
@@ -35,14 +33,14 @@ def log_samples(
     run.tracker.samples(run.step, rows)
 
 
-def _by_row(tokens: Tokens, values: Mapping[str, Tensor | None], wanted: set[int]) -> dict[int, dict[str, list[Any]]]:
+def _by_row(tokens: Tokens, values: Mapping[str, Tensor], wanted: set[int]) -> dict[int, dict[str, list[Any]]]:
     """Values of the sequences whose number is wanted, cut out of the micro-batch."""
     found: dict[int, dict[str, list[Any]]] = {}
     start = 0
     for row in tokens.rows:
         end = start + len(row.response)
         if row.number in wanted:
-            lists = {name: value[start:end].tolist() for name, value in values.items() if value is not None}
+            lists = {name: value[start:end].tolist() for name, value in values.items()}
             found[row.number] = {name: [_short(x) for x in numbers] for name, numbers in lists.items()}
         start = end
     return found
