@@ -1,7 +1,6 @@
 """Starting train.py as a user does, and reading what a run left behind."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +14,7 @@ ONE_PROCESS = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision
 def train(config: str, *overrides: object, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
     """`accelerate launch train.py --config CONFIG --key value ...`, output captured; the caller judges."""
     line = [ACCELERATE, "launch", *ONE_PROCESS, "train.py", "--config", config, *map(str, overrides)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    return subprocess.run(
-        line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
-    )
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
 def trained(config: str, *overrides: object) -> subprocess.CompletedProcess[str]:
