@@ -100,6 +100,14 @@ def leaving(view: View) -> Tensor:
     return view.advantages * view.log_ratio > 0
 
 
+WHOLE = 2**30
+
+
+def whole(values: Tensor) -> Tensor:
+    """int64 fixed point, for running sums: exact, the same in any order, and a GPU has no other deterministic ones."""
+    return (values.double() * WHOLE).round().long()
+
+
 # ---- intervals of the ratio ----
 
 
@@ -325,10 +333,10 @@ def cppo(
     last = (view.lengths - 1).clamp(min=1)[sequence]
     weight = (1 - (1 - weight_floor) * view.position / last).double()
     weighted = weight * (view.p * (r - 1)).abs().double()
-    left = prefix_delta * weight - weighted  # what a token leaves of the budget to those after it
+    left = whole(prefix_delta * weight - weighted)  # what a token leaves of the budget to those after it
     before = left.cumsum(0) - left
     starts = view.lengths.cumsum(0) - view.lengths
-    budget = delta + (before - before[starts.clamp(max=len(before) - 1)][sequence])
+    budget = delta + (before - before[starts.clamp(max=len(before) - 1)][sequence]).double() / WHOLE
     cut = leaving(view) & ((weighted > budget) | (weighted > delta))
     return torch.where(cut, 0.0, r if ratio_cap is None else r.clamp(max=ratio_cap))
 
@@ -470,9 +478,9 @@ def m2po(view: View, *, threshold: float = 0.04) -> Result:
     Source: M2PO, arXiv 2510.01161, equations 4-5 and algorithm 1; meant for stale data, old_policy: sampler
     Checked: the paper's text, a reimplementation
     """
-    count = view.totals["second moments"]
-    moments = (count * _upper_edges(count)).cumsum(0) / count.cumsum(0).clamp(min=1)  # of all up to each bin; rising
-    kept = (moments <= threshold).sum()  # bins
+    count = view.totals["second moments"].long()
+    moments = (count * whole(_upper_edges(count))).cumsum(0).double() / WHOLE  # of all up to each bin
+    kept = (moments <= threshold * count.cumsum(0).double()).sum()  # bins; the mean rises from bin to bin
     return torch.where(leaving(view) & (_bin(view.log_ratio.square()) >= kept), 0.0, view.ratio)
 
 
@@ -545,7 +553,7 @@ def kl_cov(view: View, *, share: float = 2e-4, coefficient: float = 1.0) -> Resu
     Source: KL-Cov, arXiv 2505.22617, equations 10, 13-14
     Checked: the paper's text and listing, verl (kl_cov); share 2e-4 is for 32B, 2e-3 for 7B
     """
-    count = view.totals["covariances"]
+    count = view.totals["covariances"].long()
     above = count.flip(0).cumsum(0).flip(0) - count  # tokens in higher bins
     first = (above >= share * count.sum()).sum()  # the lowest bin of the largest
     chosen = _bin(covariance(view)) >= first
