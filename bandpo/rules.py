@@ -100,6 +100,14 @@ def leaving(view: View) -> Tensor:
     return view.advantages * view.log_ratio > 0
 
 
+WHOLE = 2**30
+
+
+def whole(values: Tensor) -> Tensor:
+    """int64 fixed point, for running sums: exact, the same in any order, and a GPU has no other deterministic ones."""
+    return (values.double() * WHOLE).round().long()
+
+
 # ---- intervals of the ratio ----
 
 
@@ -227,22 +235,13 @@ def atr(view: View, *, delta: float | Tensor) -> Result:
     return down.exp().expand_as(view.p), up.exp().expand_as(view.p)
 
 
-def _balance(
-    view: View,
-    *,
-    low_from: float,
-    low_to: float,
-    low_step: float,
-    high_from: float,
-    high_to: float,
-    high_step: float,
-) -> dict[str, Tensor]:
-    """What tokens of A > 0 contribute under every upper bound, and tokens of A < 0 under every lower one."""
+def _balance(view: View, *, low_from: float, high_from: float, high_to: float, high_step: float) -> dict[str, Tensor]:
+    """What tokens of A < 0 contribute, and those of A > 0 under every upper bound."""
     r, a = view.ratio, view.advantages
-    lows, highs = _steps(low_from, low_to, low_step), _steps(high_from, high_to, high_step)
+    highs = _steps(high_from, high_to, high_step)
     return {
+        "negative": (r.clamp(min=low_from) * -a.clamp(max=0)).sum(dtype=torch.float64),
         "positive": torch.stack([(r.clamp(max=c) * a.clamp(min=0)).sum(dtype=torch.float64) for c in highs]),
-        "negative": torch.stack([(r.clamp(min=c) * -a.clamp(max=0)).sum(dtype=torch.float64) for c in lows]),
     }
 
 
@@ -257,29 +256,24 @@ def bapo(
     target: float = 0.4,
     low_from: float = 0.6,
     low_to: float = 0.9,
-    low_step: float = 0.02,
     high_from: float = 1.2,
     high_to: float = 3.0,
     high_step: float = 0.05,
 ) -> Result:
-    """One interval for the update: the upper bound rises, then the lower, until A > 0 carries its share of the loss.
+    """One interval for the update: the upper bound rises until A > 0 carries its share of the loss.
 
-    w = r in [c_low, c_high], else 0 (on the clipped side); the first bounds with which A > 0 carries `target` of the
-        sum of |min(r A, clip(r) A)|
+    w = r in [low_from, c], else 0 (on the clipped side), with the first c from high_from to high_to at which A > 0
+        carries `target` of the sum of |min(r A, clip(r) A)|; [low_to, high_to] where none does
     Source: BAPO, arXiv 2510.18927, equation 8 and algorithm 1
     Checked: the paper's text; the authors' code, which differs (lower bound first, other ranges)
     """
     positive, negative = view.totals["positive"], view.totals["negative"]
-    lows, highs = _steps(low_from, low_to, low_step), _steps(high_from, high_to, high_step)
-    share_up = positive / (positive + negative[0])
-    share_down = positive[-1] / (positive[-1] + negative[1:])
-    reached = torch.cat([share_up, share_down]) >= target
-    reached = torch.cat([reached, torch.ones_like(reached[:1])])  # at the end of both ranges it stops in any case
-    step = reached.to(torch.int8).argmax(dim=0, keepdim=True).clamp(max=len(lows) + len(highs) - 2)
-    path = [
-        view.p.new_tensor([low_from] * len(highs) + lows[1:]),
-        view.p.new_tensor(highs + highs[-1:] * (len(lows) - 1)),
-    ]
+    # Then the algorithm raises the lower bound step by step; that only adds to A < 0, so it goes on to the end.
+    reached = positive / (positive + negative) >= target
+    reached = torch.cat([reached, torch.ones_like(reached[:1])])
+    step = reached.to(torch.int8).argmax(dim=0, keepdim=True)
+    highs = _steps(high_from, high_to, high_step)
+    path = (view.p.new_tensor([low_from] * len(highs) + [low_to]), view.p.new_tensor(highs + highs[-1:]))
     lower, upper = (bounds.index_select(0, step).expand_as(view.p) for bounds in path)
     return lower, upper
 
@@ -339,10 +333,10 @@ def cppo(
     last = (view.lengths - 1).clamp(min=1)[sequence]
     weight = (1 - (1 - weight_floor) * view.position / last).double()
     weighted = weight * (view.p * (r - 1)).abs().double()
-    left = prefix_delta * weight - weighted  # what a token leaves of the budget to those after it
+    left = whole(prefix_delta * weight - weighted)  # what a token leaves of the budget to those after it
     before = left.cumsum(0) - left
     starts = view.lengths.cumsum(0) - view.lengths
-    budget = delta + (before - before[starts.clamp(max=len(before) - 1)][sequence])
+    budget = delta + (before - before[starts.clamp(max=len(before) - 1)][sequence]).double() / WHOLE
     cut = leaving(view) & ((weighted > budget) | (weighted > delta))
     return torch.where(cut, 0.0, r if ratio_cap is None else r.clamp(max=ratio_cap))
 
@@ -484,9 +478,9 @@ def m2po(view: View, *, threshold: float = 0.04) -> Result:
     Source: M2PO, arXiv 2510.01161, equations 4-5 and algorithm 1; meant for stale data, old_policy: sampler
     Checked: the paper's text, a reimplementation
     """
-    count = view.totals["second moments"]
-    moments = (count * _upper_edges(count)).cumsum(0) / count.cumsum(0).clamp(min=1)  # of all up to each bin; rising
-    kept = (moments <= threshold).sum()  # bins
+    count = view.totals["second moments"].long()
+    moments = (count * whole(_upper_edges(count))).cumsum(0).double() / WHOLE  # of all up to each bin
+    kept = (moments <= threshold * count.cumsum(0).double()).sum()  # bins; the mean rises from bin to bin
     return torch.where(leaving(view) & (_bin(view.log_ratio.square()) >= kept), 0.0, view.ratio)
 
 
@@ -559,7 +553,7 @@ def kl_cov(view: View, *, share: float = 2e-4, coefficient: float = 1.0) -> Resu
     Source: KL-Cov, arXiv 2505.22617, equations 10, 13-14
     Checked: the paper's text and listing, verl (kl_cov); share 2e-4 is for 32B, 2e-3 for 7B
     """
-    count = view.totals["covariances"]
+    count = view.totals["covariances"].long()
     above = count.flip(0).cumsum(0).flip(0) - count  # tokens in higher bins
     first = (above >= share * count.sum()).sum()  # the lowest bin of the largest
     chosen = _bin(covariance(view)) >= first

@@ -234,6 +234,9 @@ def test_clip_cov_drops_its_share_of_those_with_a_large_covariance_by_chance():
     assert torch.equal(everything == 0, candidates | (torch.tensor(base) == 0))
     torch.testing.assert_close(push(rule_of("clip_cov", share=0.0), view).tolist(), base)
 
+    narrow = with_totals(rule_of("clip_cov", clip_low=0.2, clip_high=0.2), view).totals["candidates"].item()
+    inside = [0.8 <= t.r <= 1.2 or not t.leaving for t in tokens_of(view)]
+    assert narrow == sum(1 < c < 5 and i for c, i in zip(cov, inside, strict=True)) < candidates.sum()
     half = candidates.sum().item() / len(cov) / 2
     dropped = []
     for update in range(200):
@@ -245,6 +248,50 @@ def test_clip_cov_drops_its_share_of_those_with_a_large_covariance_by_chance():
     assert shares.mean().item() == pytest.approx(0.5, abs=0.02)
     assert (shares.mean(0) - 0.5).abs().max() < 4.5 * 0.5 / math.sqrt(200)  # every one of them, in half of the updates
     assert (shares.mean(1) - 0.5).abs().max() < 4.5 * 0.5 / math.sqrt(shares.shape[1])
+
+
+def test_cppo_by_hand():
+    """A response of three tokens, p = 1/2, weights 1, 0.9, 0.8: how far may each move?"""
+    half = torch.full((3,), 0.5, dtype=torch.float64)
+
+    def cut(*moved: float) -> list[bool]:
+        new = (half + torch.tensor(moved, dtype=torch.float64)).log().requires_grad_()
+        one = torch.ones(1, dtype=torch.int64)
+        view = View(new, half.log(), torch.ones_like(half), half, lengths=3 * one, numbers=one)
+        return objective(rule_of("cppo"), view, **PPO).cut.tolist()
+
+    assert cut(0.149, 0.0, 0.0) == [False] * 3 and cut(0.151, 0.0, 0.0) == [True, False, False]
+    assert cut(0.0, 0.166, 0.0) == [False] * 3 and cut(0.0, 0.167, 0.0) == [False, True, False]  # 0.15 / 0.9
+    assert cut(0.0, 0.0, 0.187) == [False] * 3 and cut(0.0, 0.0, 0.188) == [False, False, True]  # 0.15 / 0.8
+    # After 0.1 the budget of the second is 0.15 + 0.015 - 0.1 = 0.065, over 0.9: 0.0722.
+    assert cut(0.1, 0.072, 0.0) == [False] * 3 and cut(0.1, 0.073, 0.0) == [False, True, False]
+
+
+def test_atr_solves_for_both_bounds():
+    view = made_up_view(torch.float64)
+    for delta in (1e-4, 0.03, 2.0):
+        lower, upper = rule_of("atr", delta=delta)(view)
+        assert lower[0].item() == pytest.approx(bisected(lambda r, d=delta: k3(r) <= d, 1, 1e-9), rel=1e-9)
+        assert upper[0].item() == pytest.approx(bisected(lambda r, d=delta: k3(r) <= d, 1, 99), rel=1e-9)
+
+
+def test_bapo_stops_at_the_first_bound_that_balances():
+    view = made_up_view(torch.float64)
+    tokens = tokens_of(view)
+    losses = sum(max(t.r, 0.6) * -t.a for t in tokens if t.a < 0)
+
+    def share(high: float) -> float:
+        gains = sum(min(t.r, high) * t.a for t in tokens if t.a > 0)
+        return gains / (gains + losses)
+
+    def bounds(target: float) -> list[float]:
+        rule = rule_of("bapo", target=target)
+        return [bound[0].item() for bound in rule(with_totals(rule, view))]
+
+    for steps in (0, 1, 17, 36):
+        high = 1.2 + 0.05 * steps
+        assert bounds(share(high) - 1e-9) == pytest.approx([0.6, high])
+    assert bounds(share(3.0) + 1e-9) == pytest.approx([0.9, 3.0])
 
 
 def test_every_rule_has_a_second_formula_and_a_docstring_with_its_source():
@@ -400,7 +447,8 @@ def test_tokens_of_weight_zero_count_as_cut():
                 summary[metric] == pytest.approx(((got == 0) & side).sum().item() / side.sum().item())
                 and summary[metric]
             )
-        assert "band/lower_mean" not in summary
+        without = ((got == 0) & (view.advantages != 0)).sum().item()
+        assert summary["clip/fraction"] == pytest.approx(without / len(got)) and "band/lower_mean" not in summary
     assert objective(rule_of("sapo"), view, **PPO).statistics(view).summary()["clip/fraction"] == 0
 
 
@@ -423,6 +471,14 @@ def test_dual_clip_bounds_every_rule_and_gspo_shows_it_the_ratio_of_the_sequence
     assert torch.equal(together.cut, alone.cut) and 0 < together.cut.sum() < alone.ratio.ne(1).sum()
     with pytest.raises(ValueError, match="cispo.*rule gppo gives weights; use ppo or gspo"):
         objective(rule_of("gppo"), view, surrogate="cispo", dual_clip=None)
+
+
+def test_a_far_token_stays_finite():
+    view = made_up_view()
+    far = replace(view, old_logprobs=torch.where(view.position == 0, -300.0, view.old_logprobs))
+    for name in RULES:
+        rule = rule_of(name)
+        assert objective(rule, with_totals(rule, far), **PPO).losses.isfinite().all(), name
 
 
 def test_a_broken_token_does_not_hide():
@@ -537,6 +593,14 @@ def test_what_is_no_rule_is_told_before_training(mistake: str):
     function, message = WRONG[mistake]
     with pytest.raises(ValueError, match=f"rule mine: .*{message}"):
         check_rule(Rule("mine", function))  # type: ignore[arg-type]
+
+
+def test_sums_ask_for_parameters_of_their_rule():
+    def sums(view: View, *, widht: float) -> dict[str, Tensor]:
+        return {"sum": widht * view.ratio.sum()}
+
+    with pytest.raises(ValueError, match="rule mine: its sums ask for widht, no parameter of the rule"):
+        Rule("mine", lambda view, *, width=1.0: view.ratio, (sums,))
 
 
 @pytest.mark.parametrize("name", sorted(RULES))
