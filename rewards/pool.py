@@ -9,21 +9,19 @@ thread owns one worker process each: it hands over an item, waits for the reply 
 replaces the process when there is none. The deadline starts when the worker takes the item, so waiting in the queue
 costs nobody a reward. No worker is started before the first item needs one.
 
+A worker killed from outside costs nobody a reward either: its item is tried again, and a worker killed while it starts
+had none. An item under which workers end by their own doing (memory, a fault, an exit) is a crash at the second time.
+
 Works from any thread and after a fork (the child starts workers of its own), in several processes at once, and while
 the interpreter shuts down. Workers are killed by `close`, at exit, and by the kernel when their parent dies (Linux).
 """
 
 import atexit
 import importlib.util
-import json
 import logging
 import os
 import queue
-import socket
-import subprocess
-import sys
 import threading
-import time
 import weakref
 from collections import Counter
 from collections.abc import Sequence
@@ -34,10 +32,13 @@ from . import compare, golds
 from .answer_line import answer_line_reward
 from .extract import final_answers
 from .grade import Grade, Reason
+from .process import Worker, WorkerDied, WorkerKilled
 
 logger = logging.getLogger(__name__)
 
-START_S = 60.0  # a fresh worker has this long to import and report; half a second is usual
+MAX_DEATHS = 2  # of workers by their own doing under one item, or before it could be asked; then it is a crash
+MAX_KILLS = 10  # of workers from outside under one item: nobody hits the same one so often, it draws the kills
+MAX_KILLED_STARTS = 100  # in a row; then this machine lets no worker start
 ITEMS_PER_WORKER = 5000  # then it is replaced, so that the algebra's caches cannot grow without end
 MAX_CACHE = 200_000  # verdicts remembered by (answers, gold): the samples of a group repeat their answers
 WARN_SHARE, WARN_ITEMS = 0.02, 200  # warn when such a share of at least so many grades ...
@@ -47,21 +48,23 @@ WATCHED = ("timeout", "crash", "guard", "no_answer")  # ... is one of these and 
 class Ticket:
     """A grade that is or will be there. Opaque: pass it to `Verifier.collect`."""
 
-    __slots__ = ("completion", "gold", "call", "answers", "done", "outcome", "pid", "attempts")
+    __slots__ = ("completion", "gold", "call", "answers", "done", "outcome", "pid", "deaths", "kills")
 
     def __init__(self, completion: str, gold: str, call: str, answers: tuple[str, ...]):
         self.completion, self.gold, self.call, self.answers = completion, gold, call, answers
         self.done = threading.Event()
         self.outcome: dict[str, Any] = {}
-        self.pid, self.attempts = os.getpid(), 0
+        self.pid, self.deaths, self.kills = os.getpid(), 0, 0
 
     def settle(self, outcome: dict[str, Any]) -> None:
         self.outcome = outcome
         self.done.set()
 
-
-class WorkerDied(Exception):
-    """The worker ended, or never started, while it was needed."""
+    @property
+    def args(self) -> list[Any]:
+        """What the worker's function for `call` takes."""
+        given = {"compare": [self.answers], "check": [], "own": [self.completion]}[self.call]
+        return [*given, self.gold]
 
 
 class Verifier:
@@ -83,7 +86,8 @@ class Verifier:
         _OPEN.add(self)
         if ":" in self.grader:
             try:
-                _Worker(self.grader, memory_gib).kill()
+                self._start().kill()
+                self._live.clear()
             except WorkerDied as error:
                 raise ValueError(f"grader={grader!r} cannot be loaded: {error}") from None
 
@@ -93,7 +97,7 @@ class Verifier:
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._cache: dict[tuple[tuple[str, ...], str], dict[str, Any]] = {}
-        self._live: set[_Worker] = set()
+        self._live: set[Worker] = set()
         self._counts: Counter[str] = Counter()
         self._shares: dict[str, float] = {}
         self._pid = os.getpid()
@@ -193,40 +197,51 @@ class Verifier:
 
     def _serve(self, tickets: "queue.SimpleQueue[Ticket | None]") -> None:
         """One thread: owns one worker at a time and takes items until None."""
-        worker: _Worker | None = None
-        while True:
-            ticket = tickets.get()
-            if ticket is None or self._closed:
-                if ticket is not None:
-                    ticket.settle(_CRASH)
-                break
-            ticket.attempts += 1
+        worker: Worker | None = None
+        while (ticket := tickets.get()) is not None:
+            outcome: dict[str, Any] | None = None
             try:
-                if worker is None:
-                    worker = _Worker(self.grader, self.memory_gib)
-                    with self._lock:
-                        self._live.add(worker)
-                    if self._closed:  # `close` came while it was starting, and could not see it
-                        raise WorkerDied
-                outcome = worker.ask(ticket, self.timeout_s)
+                worker = worker or self._start()
+                outcome = worker.ask(ticket.call, ticket.args, self.timeout_s)
             except TimeoutError:
                 outcome = {"value": None, "reason": "timeout"}
             except WorkerDied:
-                outcome = _CRASH
-            lost = outcome["reason"] in ("timeout", "crash")
+                ticket.deaths += 1
+            except WorkerKilled:
+                ticket.kills += 1
+            lost = outcome is None or outcome["reason"] == "timeout"
             if worker is not None and (lost or worker.items >= ITEMS_PER_WORKER):
                 with self._lock:
                     self._live.discard(worker)
                 worker.kill()
                 worker = None
-            if outcome["reason"] == "crash" and ticket.attempts == 1 and not self._closed:
-                tickets.put(ticket)  # it may have been innocent: somebody killed the worker
+            if self._closed or ticket.deaths >= MAX_DEATHS or ticket.kills >= MAX_KILLS:
+                outcome = outcome or _CRASH
+            if outcome is None:
+                tickets.put(ticket)  # behind the others
                 continue
             if not lost and ticket.call == "compare" and len(self._cache) < MAX_CACHE:
                 self._cache[ticket.answers, ticket.gold] = outcome
             ticket.settle(outcome)
         if worker is not None:
             worker.kill()
+
+    def _start(self) -> Worker:
+        """A worker that is ready. One killed while it starts is replaced: it had no item yet that could be to blame."""
+        for _ in range(MAX_KILLED_STARTS):
+            if self._closed:
+                break
+            try:
+                worker = Worker(self.grader, self.memory_gib)
+            except WorkerKilled:
+                continue
+            with self._lock:
+                self._live.add(worker)
+            if self._closed:  # `close` came while it was starting, and could not see it
+                worker.kill()
+                break
+            return worker
+        raise WorkerDied
 
     def _warn_when_they_jump(self, grades: list[Grade]) -> None:
         """One warning per window of grades and reason whose share has more than doubled since the window before."""
@@ -241,74 +256,6 @@ class Verifier:
                 logger.warning("verifier: %s was the verdict on %.1f %% of %d answers", reason, 100 * share, total)
         self._shares = shares
         self._counts.clear()
-
-
-class _Worker:
-    """One process running rewards.worker, spoken to over a socket. Raises WorkerDied when it does not start."""
-
-    def __init__(self, grader: str, memory_gib: float):
-        ours, theirs = socket.socketpair()
-        settings = {"parent": os.getpid(), "memory_bytes": int(memory_gib * 2**30), "grader": grader}
-        home = str(Path(__file__).resolve().parent.parent)
-        path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
-        environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
-        self.items, self._socket, self._buffer = 0, ours, b""
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "rewards.worker", json.dumps(settings)],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is for the trainer, which then closes us
-            )
-        except OSError as error:
-            ours.close()
-            raise WorkerDied(f"no process could be started: {error}") from error
-        finally:
-            theirs.close()
-        try:
-            hello = self._receive(time.monotonic() + START_S)
-        except (TimeoutError, WorkerDied) as error:
-            self.kill()
-            raise WorkerDied("the worker process did not come up; its last words are on stderr") from error
-        if not hello["ready"]:
-            self.kill()
-            raise WorkerDied(hello["why"])
-
-    def ask(self, ticket: Ticket, timeout_s: float) -> dict[str, Any]:
-        """The reply to one item. Raises TimeoutError at the deadline, WorkerDied when the process ends before."""
-        given = {"compare": [ticket.answers], "check": [], "own": [ticket.completion]}[ticket.call]
-        message = json.dumps({"call": ticket.call, "args": [*given, ticket.gold]}).encode("ascii") + b"\n"
-        deadline = time.monotonic() + timeout_s
-        self.items += 1
-        try:
-            self._socket.settimeout(timeout_s)
-            self._socket.sendall(message)
-        except OSError as error:
-            raise error if isinstance(error, TimeoutError) else WorkerDied(str(error)) from None
-        return self._receive(deadline)
-
-    def _receive(self, deadline: float) -> dict[str, Any]:
-        while b"\n" not in self._buffer:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            try:
-                self._socket.settimeout(left)
-                chunk = self._socket.recv(65536)
-            except OSError as error:
-                raise error if isinstance(error, TimeoutError) else WorkerDied(str(error)) from None
-            if not chunk:
-                raise WorkerDied
-            self._buffer += chunk
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return json.loads(line)
-
-    def kill(self) -> None:
-        """SIGKILL and reap. Safe to call twice and from another thread."""
-        self._process.kill()
-        self._process.wait()
-        self._socket.close()
 
 
 _CRASH: dict[str, Any] = {"value": None, "reason": "crash"}

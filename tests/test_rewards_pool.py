@@ -29,7 +29,7 @@ def own_verifier(tmp_path: Path, body: str, timeout_s: float = 5.0) -> Verifier:
 
 
 def worker_pids(verifier: Verifier) -> list[int]:
-    return [worker._process.pid for worker in verifier._live]
+    return [worker.pid for worker in verifier._live]
 
 
 def is_running(pid: int) -> bool:
@@ -90,6 +90,47 @@ def test_a_worker_killed_from_outside_loses_nothing():
         os.kill(pid, signal.SIGKILL)
         assert verifier.grade("\\boxed{3\\sqrt2}", "\\sqrt{18}").correct
         assert worker_pids(verifier) != [pid]
+
+
+def grader_that(tmp_path: Path, when: str, does: str, tries: int) -> str:
+    """A user's file whose first `tries` loads ("load") or calls ("call") do something bad; each try leaves a line."""
+    accident = f"""
+        import ctypes, os, signal
+        def accident(when):
+            if when != {when!r}:
+                return
+            with open({str(tmp_path / "tries")!r}, "a+") as file:
+                file.write("x\\n")
+                file.seek(0)
+                tried = len(file.readlines())
+            if tried <= {tries}:
+                {does}
+        accident("load")
+        def reward(completion, gold):
+            accident("call")
+            return completion == gold
+        """
+    return textwrap.dedent(accident)
+
+
+@pytest.mark.parametrize(("when", "kills"), [("load", 5), ("call", 9)])
+@pytest.mark.parametrize("number", ["KILL", "TERM"])
+def test_a_kill_from_outside_is_no_fault_of_the_item(tmp_path, when, kills, number):
+    """The kernel does not say who sent a signal, so the process may send it to itself here."""
+    body = grader_that(tmp_path, when, f"os.kill(os.getpid(), signal.SIG{number})", kills)
+    with own_verifier(tmp_path, body) as verifier:
+        assert verifier.grade("42", "42") == Grade(True, None, "match", 1.0)
+    assert len((tmp_path / "tries").read_text().split()) == kills + (2 if when == "load" else 1)
+
+
+@pytest.mark.parametrize(
+    ("does", "tries"),
+    [("os._exit(0)", 2), ("ctypes.string_at(0)", 2), ("os.abort()", 2), ("os.kill(os.getpid(), signal.SIGKILL)", 10)],
+)
+def test_an_item_that_ends_its_worker_is_a_crash_after_few_tries(tmp_path, does, tries):
+    with own_verifier(tmp_path, grader_that(tmp_path, "call", does, 1000)) as verifier:
+        assert verifier.grade("42", "42") == Grade(False, None, "crash", 0.0)
+    assert len((tmp_path / "tries").read_text().split()) == tries
 
 
 def test_a_stopped_worker_is_replaced():
@@ -211,7 +252,7 @@ def test_no_worker_outlives_its_parent(tmp_path, ending):
         f"stuck = verifier.submit({STUCK!r}, '\\\\sqrt2')\n"
         "verifier.grade('\\\\boxed{3\\\\sqrt2}', '\\\\sqrt{18}')\n"
         "while len(verifier._live) < 2: time.sleep(0.02)\n"
-        "print(*[worker._process.pid for worker in verifier._live], flush=True)\n"
+        "print(*[worker.pid for worker in verifier._live], flush=True)\n"
         "verifier.collect([stuck])\n"
     )
     trainer = subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
