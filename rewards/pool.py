@@ -5,9 +5,9 @@
         grades = verifier.collect(tickets)                                              # in order
 
 `submit` settles in the caller whatever needs no computer algebra (microseconds); the rest goes to a queue. One daemon
-thread owns one worker process each: it hands over an item, waits for the reply until the deadline, and kills and
-replaces the process when there is none. The deadline starts when the worker takes the item, so waiting in the queue
-costs nobody a reward. No worker is started before the first item needs one.
+thread owns one worker process each: it hands over an item and waits for the reply. The kernel ends a process whose
+item has used up its processor time, and it is replaced. Neither a loaded machine nor waiting in the queue costs
+anybody a reward. No worker is started before the first item needs one.
 
 A worker killed from outside costs nobody a reward either: its item is tried again, and a worker killed while it starts
 had none. An item under which workers end by their own doing (memory, a fault, an exit) is a crash at the second time.
@@ -32,7 +32,7 @@ from . import compare, golds
 from .answer_line import answer_line_reward
 from .extract import final_answers
 from .grade import Grade, Reason
-from .process import Worker, WorkerDied, WorkerKilled
+from .process import Worker, WorkerDied, WorkerKilled, WorkerStalled
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,9 @@ class Ticket:
 class Verifier:
     """Grades (completion, gold) pairs: see the head of this file.
 
-    workers: processes. timeout_s: seconds a worker may spend on one item. memory_gib: address space of a worker.
+    workers: processes. timeout_s: seconds of processor time for one item, so that no verdict depends on the load; a
+    user's function that waits (for a subprocess, a network) is stopped after 10 times as long on the clock.
+    memory_gib: address space of a worker.
     grader: "math" (extract, compare, computer algebra), "answer_line" (the paper's strict rule, never a process), or
     "path/to/file.py:function", a user's own `f(completion: str, gold: str) -> float | bool`, run in the workers.
 
@@ -126,7 +128,7 @@ class Verifier:
         return self._enqueue(Ticket("", gold, "compare", answers))
 
     def collect(self, tickets: "Sequence[Ticket | Grade]") -> list[Grade]:
-        """The grades in the order of the tickets. Waits, but each item has its deadline, so never for ever."""
+        """The grades in the order of the tickets. Waits, but each item has its limit, so never for ever."""
         grades = [ticket if isinstance(ticket, Grade) else self._collect_one(ticket) for ticket in tickets]
         self._warn_when_they_jump(grades)
         return grades
@@ -202,13 +204,17 @@ class Verifier:
             outcome: dict[str, Any] | None = None
             try:
                 worker = worker or self._start()
-                outcome = worker.ask(ticket.call, ticket.args, self.timeout_s)
+                outcome = worker.ask(ticket.call, ticket.args)
             except TimeoutError:
-                outcome = {"value": None, "reason": "timeout"}
+                outcome = _TIMEOUT
             except WorkerDied:
                 ticket.deaths += 1
             except WorkerKilled:
                 ticket.kills += 1
+            except WorkerStalled:
+                if ticket.call == "own":
+                    outcome = _TIMEOUT
+                ticket.kills += 1  # algebra never waits: the process was stopped, or this machine has no time for it
             lost = outcome is None or outcome["reason"] == "timeout"
             if worker is not None and (lost or worker.items >= ITEMS_PER_WORKER):
                 with self._lock:
@@ -232,7 +238,7 @@ class Verifier:
             if self._closed:
                 break
             try:
-                worker = Worker(self.grader, self.memory_gib)
+                worker = Worker(self.grader, self.timeout_s, self.memory_gib)
             except WorkerKilled:
                 continue
             with self._lock:
@@ -259,6 +265,7 @@ class Verifier:
 
 
 _CRASH: dict[str, Any] = {"value": None, "reason": "crash"}
+_TIMEOUT: dict[str, Any] = {"value": None, "reason": "timeout"}
 
 
 def _grade(answers: tuple[str, ...], verdict: bool, reason: Any) -> Grade:

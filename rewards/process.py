@@ -2,6 +2,7 @@
 
 Who ended a process is told by how it ended. A signal that people, schedulers and the kernel's memory killer send
 (`FROM_OUTSIDE`) says nothing about the item in hand; an exit or a fault (a segmentation fault, an abort) is the item's.
+SIGPROF is the kernel's word that the item has used up its processor time.
 """
 
 import contextlib
@@ -17,6 +18,8 @@ from typing import Any
 
 START_S = 60.0  # a fresh worker has this long to import and report; half a second is usual
 END_S = 5.0  # a process whose socket is closed has this long to end
+TICK_S = 0.1  # between two looks whether the process still runs
+WAITING = 10  # times the limit of processor time may pass on the clock
 FROM_OUTSIDE = frozenset((signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT))
 
 
@@ -28,15 +31,22 @@ class WorkerKilled(Exception):
     """The worker was ended from outside."""
 
 
+class WorkerStalled(Exception):
+    """The worker gave no reply for WAITING times its limit and did not use up its processor time: it sleeps, waits for
+    something, or was stopped.
+    """
+
+
 class Worker:
     """One process running rewards.worker, spoken to over a socket.
 
     Raises WorkerDied when it does not start, WorkerKilled when it is killed before it has.
     """
 
-    def __init__(self, grader: str, memory_gib: float):
+    def __init__(self, grader: str, timeout_s: float, memory_gib: float):
         ours, theirs = socket.socketpair()
-        settings = {"parent": os.getpid(), "memory_bytes": int(memory_gib * 2**30), "grader": grader}
+        settings = {"parent": os.getpid(), "memory_bytes": int(memory_gib * 2**30), "timeout_s": timeout_s}
+        settings["grader"], self._wait_s = grader, WAITING * timeout_s
         home = str(Path(__file__).resolve().parent.parent)
         path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
         environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
@@ -56,8 +66,8 @@ class Worker:
             theirs.close()
         self.pid = self._process.pid
         try:
-            hello = self._receive(time.monotonic() + START_S)
-        except (TimeoutError, WorkerDied) as error:
+            hello = self._exchange(b"", START_S)
+        except (WorkerStalled, WorkerDied) as error:
             self.kill()
             raise WorkerDied("the worker process did not come up; its last words are on stderr") from error
         except WorkerKilled:
@@ -67,42 +77,59 @@ class Worker:
             self.kill()
             raise WorkerDied(hello["why"])
 
-    def ask(self, call: str, args: list[Any], timeout_s: float) -> dict[str, Any]:
-        """The reply to one item. Raises TimeoutError at the deadline; WorkerDied, WorkerKilled when it ends before."""
-        message = json.dumps({"call": call, "args": args}).encode("ascii") + b"\n"
-        deadline = time.monotonic() + timeout_s
+    def ask(self, call: str, args: list[Any]) -> dict[str, Any]:
+        """The reply to one item.
+
+        Raises TimeoutError when the item has used up its processor time, WorkerStalled when it only waited,
+        WorkerDied or WorkerKilled when the process ends before.
+        """
         self.items += 1
-        try:
-            self._socket.settimeout(timeout_s)
-            self._socket.sendall(message)
-        except OSError as error:
-            raise error if isinstance(error, TimeoutError) else self._death() from None
-        reply = self._receive(deadline)
+        message = json.dumps({"call": call, "args": args}).encode("ascii") + b"\n"
+        reply = self._exchange(message, self._wait_s)
         if reply["reason"] == "crash":  # its last words
             raise WorkerDied
         return reply
 
-    def _receive(self, deadline: float) -> dict[str, Any]:
-        while b"\n" not in self._buffer:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
+    def _exchange(self, message: bytes, wait_s: float) -> dict[str, Any]:
+        """Send a message, if any, and wait for the next line. A line that is there is read, however late it is."""
+        while message or b"\n" not in self._buffer:
+            begun = time.monotonic()
             try:
-                self._socket.settimeout(left)
+                self._socket.settimeout(min(TICK_S, wait_s))
+                if message:
+                    message = message[self._socket.send(message) :]
+                    continue
                 chunk = self._socket.recv(65536)
-            except OSError as error:
-                raise error if isinstance(error, TimeoutError) else self._death() from None
+            except TimeoutError:
+                wait_s -= min(time.monotonic() - begun, TICK_S)  # a longer tick: all of us were stopped, and go on now
+                if self._status() is not None:  # and a process that it started holds the socket
+                    raise self._death() from None
+                if wait_s <= 0:
+                    raise WorkerStalled from None
+                continue
+            except OSError:
+                chunk = b""
             if not chunk:
                 raise self._death()
             self._buffer += chunk
         line, _, self._buffer = self._buffer.partition(b"\n")
         return json.loads(line)
 
+    def _status(self) -> int | None:
+        """Exit status, minus the signal that ended it; None while it runs. The process is left to be reaped."""
+        try:
+            ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # killed and reaped by `kill` in another thread
+            return self._process.returncode
+        return None if ended is None else ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
     def _death(self) -> Exception:
         """What ended the process, whose socket is closed."""
         end = time.monotonic() + END_S
-        while (status := self._process.poll()) is None and time.monotonic() < end:
+        while (status := self._status()) is None and time.monotonic() < end:
             time.sleep(0.01)
+        if status == -signal.SIGPROF:
+            return TimeoutError()
         return WorkerKilled() if status is not None and -status in FROM_OUTSIDE else WorkerDied(f"status {status}")
 
     def kill(self) -> None:

@@ -1,13 +1,15 @@
 """One grading process: reads items from a socket, answers each, and dies with its parent.
 
-    python -m rewards.worker '{"parent": 123, "memory_bytes": 2147483648, "grader": "math"}'    # by pool.py alone
+    python -m rewards.worker '{"parent": 123, "memory_bytes": 2147483648, "timeout_s": 3.0, "grader": "math"}'
+
 
 File descriptor 0 is the socket. One JSON object a line, ASCII, so that any string travels, lone surrogates included.
     first line out      {"ready": true} or {"ready": false, "why": "..."}
     in                  {"call": "compare" | "check" | "own", "args": [...]}
     out                 {"value": ..., "reason": "..."}
 
-Nothing here knows about time: the parent kills this process at the item's deadline. The module is started by name with
+Started by process.py alone. The kernel ends this process with SIGPROF when an item has used up its processor time,
+also inside C code; the parent looks at the clock, for an item that only waits. The module is started by name with
 a plain interpreter and imports neither torch nor the trainer, so a respawn costs half a second (multiprocessing's spawn
 would run the main script again in every worker, torch and vllm included).
 """
@@ -48,8 +50,11 @@ def main() -> None:
         _send(lines, {"ready": False, "why": f"{type(error).__name__}: {error}"})
         return
     _send(lines, {"ready": True})
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     for line in lines:
         item = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, settings["timeout_s"])
         try:
             answer = calls[item["call"]](*item["args"])
         except MemoryError:
@@ -57,6 +62,7 @@ def main() -> None:
         except Exception:
             logger.exception("the grader raised")
             answer = {"value": None, "reason": "crash"}
+        signal.setitimer(signal.ITIMER_PROF, 0)
         _send(lines, answer)
 
 

@@ -69,8 +69,8 @@ def test_a_stuck_item_costs_itself_and_no_other():
 
 def test_waiting_in_the_queue_is_not_counted(tmp_path):
     slow = "import time\ndef reward(completion, gold):\n    time.sleep(0.4)\n    return True\n"
-    with own_verifier(tmp_path, slow, timeout_s=1.0) as verifier:
-        tickets = [verifier.submit("x", "y") for _ in range(5)]  # two seconds of work, one second each
+    with own_verifier(tmp_path, slow, timeout_s=0.1) as verifier:
+        tickets = [verifier.submit("x", "y") for _ in range(5)]  # two seconds on the clock, one second for each
         assert [grade.reason for grade in verifier.collect(tickets)] == ["match"] * 5
 
 
@@ -133,12 +133,69 @@ def test_an_item_that_ends_its_worker_is_a_crash_after_few_tries(tmp_path, does,
     assert len((tmp_path / "tries").read_text().split()) == tries
 
 
-def test_a_stopped_worker_is_replaced():
-    with math_verifier(timeout_s=1.0) as verifier:
+def test_a_stopped_worker_is_replaced_and_its_item_tried_again():
+    with math_verifier(timeout_s=0.2) as verifier:
         verifier.grade(*HARD)
-        os.kill(worker_pids(verifier)[0], signal.SIGSTOP)
-        assert verifier.grade("\\boxed{3\\sqrt2}", "\\sqrt{18}").reason == "timeout"
+        (pid,) = worker_pids(verifier)
+        os.kill(pid, signal.SIGSTOP)
         assert verifier.grade("\\boxed{3\\sqrt2}", "\\sqrt{18}").correct
+        assert worker_pids(verifier) != [pid]
+
+
+def test_processor_time_counts_and_not_the_clock(tmp_path):
+    """A busy function is stopped at its limit; one that waits may take ten times as long on the clock."""
+    body = """
+        import time
+        def reward(completion, gold):
+            time.sleep(float(completion))
+            while completion == "0":
+                pass
+            return True
+        """
+    with own_verifier(tmp_path, body, timeout_s=0.2) as verifier:
+        start = time.monotonic()
+        assert verifier.grade("0.8", "").correct
+        assert time.monotonic() - start >= 0.8
+        assert verifier.grade("0", "").reason == "timeout"
+        start = time.monotonic()
+        assert verifier.grade("1000", "").reason == "timeout"
+        assert 2.0 <= time.monotonic() - start < 10
+
+
+def test_a_run_that_is_suspended_and_continued_loses_no_grade(tmp_path):
+    """Two seconds stopped, one second on the clock for the item."""
+    (tmp_path / "slow.py").write_text(
+        "import time\n"
+        "def reward(completion, gold):\n"
+        "    print('begun', flush=True)\n"
+        "    time.sleep(0.4)\n"
+        "    return True\n"
+    )
+    (tmp_path / "trainer.py").write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import rewards\n"
+        "verifier = rewards.Verifier(workers=1, timeout_s=0.1, memory_gib=2.0, grader='slow.py:reward')\n"
+        "ticket = verifier.submit('x', 'y')\n"
+        "while not verifier._live: pass\n"
+        "print(*[worker.pid for worker in verifier._live], flush=True)\n"
+        "print(verifier.collect([ticket])[0].reason)\n"
+    )
+    trainer = subprocess.Popen(
+        [sys.executable, str(tmp_path / "trainer.py")],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert trainer.stdout and trainer.stderr
+    group = [trainer.pid, int(trainer.stdout.readline())]
+    assert trainer.stderr.readline() == "begun\n"
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for pid in group:
+            os.kill(pid, number)
+        time.sleep(2.0 if number == signal.SIGSTOP else 0.0)
+    said, errors = trainer.communicate(timeout=30)
+    assert said == "match\n", errors
 
 
 def test_memory_is_limited(tmp_path):
