@@ -40,7 +40,7 @@ MAX_DEATHS = 2  # of workers by their own doing under one item, or before it cou
 MAX_KILLS = 10  # of workers from outside under one item: nobody hits the same one so often, it draws the kills
 MAX_KILLED_STARTS = 100  # in a row; then this machine lets no worker start
 ITEMS_PER_WORKER = 5000  # then it is replaced, so that the algebra's caches cannot grow without end
-MAX_CACHE = 200_000  # verdicts remembered by (answers, gold): the samples of a group repeat their answers
+MAX_KNOWN = 200_000  # verdicts and timeouts kept by (answers, gold): the samples of a group repeat their answers
 WARN_SHARE, WARN_ITEMS = 0.02, 200  # warn when such a share of at least so many grades ...
 WATCHED = ("timeout", "crash", "guard", "no_answer")  # ... is one of these and more than doubled
 
@@ -98,7 +98,7 @@ class Verifier:
         self._queue: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
-        self._cache: dict[tuple[tuple[str, ...], str], dict[str, Any]] = {}
+        self._known: dict[tuple[tuple[str, ...], str], Ticket | dict[str, Any]] = {}  # in work, or the outcome
         self._live: set[Worker] = set()
         self._counts: Counter[str] = Counter()
         self._shares: dict[str, float] = {}
@@ -122,10 +122,13 @@ class Verifier:
         verdict, reason = compare.compare(answers, gold, compare.UNDECIDED)
         if verdict is not None:
             return _grade(answers, verdict, reason)
-        known = self._cache.get((answers, gold))
+        known = self._known.get((answers, gold))
         if known is not None:
-            return _grade(answers, known["value"], known["reason"])
-        return self._enqueue(Ticket("", gold, "compare", answers))
+            return known if isinstance(known, Ticket) else _grade(answers, bool(known["value"]), known["reason"])
+        ticket = Ticket("", gold, "compare", answers)
+        if len(self._known) < MAX_KNOWN:
+            self._known[answers, gold] = ticket
+        return self._enqueue(ticket)
 
     def collect(self, tickets: "Sequence[Ticket | Grade]") -> list[Grade]:
         """The grades in the order of the tickets. Waits, but each item has its limit, so never for ever."""
@@ -226,8 +229,8 @@ class Verifier:
             if outcome is None:
                 tickets.put(ticket)  # behind the others
                 continue
-            if not lost and ticket.call == "compare" and len(self._cache) < MAX_CACHE:
-                self._cache[ticket.answers, ticket.gold] = outcome
+            if self._known.pop((ticket.answers, ticket.gold), None) and outcome is not _CRASH:
+                self._known[ticket.answers, ticket.gold] = outcome
             ticket.settle(outcome)
         if worker is not None:
             worker.kill()

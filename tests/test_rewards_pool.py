@@ -342,12 +342,16 @@ def test_close_while_a_worker_is_starting():
     assert not any(thread.is_alive() for thread in verifier._threads)
 
 
-def test_repeated_answers_are_remembered_but_losses_are_not():
+def test_equal_answers_are_judged_once_also_when_they_time_out():
+    """Sixteen would take sixteen seconds of processor time; another bomb costs its own."""
     with math_verifier(timeout_s=1.0) as verifier:
         assert verifier.grade(*HARD).correct
         assert isinstance(verifier.submit(*HARD), Grade)
-        assert verifier.grade(STUCK, "\\sqrt2").reason == "timeout"
-        assert not isinstance(verifier.submit(STUCK, "\\sqrt2"), Grade)
+        start = time.monotonic()
+        grades = verifier.collect([verifier.submit(STUCK, "\\sqrt2") for _ in range(16)])
+        assert [grade.reason for grade in grades] == ["timeout"] * 16 and time.monotonic() - start < 12
+        assert isinstance(verifier.submit(STUCK, "\\sqrt2"), Grade)
+        assert not isinstance(verifier.submit(STUCK, "\\sqrt3"), Grade)
 
 
 # ------------------------------------------------------------------------------------------------ a user's own grader
