@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from . import Grade, Verifier
+from . import Grade, GraderError, Verifier
 
 
 class Case(NamedTuple):
@@ -65,8 +65,11 @@ def main() -> int:
     parser.add_argument("--timeout_s", type=float, default=2.0)
     options = parser.parse_args()
     cases = read_cases(options.file)
-    with Verifier(options.workers, options.timeout_s, memory_gib=2.0, grader=options.grader) as verifier:
-        grades = verifier.collect([verifier.submit(case.completion, case.gold) for case in cases])
+    try:
+        with Verifier(options.workers, options.timeout_s, memory_gib=2.0, grader=options.grader) as verifier:
+            grades = verifier.collect([verifier.submit(case.completion, case.gold) for case in cases])
+    except (GraderError, ValueError) as error:
+        parser.exit(2, f"error: {error}\n")
     sys.stdout.write(report(cases, grades) + "\n")
     return int(any(grade.correct and not case.expected for case, grade in zip(cases, grades, strict=True)))
 

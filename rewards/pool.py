@@ -18,13 +18,12 @@ the interpreter shuts down. Workers are killed by `close`, at exit, and by the k
 
 import atexit
 import importlib.util
-import logging
+import json
 import os
 import queue
 import threading
 import weakref
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +31,28 @@ from . import compare, golds
 from .answer_line import answer_line_reward
 from .extract import final_answers
 from .grade import Grade, Reason
-from .process import Worker, WorkerDied, WorkerKilled, WorkerStalled
+from .process import Worker, WorkerDied, WorkerKilled, WorkerNotStarted, WorkerStalled
+from .watch import Watch
 
-logger = logging.getLogger(__name__)
-
-MAX_DEATHS = 2  # of workers by their own doing under one item, or before it could be asked; then it is a crash
+MAX_DEATHS = 2  # of workers by their own doing under one item; then it is a crash
 MAX_KILLS = 10  # of workers from outside under one item: nobody hits the same one so often, it draws the kills
 MAX_KILLED_STARTS = 100  # in a row; then this machine lets no worker start
+MAX_TIMEOUT_S, MAX_MEMORY_GIB = 86_400, 1_000_000
 ITEMS_PER_WORKER = 5000  # then it is replaced, so that the algebra's caches cannot grow without end
 MAX_KNOWN = 200_000  # verdicts and timeouts kept by (answers, gold): the samples of a group repeat their answers
-WARN_SHARE, WARN_ITEMS = 0.02, 200  # warn when such a share of at least so many grades ...
-WATCHED = ("timeout", "crash", "guard", "no_answer")  # ... is one of these and more than doubled
+
+
+class GraderError(RuntimeError):
+    """Grading cannot go on: a user's function raised or returned no number, or no worker comes up."""
 
 
 class Ticket:
     """A grade that is or will be there. Opaque: pass it to `Verifier.collect`."""
 
-    __slots__ = ("completion", "gold", "call", "answers", "done", "outcome", "pid", "deaths", "kills")
+    __slots__ = ("call", "answers", "gold", "message", "done", "outcome", "pid", "deaths", "kills")
 
-    def __init__(self, completion: str, gold: str, call: str, answers: tuple[str, ...]):
-        self.completion, self.gold, self.call, self.answers = completion, gold, call, answers
+    def __init__(self, call: str, answers: tuple[str, ...], gold: str, message: bytes):
+        self.call, self.answers, self.gold, self.message = call, answers, gold, message
         self.done = threading.Event()
         self.outcome: dict[str, Any] = {}
         self.pid, self.deaths, self.kills = os.getpid(), 0, 0
@@ -60,11 +61,9 @@ class Ticket:
         self.outcome = outcome
         self.done.set()
 
-    @property
-    def args(self) -> list[Any]:
-        """What the worker's function for `call` takes."""
-        given = {"compare": [self.answers], "check": [], "own": [self.completion]}[self.call]
-        return [*given, self.gold]
+
+def _ticket(call: str, *args: Any, answers: tuple[str, ...] = (), gold: str = "") -> Ticket:
+    return Ticket(call, answers, gold, json.dumps({"call": call, "args": args}).encode("ascii") + b"\n")
 
 
 class Verifier:
@@ -74,24 +73,48 @@ class Verifier:
     user's function that waits (for a subprocess, a network) is stopped after 10 times as long on the clock.
     memory_gib: address space of a worker.
     grader: "math" (extract, compare, computer algebra), "answer_line" (the paper's strict rule, never a process), or
-    "path/to/file.py:function", a user's own `f(completion: str, gold: str) -> float | bool`, run in the workers.
+    "path/to/file.py:function", a user's own, run in the workers: see own.py.
 
-    Raises ValueError for a bad argument, also when the user's file cannot be loaded.
+    Raises ValueError for a bad argument, for a user's function that cannot be loaded or asks for what is not known, and
+    when no worker comes up within its limits.
     """
 
     def __init__(self, workers: int, timeout_s: float, memory_gib: float, grader: str):
-        if workers < 1 or timeout_s <= 0 or memory_gib <= 0:
-            raise ValueError(f"{workers=}, {timeout_s=}, {memory_gib=}: all three must be positive")
+        if workers < 1:
+            raise ValueError(f"workers={workers}: at least one is needed")
+        if not 0 < timeout_s <= MAX_TIMEOUT_S:
+            raise ValueError(f"timeout_s={timeout_s}: more than 0 is needed, and at most a day, {MAX_TIMEOUT_S}")
+        if not 0 < memory_gib <= MAX_MEMORY_GIB:
+            raise ValueError(f"memory_gib={memory_gib}: more than 0 is needed, and at most {MAX_MEMORY_GIB}")
         self.workers, self.timeout_s, self.memory_gib = workers, timeout_s, memory_gib
         self.grader, self._closed = _checked_grader(grader), False
         self._reset()
+        self._asked = self._tried()
         _OPEN.add(self)
-        if ":" in self.grader:
-            try:
-                self._start().kill()
-                self._live.clear()
-            except WorkerDied as error:
-                raise ValueError(f"grader={grader!r} cannot be loaded: {error}") from None
+
+    def _tried(self) -> dict[str, Any]:
+        """What a user's function asks for. Starts a worker to see that it can do its work within its limits."""
+        limits = (self.timeout_s, self.memory_gib)
+        if self.grader == "answer_line" or (self.grader == "math" and limits in _TRIED):
+            return {}
+        worker = None
+        try:
+            worker = self._start()
+            if self.grader == "math":
+                worker.ask(_ticket("compare", ["x+1"], "1+x").message)
+                _TRIED.add(limits)
+            return worker.asked
+        except (WorkerNotStarted, WorkerDied, WorkerKilled) as error:
+            if self.grader == "math":
+                told = f"verifier_memory_gib {self.memory_gib}: no grading process can work in it ({error}); 2 is usual"
+                raise ValueError(told) from None
+            raise ValueError(f"grader={self.grader!r} cannot be used: {error}") from None
+        except (TimeoutError, WorkerStalled):
+            told = f"verifier_timeout_s {self.timeout_s}: too short to compare even x+1 and 1+x; 3 is usual"
+            raise ValueError(told) from None
+        finally:
+            if worker is not None:
+                self._drop(worker)
 
     def _reset(self) -> None:
         """Fresh queue, threads, counts: at the start, and in a forked child, which inherits no threads."""
@@ -100,8 +123,7 @@ class Verifier:
         self._lock = threading.Lock()
         self._known: dict[tuple[tuple[str, ...], str], Ticket | dict[str, Any]] = {}  # in work, or the outcome
         self._live: set[Worker] = set()
-        self._counts: Counter[str] = Counter()
-        self._shares: dict[str, float] = {}
+        self._watch = Watch()
         self._pid = os.getpid()
 
     def __enter__(self) -> "Verifier":
@@ -110,12 +132,16 @@ class Verifier:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def submit(self, completion: str, gold: str) -> "Ticket | Grade":
-        """Start grading; returns at once. Callable from any thread, also while others submit or collect."""
+    def submit(self, completion: str, gold: str, about: Mapping[str, object] | None = None) -> "Ticket | Grade":
+        """Start grading; returns at once. Callable from any thread, also while others submit or collect.
+
+        about: what a user's function may ask for (own.ABOUT), able to be JSON. Raises ValueError when it asks for
+        something that is not in it.
+        """
         if self.grader == "answer_line":
             return answer_line_reward(completion, gold)
         if self.grader != "math":
-            return self._enqueue(Ticket(completion, gold, "own", ()))
+            return self._enqueue(_ticket("own", completion, gold, self._sent(about or {})))
         answers = final_answers(completion)
         if not answers:
             return Grade(False, None, "no_answer")
@@ -125,15 +151,31 @@ class Verifier:
         known = self._known.get((answers, gold))
         if known is not None:
             return known if isinstance(known, Ticket) else _grade(answers, bool(known["value"]), known["reason"])
-        ticket = Ticket("", gold, "compare", answers)
+        ticket = _ticket("compare", answers, gold, answers=answers, gold=gold)
         if len(self._known) < MAX_KNOWN:
             self._known[answers, gold] = ticket
         return self._enqueue(ticket)
 
+    def _sent(self, about: Mapping[str, object]) -> dict[str, object]:
+        """Of `about`, what the user's function asks for."""
+        missing = [name for name in self._asked["required"] if name not in about]
+        if missing:
+            raise ValueError(f"{self.grader} asks for {', '.join(missing)}, which is not given here")
+        sent = {name: about[name] for kind in ("required", "optional") for name in self._asked[kind] if name in about}
+        for name, value in sent.items():
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{name} cannot be given to {self.grader}: it must be JSON, but {error}") from None
+        return sent
+
     def collect(self, tickets: "Sequence[Ticket | Grade]") -> list[Grade]:
-        """The grades in the order of the tickets. Waits, but each item has its limit, so never for ever."""
+        """The grades in the order of the tickets. Waits, but each item has its limit, so never for ever.
+
+        Raises GraderError at the first item that a user's function failed on, or that no worker could be started for.
+        """
         grades = [ticket if isinstance(ticket, Grade) else self._collect_one(ticket) for ticket in tickets]
-        self._warn_when_they_jump(grades)
+        self._watch.see(grades)
         return grades
 
     def grade(self, completion: str, gold: str) -> Grade:
@@ -147,7 +189,7 @@ class Verifier:
             try:
                 tickets.append(golds.trouble_with(gold, compare.UNDECIDED))
             except golds.Undecided:
-                tickets.append(self._enqueue(Ticket("", gold, "check", ())))
+                tickets.append(self._enqueue(_ticket("check", gold)))
         return [self._trouble(ticket) if isinstance(ticket, Ticket) else ticket for ticket in tickets]
 
     def _trouble(self, ticket: Ticket) -> str | None:
@@ -186,10 +228,12 @@ class Verifier:
 
     def _wait(self, ticket: Ticket) -> dict[str, Any]:
         if ticket.pid != os.getpid() and not ticket.done.is_set():  # submitted before a fork: nobody here works on it
-            return self._wait(self._enqueue(Ticket(ticket.completion, ticket.gold, ticket.call, ticket.answers)))
+            return self._wait(self._enqueue(Ticket(ticket.call, ticket.answers, ticket.gold, ticket.message)))
         while not ticket.done.wait(timeout=1.0):
             if not any(thread.is_alive() for thread in self._threads):  # nobody is left to work on it
                 ticket.settle(_CRASH)
+        if ticket.outcome["reason"] == "error":
+            raise GraderError(ticket.outcome["error"])
         return ticket.outcome
 
     def _collect_one(self, ticket: Ticket) -> Grade:
@@ -197,7 +241,7 @@ class Verifier:
         reason: Reason = outcome["reason"]
         if ticket.call == "own":
             score = outcome["value"] or 0.0
-            return Grade(score > 0, None, reason, score)
+            return Grade(score > 0, None, reason, score, outcome.get("parts", {}))
         return _grade(ticket.answers, bool(outcome["value"]), reason)
 
     def _serve(self, tickets: "queue.SimpleQueue[Ticket | None]") -> None:
@@ -207,9 +251,13 @@ class Verifier:
             outcome: dict[str, Any] | None = None
             try:
                 worker = worker or self._start()
-                outcome = worker.ask(ticket.call, ticket.args)
+                outcome = worker.ask(ticket.message)
             except TimeoutError:
                 outcome = _TIMEOUT
+            except WorkerNotStarted as error:
+                ticket.deaths += 1
+                if ticket.deaths >= MAX_DEATHS:
+                    outcome = {"value": None, "reason": "error", "error": f"no grading process can be started: {error}"}
             except WorkerDied:
                 ticket.deaths += 1
             except WorkerKilled:
@@ -220,16 +268,14 @@ class Verifier:
                 ticket.kills += 1  # algebra never waits: the process was stopped, or this machine has no time for it
             lost = outcome is None or outcome["reason"] == "timeout"
             if worker is not None and (lost or worker.items >= ITEMS_PER_WORKER):
-                with self._lock:
-                    self._live.discard(worker)
-                worker.kill()
+                self._drop(worker)
                 worker = None
             if self._closed or ticket.deaths >= MAX_DEATHS or ticket.kills >= MAX_KILLS:
                 outcome = outcome or _CRASH
             if outcome is None:
                 tickets.put(ticket)  # behind the others
                 continue
-            if self._known.pop((ticket.answers, ticket.gold), None) and outcome is not _CRASH:
+            if self._known.pop((ticket.answers, ticket.gold), None) and outcome["reason"] not in ("crash", "error"):
                 self._known[ticket.answers, ticket.gold] = outcome
             ticket.settle(outcome)
         if worker is not None:
@@ -250,21 +296,14 @@ class Verifier:
                 worker.kill()
                 break
             return worker
-        raise WorkerDied
+        if self._closed:
+            raise WorkerDied
+        raise WorkerNotStarted(f"{MAX_KILLED_STARTS} in a row were killed from outside")
 
-    def _warn_when_they_jump(self, grades: list[Grade]) -> None:
-        """One warning per window of grades and reason whose share has more than doubled since the window before."""
-        self._counts.update(grade.reason for grade in grades)
-        total = self._counts.total()
-        if total < WARN_ITEMS:
-            return
-        shares = {reason: self._counts[reason] / total for reason in WATCHED}
-        for reason, share in shares.items():
-            before = self._shares.get(reason, 1.0 if reason == "no_answer" else 0.0)
-            if share > max(WARN_SHARE, 2 * before):
-                logger.warning("verifier: %s was the verdict on %.1f %% of %d answers", reason, 100 * share, total)
-        self._shares = shares
-        self._counts.clear()
+    def _drop(self, worker: Worker) -> None:
+        with self._lock:
+            self._live.discard(worker)
+        worker.kill()
 
 
 _CRASH: dict[str, Any] = {"value": None, "reason": "crash"}
@@ -288,6 +327,7 @@ def _checked_grader(grader: str) -> str:
     return f"{Path(path).resolve()}:{name}"
 
 
+_TRIED: set[tuple[float, float]] = set()  # limits within which this process has seen a worker do algebra
 _OPEN: "weakref.WeakSet[Verifier]" = weakref.WeakSet()
 
 

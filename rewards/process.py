@@ -23,8 +23,12 @@ WAITING = 10  # times the limit of processor time may pass on the clock
 FROM_OUTSIDE = frozenset((signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT))
 
 
+class WorkerNotStarted(Exception):
+    """No worker comes up; its text says why."""
+
+
 class WorkerDied(Exception):
-    """The worker ended by its own doing, or could not start."""
+    """The worker ended by its own doing."""
 
 
 class WorkerKilled(Exception):
@@ -40,7 +44,8 @@ class WorkerStalled(Exception):
 class Worker:
     """One process running rewards.worker, spoken to over a socket.
 
-    Raises WorkerDied when it does not start, WorkerKilled when it is killed before it has.
+    `asked`: what a user's reward asks for (own.Asked). Raises WorkerNotStarted, or WorkerKilled when it is killed
+    before it has.
     """
 
     def __init__(self, grader: str, timeout_s: float, memory_gib: float):
@@ -61,7 +66,7 @@ class Worker:
             )
         except OSError as error:
             ours.close()
-            raise WorkerDied(f"no process could be started: {error}") from error
+            raise WorkerNotStarted(f"no process could be started: {error}") from error
         finally:
             theirs.close()
         self.pid = self._process.pid
@@ -69,22 +74,22 @@ class Worker:
             hello = self._exchange(b"", START_S)
         except (WorkerStalled, WorkerDied) as error:
             self.kill()
-            raise WorkerDied("the worker process did not come up; its last words are on stderr") from error
+            raise WorkerNotStarted(f"the process did not come up ({error}); its last words are on stderr") from error
         except WorkerKilled:
             self.kill()
             raise
         if not hello["ready"]:
             self.kill()
-            raise WorkerDied(hello["why"])
+            raise WorkerNotStarted(hello["why"])
+        self.asked: dict[str, Any] = hello["asked"]
 
-    def ask(self, call: str, args: list[Any]) -> dict[str, Any]:
-        """The reply to one item.
+    def ask(self, message: bytes) -> dict[str, Any]:
+        """The reply to one item, a line of JSON (worker.py).
 
         Raises TimeoutError when the item has used up its processor time, WorkerStalled when it only waited,
         WorkerDied or WorkerKilled when the process ends before.
         """
         self.items += 1
-        message = json.dumps({"call": call, "args": args}).encode("ascii") + b"\n"
         reply = self._exchange(message, self._wait_s)
         if reply["reason"] == "crash":  # its last words
             raise WorkerDied
@@ -105,7 +110,7 @@ class Worker:
                 if self._status() is not None:  # and a process that it started holds the socket
                     raise self._death() from None
                 if wait_s <= 0:
-                    raise WorkerStalled from None
+                    raise WorkerStalled("no word in time") from None
                 continue
             except OSError:
                 chunk = b""
@@ -130,11 +135,13 @@ class Worker:
             time.sleep(0.01)
         if status == -signal.SIGPROF:
             return TimeoutError()
-        return WorkerKilled() if status is not None and -status in FROM_OUTSIDE else WorkerDied(f"status {status}")
+        return WorkerKilled() if status is not None and -status in FROM_OUTSIDE else WorkerDied(f"exit status {status}")
 
     def kill(self) -> None:
-        """SIGKILL and reap. Safe to call twice and from another thread."""
-        self._process.kill()
+        """SIGKILL to the process and to all that it started, and reap. Safe to call twice and from another thread."""
+        if self._process.returncode is None:  # not reaped, so its number is nobody else's
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
         with contextlib.suppress(OSError):
             self._socket.close()

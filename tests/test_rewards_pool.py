@@ -198,6 +198,25 @@ def test_a_run_that_is_suspended_and_continued_loses_no_grade(tmp_path):
     assert said == "match\n", errors
 
 
+def test_what_a_reward_has_started_ends_with_its_worker(tmp_path):
+    body = """
+        import subprocess
+        def reward(completion, gold):
+            started = subprocess.Popen(["sleep", "1000"])
+            print(started.pid, file=open(gold, "a"), flush=True)
+            while completion == "hang":
+                pass
+            return True
+        """
+    pids = tmp_path / "pids"
+    with own_verifier(tmp_path, body, timeout_s=0.3) as verifier:
+        assert verifier.grade("hang", str(pids)).reason == "timeout"
+        assert wait_until_gone([int(pids.read_text())])
+        assert verifier.grade("fine", str(pids)).correct
+    assert len(pids.read_text().split()) == 2
+    assert wait_until_gone([int(pid) for pid in pids.read_text().split()])
+
+
 def test_memory_is_limited(tmp_path):
     greedy = (
         "def reward(completion, gold):\n    return len(bytearray(3 * 2**30)) > 0 if completion == 'big' else True\n"
@@ -354,69 +373,21 @@ def test_equal_answers_are_judged_once_also_when_they_time_out():
         assert not isinstance(verifier.submit(STUCK, "\\sqrt3"), Grade)
 
 
-# ------------------------------------------------------------------------------------------------ a user's own grader
-
-
-def test_own_grader_scores(tmp_path, capfd):
-    body = """
-        def reward(completion, gold):
-            print("to stderr, not into the protocol", flush=True)
-            if completion == "bool":
-                return gold == "yes"
-            return len(completion) / 10
-        """
-    with own_verifier(tmp_path, body) as verifier:
-        assert verifier.grade("bool", "yes") == Grade(True, None, "match", 1.0)
-        assert verifier.grade("bool", "no") == Grade(False, None, "mismatch", 0.0)
-        assert verifier.grade("abc\x00\ud800", "") == Grade(True, None, "match", 0.5)
-        assert verifier.grade("bool", "yes").score == 1.0
-    assert "to stderr" in capfd.readouterr().err
-
-
-def test_the_documented_example_runs(tmp_path):
-    example = (ROOT / "docs" / "verifier.md").read_text().split("```python\n")[1].split("```")[0]
-    with own_verifier(tmp_path, example.replace("length_bonus", "reward")) as verifier:
-        assert verifier.grade("Answer: 42", "42").score == pytest.approx(1.1)
-        assert verifier.grade("Answer: 41" + " " * 2000, "42") == Grade(False, None, "mismatch", 0.0)
-
-
-def test_own_grader_that_misbehaves_costs_its_item_only(tmp_path):
-    body = """
-        import os
-        def reward(completion, gold):
-            if completion == "raise":
-                raise KeyError("no such thing")
-            if completion == "nan":
-                return float("nan")
-            if completion == "text":
-                return "1"
-            if completion == "leave":
-                os._exit(3)
-            while completion == "hang":
-                pass
-            return 1
-        """
-    with own_verifier(tmp_path, body, timeout_s=1.0) as verifier:
-        reasons = [verifier.grade(item, "").reason for item in ("raise", "nan", "text", "leave", "hang", "fine")]
-    assert reasons == ["crash", "crash", "crash", "crash", "timeout", "match"]
-
-
 @pytest.mark.parametrize(
-    ("grader", "told"),
-    [("maths", "allowed are"), ("nowhere.py:reward", "no file"), ("FILE:nothing", "AttributeError"), ("FILE:1x",
-    "allowed are"), ("BROKEN:reward", "SyntaxError")],
-)  # fmt: skip
-def test_a_grader_that_cannot_be_loaded_is_refused_at_once(tmp_path, grader, told):
-    (tmp_path / "good.py").write_text("def reward(completion, gold):\n    return True\n")
-    (tmp_path / "broken.py").write_text("def reward(:\n")
-    grader = grader.replace("FILE", str(tmp_path / "good.py")).replace("BROKEN", str(tmp_path / "broken.py"))
+    ("limits", "told"),
+    [
+        ({"workers": 0}, "workers=0: at least one"),
+        ({"timeout_s": 1e12}, "timeout_s=1000000000000.0: .* at most a day, 86400"),
+        ({"timeout_s": float("nan")}, "timeout_s=nan"),
+        ({"memory_gib": 0}, "memory_gib=0: more than 0"),
+        ({"memory_gib": float("inf")}, "memory_gib=inf: .* at most"),
+        ({"memory_gib": 0.01}, "verifier_memory_gib 0.01: no grading process can work in it"),
+        ({"timeout_s": 1e-6}, "verifier_timeout_s 1e-06: too short"),
+    ],
+)
+def test_limits_that_cannot_be_worked_in_are_refused_at_once(limits, told):
     with pytest.raises(ValueError, match=told):
-        Verifier(workers=1, timeout_s=1.0, memory_gib=2.0, grader=grader)
-
-
-def test_bad_numbers_are_refused():
-    with pytest.raises(ValueError, match="must be positive"):
-        Verifier(workers=0, timeout_s=1.0, memory_gib=1.0, grader="math")
+        Verifier(**{"workers": 1, "timeout_s": 1.0, "memory_gib": 2.0, "grader": "math", **limits})
 
 
 def test_a_jump_is_warned_about_once(caplog):
