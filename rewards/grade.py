@@ -17,19 +17,23 @@ REASONS: tuple[str, ...] = get_args(Reason)
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """One verdict. A user's own reward alone sets `own_score` (the built-in ones score 1.0 or 0.0) and `parts`, further
-    numbers by name that are worth logging (reward/NAME).
-    """
+    """One verdict. `own_score` and `own_parts` are set by a user's own reward alone."""
 
     correct: bool
     extracted: str | None
     reason: Reason
     own_score: float | None = None
-    parts: dict[str, float] = field(default_factory=dict, hash=False)
+    own_parts: dict[str, float] | None = field(default=None, hash=False)
 
     @property
     def score(self) -> float:
+        """The reward before any shaping; 1.0 or 0.0 of the built-in ones."""
         return float(self.correct) if self.own_score is None else self.own_score
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Further numbers by name that are worth logging, as reward/NAME."""
+        return self.own_parts or {}
 
 
 def shape_reward(

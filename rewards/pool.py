@@ -241,7 +241,7 @@ class Verifier:
         reason: Reason = outcome["reason"]
         if ticket.call == "own":
             score = outcome["value"] or 0.0
-            return Grade(score > 0, None, reason, score, outcome.get("parts", {}))
+            return Grade(score > 0, None, reason, score, outcome.get("parts"))
         return _grade(ticket.answers, bool(outcome["value"]), reason)
 
     def _serve(self, tickets: "queue.SimpleQueue[Ticket | None]") -> None:

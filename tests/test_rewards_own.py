@@ -22,9 +22,9 @@ def test_bools_and_numbers_are_scores(tmp_path, capfd):
             return len(completion) / 10
         """
     with own_verifier(tmp_path, body) as verifier:
-        assert verifier.grade("bool", "yes") == Grade(True, None, "match", 1.0)
-        assert verifier.grade("bool", "no") == Grade(False, None, "mismatch", 0.0)
-        assert verifier.grade("abc\x00\ud800", "") == Grade(True, None, "match", 0.5)
+        assert verifier.grade("bool", "yes") == Grade(True, None, "match", 1.0, {})
+        assert verifier.grade("bool", "no") == Grade(False, None, "mismatch", 0.0, {})
+        assert verifier.grade("abc\x00\ud800", "") == Grade(True, None, "match", 0.5, {})
         assert verifier.grade("bool", "yes").score == 1.0
     assert "to stderr" in capfd.readouterr().err
 
@@ -39,7 +39,7 @@ def test_the_documented_examples_run(tmp_path, example):
     with own_verifier(tmp_path, body.replace(example, "reward")) as verifier:
         if example == "length_bonus":
             assert verifier.grade("Answer: 42", "42").score == pytest.approx(1.1)
-            assert verifier.grade("Answer: 41" + " " * 2000, "42") == Grade(False, None, "mismatch", 0.0)
+            assert verifier.grade("Answer: 41" + " " * 2000, "42") == Grade(False, None, "mismatch", 0.0, {})
         else:
             ticket = verifier.submit("Answer: 42", "42", ABOUT)
             assert verifier.collect([ticket]) == [Grade(True, None, "match", 2.0, {"right": 1.0, "short": 1.0})]
@@ -134,7 +134,8 @@ def test_a_default_holds_where_nothing_is_given_and_what_is_required_is_missed(t
 def test_further_numbers_come_back_in_parts(tmp_path):
     body = "def reward(completion, gold):\n    return {'score': 0.5, 'short': True, 'steps': 3}\n"
     with own_verifier(tmp_path, body) as verifier:
-        assert verifier.grade("abc", "de") == Grade(True, None, "match", 0.5, {"short": 1.0, "steps": 3.0})
+        grade = verifier.grade("abc", "de")
+    assert (grade.score, grade.parts) == (0.5, {"short": 1.0, "steps": 3.0}) and hash(grade)
     assert Grade(True, "42", "match").parts == {}
 
 

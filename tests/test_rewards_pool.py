@@ -119,7 +119,7 @@ def test_a_kill_from_outside_is_no_fault_of_the_item(tmp_path, when, kills, numb
     """The kernel does not say who sent a signal, so the process may send it to itself here."""
     body = grader_that(tmp_path, when, f"os.kill(os.getpid(), signal.SIG{number})", kills)
     with own_verifier(tmp_path, body) as verifier:
-        assert verifier.grade("42", "42") == Grade(True, None, "match", 1.0)
+        assert verifier.grade("42", "42") == Grade(True, None, "match", 1.0, {})
     assert len((tmp_path / "tries").read_text().split()) == kills + (2 if when == "load" else 1)
 
 
@@ -152,14 +152,12 @@ def test_processor_time_counts_and_not_the_clock(tmp_path):
                 pass
             return True
         """
-    with own_verifier(tmp_path, body, timeout_s=0.2) as verifier:
-        start = time.monotonic()
-        assert verifier.grade("0.8", "").correct
-        assert time.monotonic() - start >= 0.8
+    with own_verifier(tmp_path, body, timeout_s=0.1) as verifier:
+        assert verifier.grade("0.5", "").correct
         assert verifier.grade("0", "").reason == "timeout"
         start = time.monotonic()
         assert verifier.grade("1000", "").reason == "timeout"
-        assert 2.0 <= time.monotonic() - start < 10
+        assert 1.0 <= time.monotonic() - start < 10
 
 
 def test_a_run_that_is_suspended_and_continued_loses_no_grade(tmp_path):
