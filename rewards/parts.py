@@ -191,7 +191,7 @@ _DERIVATIVE = re.compile(r"\\frac\{(?:d|\\partial)(?:\^\{(\d)\})?(\w)(?:\(\w\))?
 _SIMPLE = re.compile(rf"({_GREEK}|[A-Za-z])((?:'|\^\{{\\prime\}})*)((?:_\{{[^{{}}]*\}})?)(?:\((.*)\))?")
 _CONSTANTS = frozenset(("e", "i", "\\pi", "\\infty", "\\emptyset"))
 _NEIGHBOURS = ("xyz", "abcd", "pqr", "mn", "uvw", "st", "kl", "rs", "ef", "fgh", "hk", "ijk", "αβγδ", "λμν", "φψω")
-_GREEK_LETTERS = dict(
+_GREEK_LETTERS: dict[str, str] = dict(
     zip("alpha beta gamma delta lambda mu nu phi psi omega".split(), "αβγδλμνφψω", strict=True)
 )  # the others are no neighbours
 

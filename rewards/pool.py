@@ -7,7 +7,7 @@
 `submit` settles in the caller whatever needs no computer algebra (microseconds); the rest goes to a queue. One daemon
 thread owns one worker process each: it hands over an item and waits for the reply. The kernel ends a process whose
 item has used up its processor time, and it is replaced. Neither a loaded machine nor waiting in the queue costs
-anybody a reward. No worker is started before the first item needs one.
+anybody a reward. Workers are started when an item needs one; a first one is tried when the Verifier is made.
 
 A worker killed from outside costs nobody a reward either: its item is tried again, and a worker killed while it starts
 had none. An item under which workers end by their own doing (memory, a fault, an exit) is a crash at the second time.
@@ -231,7 +231,7 @@ class Verifier:
             return self._wait(self._enqueue(Ticket(ticket.call, ticket.answers, ticket.gold, ticket.message)))
         while not ticket.done.wait(timeout=1.0):
             if not any(thread.is_alive() for thread in self._threads):  # nobody is left to work on it
-                ticket.settle(_CRASH)
+                ticket.settle(_CRASH if self._closed else _error("the grading threads ended; why is on stderr"))
         if ticket.outcome["reason"] == "error":
             raise GraderError(ticket.outcome["error"])
         return ticket.outcome
@@ -257,7 +257,7 @@ class Verifier:
             except WorkerNotStarted as error:
                 ticket.deaths += 1
                 if ticket.deaths >= MAX_DEATHS:
-                    outcome = {"value": None, "reason": "error", "error": f"no grading process can be started: {error}"}
+                    outcome = _error(f"no grading process can be started: {error}")
             except WorkerDied:
                 ticket.deaths += 1
             except WorkerKilled:
@@ -308,6 +308,10 @@ class Verifier:
 
 _CRASH: dict[str, Any] = {"value": None, "reason": "crash"}
 _TIMEOUT: dict[str, Any] = {"value": None, "reason": "timeout"}
+
+
+def _error(told: str) -> dict[str, Any]:
+    return {"value": None, "reason": "error", "error": told}
 
 
 def _grade(answers: tuple[str, ...], verdict: bool, reason: Any) -> Grade:

@@ -69,7 +69,7 @@ class Worker:
             raise WorkerNotStarted(f"no process could be started: {error}") from error
         finally:
             theirs.close()
-        self.pid = self._process.pid
+        self.pid, self._killed = self._process.pid, False
         try:
             hello = self._exchange(b"", START_S)
         except (WorkerStalled, WorkerDied) as error:
@@ -107,7 +107,7 @@ class Worker:
                 chunk = self._socket.recv(65536)
             except TimeoutError:
                 wait_s -= min(time.monotonic() - begun, TICK_S)  # a longer tick: all of us were stopped, and go on now
-                if self._status() is not None:  # and a process that it started holds the socket
+                if self._process.poll() is not None:  # and a process that it started holds the socket
                     raise self._death() from None
                 if wait_s <= 0:
                     raise WorkerStalled("no word in time") from None
@@ -120,18 +120,10 @@ class Worker:
         line, _, self._buffer = self._buffer.partition(b"\n")
         return json.loads(line)
 
-    def _status(self) -> int | None:
-        """Exit status, minus the signal that ended it; None while it runs. The process is left to be reaped."""
-        try:
-            ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:  # killed and reaped by `kill` in another thread
-            return self._process.returncode
-        return None if ended is None else ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-
     def _death(self) -> Exception:
         """What ended the process, whose socket is closed."""
         end = time.monotonic() + END_S
-        while (status := self._status()) is None and time.monotonic() < end:
+        while (status := self._process.poll()) is None and time.monotonic() < end:
             time.sleep(0.01)
         if status == -signal.SIGPROF:
             return TimeoutError()
@@ -139,8 +131,9 @@ class Worker:
 
     def kill(self) -> None:
         """SIGKILL to the process and to all that it started, and reap. Safe to call twice and from another thread."""
-        if self._process.returncode is None:  # not reaped, so its number is nobody else's
-            with contextlib.suppress(ProcessLookupError):
+        if not self._killed:
+            self._killed = True
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody is left
                 os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
         with contextlib.suppress(OSError):

@@ -2,7 +2,6 @@
 
     python -m rewards.worker '{"parent": 123, "memory_bytes": 2147483648, "timeout_s": 3.0, "grader": "math"}'
 
-
 File descriptor 0 is the socket. One JSON object a line, ASCII, so that any string travels, lone surrogates included.
     first line out      {"ready": true, "asked": {...}} or {"ready": false, "why": "..."}; asked: own.Asked
     in                  {"call": "compare" | "check" | "own", "args": [...]}
