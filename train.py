@@ -23,7 +23,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from accelerate.utils import set_seed
@@ -49,7 +49,7 @@ from trainer.ranks import Number, Pair
 from trainer.resume import save
 from trainer.rollout import Completion
 from trainer.run import Run
-from trainer.samples import log_samples
+from trainer.samples import log_samples, reward_parts
 from trainer.start import start
 from trainer.state import Sample
 from trainer.stopping import Stopped, die_with_launcher, one_clear_line
@@ -174,11 +174,13 @@ def sample_groups(run: Run, wanted: dict[int, int], refill: int) -> dict[int, li
     """A graded group for every slot of `wanted` (slot -> index of its problem). Raises Stopped."""
     cfg, rows = run.cfg, [run.task.train[i] for i in wanted.values()]  # problem, prompt
     seeds = [[draw(cfg.seed, run.step, refill, slot, j) for j in range(cfg.samples_per_prompt)] for slot in wanted]
+    about = [{"problem": asdict(problem), "prompt": run.task.tokenizer.decode(prompt)} for problem, prompt in rows]
     tickets: dict[tuple[int, int], Ticket | Grade] = {}
 
     def finished(i: int, j: int, completion: Completion) -> None:
         run.check_stop()
-        tickets[i, j] = run.verifier.submit(completion.text, rows[i][0].gold)
+        of_answer = {"response_tokens": len(completion.token_ids), "truncated": completion.finish_reason == "length"}
+        tickets[i, j] = run.verifier.submit(completion.text, rows[i][0].gold, about[i] | of_answer)
 
     with run.tracker.progress(len(rows) * cfg.samples_per_prompt, f"step {run.step + 1} rollout", "answers") as bar:
         completions = run.engine.generate(
@@ -470,6 +472,7 @@ def step_metrics(
             f"reward/{reason}": (sum(s.grade.reason == reason for s in samples), answers)
             for reason in ("timeout", "crash", "guard", "no_answer", "contradiction")
         },
+        **reward_parts(run, samples),
         **(updates.clip.means() if updates.clip else {}),
         **updates.means,
         "mismatch/kl": ((gap.expm1() - gap).sum(), len(gap)),  # k3 of KL(sampler, trainer)

@@ -91,7 +91,7 @@ class Config:
     )
     overlong_penalty: float = knob(1.0, "taken off at the limit", source=DAPO, low=0)
     verifier_workers: int = knob(4, "grading processes of each rank", low=1)
-    verifier_timeout_s: float = knob(3.0, "for one answer", unit="s", above=0)
+    verifier_timeout_s: float = knob(3.0, "processor time for one answer", unit="s", above=0, high=86_400)
     verifier_memory_gib: float = knob(2.0, "of one grading process", unit="GiB", above=0)
 
     clip: Literal["fixed", "band", "band_relaxed", "dcpo", "none"] = knob(

@@ -8,7 +8,8 @@
 
 extract.py finds the final answer, normalize.py gives it one spelling, guards.py refuses what is too large, parts.py
 takes it apart (exact.py: numbers; units.py; regions.py: sets of reals), compare.py compares kind by kind, symbolic.py
-compares expressions inside worker.py, pool.py keeps the workers. Policies: docs/verifier.md.
+compares expressions inside worker.py, own.py calls a user's function there, pool.py keeps the workers (process.py: one
+of them). Policies: docs/verifier.md.
 Command line: `python -m rewards.check FILE.jsonl`, `python -m rewards.fuzz --minutes 2`.
 """
 
@@ -21,11 +22,12 @@ from .extract import extract_answer
 from .grade import REASONS, Grade, Reason, shape_reward
 from .guards import MAX_CHARS
 from .normalize import normalize
-from .pool import Ticket, Verifier
+from .own import ABOUT
+from .pool import GraderError, Ticket, Verifier
 
 __all__ = [
-    "REASONS", "Grade", "Reason", "Ticket", "Verifier", "answer_line_reward", "check_gold", "check_golds",
-    "extract_answer", "math_reward", "shape_reward", "vote_key",
+    "ABOUT", "REASONS", "Grade", "GraderError", "Reason", "Ticket", "Verifier", "answer_line_reward", "check_gold",
+    "check_golds", "extract_answer", "math_reward", "shape_reward", "vote_key",
 ]  # fmt: skip
 
 _shared: Verifier | None = None

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import Grade, Verifier
+from . import Grade, GraderError, Verifier
 
 
 class Case(NamedTuple):
@@ -85,8 +85,12 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    with verifier:
-        grades = verifier.collect([verifier.submit(case.completion, case.gold) for case in cases])
+    try:
+        with verifier:
+            grades = verifier.collect([verifier.submit(case.completion, case.gold) for case in cases])
+    except GraderError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(report(cases, grades))
     return int(any(grade.correct and not case.expected for case, grade in zip(cases, grades, strict=True)))
 

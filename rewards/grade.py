@@ -4,29 +4,36 @@
 none; `reason` says why, so that a run can count its time-outs apart from its wrong answers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Reason = Literal["match", "mismatch", "no_answer", "contradiction", "guard", "timeout", "crash"]
 """match: equal to the gold. mismatch: an answer, but another one. no_answer: none, or an empty or cut-off one.
 contradiction: several different final answers. guard: refused before any computer algebra, too large to be honest.
-timeout: the worker was stopped at its deadline. crash: the worker died, or a user's own grader raised."""
+timeout: the item used up its processor time. crash: it ended its worker (memory, a fault)."""
 
 REASONS: tuple[str, ...] = get_args(Reason)
 
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """One verdict. `own_score` is set by a user's own grader alone; the built-in ones score 1.0 or 0.0."""
+    """One verdict. `own_score` and `own_parts` are set by a user's own reward alone."""
 
     correct: bool
     extracted: str | None
     reason: Reason
     own_score: float | None = None
+    own_parts: dict[str, float] | None = field(default=None, hash=False)
 
     @property
     def score(self) -> float:
+        """The reward before any shaping; 1.0 or 0.0 of the built-in ones."""
         return float(self.correct) if self.own_score is None else self.own_score
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Further numbers by name that are worth logging, as reward/NAME."""
+        return self.own_parts or {}
 
 
 def shape_reward(

@@ -181,13 +181,19 @@ _NAME = re.compile(
 _WORDS = re.compile(
     rf"(?:\\text\{{[^{{}}]*\}}|{_LETTER}|\\(?:triangle|angle)|[A-Z ]|\((?:\w|,|\\text\{{[^{{}}]*\}})*\))++"
 )
-_DENIAL = re.compile(r"n't\b|\b(?:not?|never|neither|nor|wrong|less|more|than|most|least|about|roughly|nearly|false)\b")
+_DENIAL = re.compile(
+    r"n't\b|\b(?:not?|non|never|neither|nor|cannot|(?:is|are|was|does|ca)nt|wrong|false|but|except|without|unlike"
+    r"|less|more|than|most|least|about|roughly|nearly|half|twice|double|triple)\b"
+)
 _VARIABLE = re.compile(rf"(?:[a-zA-Z]|{_GREEK})(?:_\{{\w+\}}|\([a-z]\))?")
-_NAMED_TUPLE = re.compile(rf"\(({_LETTER}(?:,{_LETTER})+)\)")
+_NAMED_TUPLE = re.compile(rf"\(({_LETTER}(?:[,;]{_LETTER})+)\)")
 _DERIVATIVE = re.compile(r"\\frac\{(?:d|\\partial)(?:\^\{(\d)\})?(\w)(?:\(\w\))?\}\{(?:d|\\partial)(\w)(?:\^\{\1\})?\}")
 _SIMPLE = re.compile(rf"({_GREEK}|[A-Za-z])((?:'|\^\{{\\prime\}})*)((?:_\{{[^{{}}]*\}})?)(?:\((.*)\))?")
 _CONSTANTS = frozenset(("e", "i", "\\pi", "\\infty", "\\emptyset"))
-_NEIGHBOURS = ("xyz", "abcd", "pqr", "mn", "uvw", "st", "kl", "rs")
+_NEIGHBOURS = ("xyz", "abcd", "pqr", "mn", "uvw", "st", "kl", "rs", "ef", "fgh", "hk", "ijk", "αβγδ", "λμν", "φψω")
+_GREEK_LETTERS: dict[str, str] = dict(
+    zip("alpha beta gamma delta lambda mu nu phi psi omega".split(), "αβγδλμνφψω", strict=True)
+)  # the others are no neighbours
 
 
 class Statement(NamedTuple):
@@ -283,17 +289,23 @@ def same_name(first: str, second: str) -> bool:
 def tuple_names(name: str) -> tuple[str, ...]:
     """`(x,y)` as (x, y); () for any other name."""
     match = _NAMED_TUPLE.fullmatch(name)
-    names = tuple(match[1].split(",")) if match else ()
+    names = tuple(re.split("[,;]", match[1])) if match else ()
     return names if len(set(names)) == len(names) else ()
+
+
+def _letter(name: str) -> str:
+    r"""The letter that a name is about: x of x_{1}, α of \alpha; a backslash for any other command."""
+    command = re.match(r"\\([a-z]+)", name)
+    return _GREEK_LETTERS.get(command[1], "\\") if command else name[0].lower()
 
 
 def in_name_order(names: tuple[str, ...], values: tuple[str, ...]) -> tuple[str, ...]:
     """Values in a tuple's order: by the names where these are neighbours (x, y; a, b; x_1, x_2), r before an angle."""
-    bases = {name[0].lower() for name in names}
-    family = any(bases <= set(row) for row in _NEIGHBOURS) or (len(bases) == 1 and "\\" not in bases)
+    letters = [_letter(name) for name in names]
+    family = any(set(letters) <= set(row) for row in _NEIGHBOURS) or (len(set(letters)) == 1 and "\\" not in letters)
     if not family and not ("r" in names and {"\\theta", "\\phi", "\\varphi"}.intersection(names)):
         return values
-    order = sorted(range(len(names)), key=lambda index: (names[index][0] == "\\", len(names[index]), names[index]))
+    order = sorted(range(len(names)), key=lambda i: (names[i][0] == "\\", letters[i], len(names[i]), names[i]))
     return tuple(values[index] for index in order)
 
 

@@ -5,9 +5,12 @@
         grades = verifier.collect(tickets)                                              # in order
 
 `submit` settles in the caller whatever needs no computer algebra (microseconds); the rest goes to a queue. One daemon
-thread owns one worker process each: it hands over an item, waits for the reply until the deadline, and kills and
-replaces the process when there is none. The deadline starts when the worker takes the item, so waiting in the queue
-costs nobody a reward. No worker is started before the first item needs one.
+thread owns one worker process each: it hands over an item and waits for the reply. The kernel ends a process whose
+item has used up its processor time, and it is replaced. Neither a loaded machine nor waiting in the queue costs
+anybody a reward. Workers are started when an item needs one; a first one is tried when the Verifier is made.
+
+A worker killed from outside costs nobody a reward either: its item is tried again, and a worker killed while it starts
+had none. An item under which workers end by their own doing (memory, a fault, an exit) is a crash at the second time.
 
 Works from any thread and after a fork (the child starts workers of its own), in several processes at once, and while
 the interpreter shuts down. Workers are killed by `close`, at exit, and by the kernel when their parent dies (Linux).
@@ -16,17 +19,11 @@ the interpreter shuts down. Workers are killed by `close`, at exit, and by the k
 import atexit
 import importlib.util
 import json
-import logging
 import os
 import queue
-import socket
-import subprocess
-import sys
 import threading
-import time
 import weakref
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,68 +31,99 @@ from . import compare, golds
 from .answer_line import answer_line_reward
 from .extract import final_answers
 from .grade import Grade, Reason
+from .process import Worker, WorkerDied, WorkerKilled, WorkerNotStarted, WorkerStalled
+from .watch import Watch
 
-logger = logging.getLogger(__name__)
-
-START_S = 60.0  # a fresh worker has this long to import and report; half a second is usual
+MAX_DEATHS = 2  # of workers by their own doing under one item; then it is a crash
+MAX_KILLS = 10  # of workers from outside under one item: nobody hits the same one so often, it draws the kills
+MAX_KILLED_STARTS = 100  # in a row; then this machine lets no worker start
+MAX_TIMEOUT_S, MAX_MEMORY_GIB = 86_400, 1_000_000
 ITEMS_PER_WORKER = 5000  # then it is replaced, so that the algebra's caches cannot grow without end
-MAX_CACHE = 200_000  # verdicts remembered by (answers, gold): the samples of a group repeat their answers
-WARN_SHARE, WARN_ITEMS = 0.02, 200  # warn when such a share of at least so many grades ...
-WATCHED = ("timeout", "crash", "guard", "no_answer")  # ... is one of these and more than doubled
+MAX_KNOWN = 200_000  # verdicts and timeouts kept by (answers, gold): the samples of a group repeat their answers
+
+
+class GraderError(RuntimeError):
+    """Grading cannot go on: a user's function raised or returned no number, or no worker comes up."""
 
 
 class Ticket:
     """A grade that is or will be there. Opaque: pass it to `Verifier.collect`."""
 
-    __slots__ = ("completion", "gold", "call", "answers", "done", "outcome", "pid", "attempts")
+    __slots__ = ("call", "answers", "gold", "message", "done", "outcome", "pid", "deaths", "kills")
 
-    def __init__(self, completion: str, gold: str, call: str, answers: tuple[str, ...]):
-        self.completion, self.gold, self.call, self.answers = completion, gold, call, answers
+    def __init__(self, call: str, answers: tuple[str, ...], gold: str, message: bytes):
+        self.call, self.answers, self.gold, self.message = call, answers, gold, message
         self.done = threading.Event()
         self.outcome: dict[str, Any] = {}
-        self.pid, self.attempts = os.getpid(), 0
+        self.pid, self.deaths, self.kills = os.getpid(), 0, 0
 
     def settle(self, outcome: dict[str, Any]) -> None:
         self.outcome = outcome
         self.done.set()
 
 
-class WorkerDied(Exception):
-    """The worker ended, or never started, while it was needed."""
+def _ticket(call: str, *args: Any, answers: tuple[str, ...] = (), gold: str = "") -> Ticket:
+    return Ticket(call, answers, gold, json.dumps({"call": call, "args": args}).encode("ascii") + b"\n")
 
 
 class Verifier:
     """Grades (completion, gold) pairs: see the head of this file.
 
-    workers: processes. timeout_s: seconds a worker may spend on one item. memory_gib: address space of a worker.
+    workers: processes. timeout_s: seconds of processor time for one item, so that no verdict depends on the load; a
+    user's function that waits (for a subprocess, a network) is stopped after 10 times as long on the clock.
+    memory_gib: address space of a worker.
     grader: "math" (extract, compare, computer algebra), "answer_line" (the paper's strict rule, never a process), or
-    "path/to/file.py:function", a user's own `f(completion: str, gold: str) -> float | bool`, run in the workers.
+    "path/to/file.py:function", a user's own, run in the workers: see own.py.
 
-    Raises ValueError for a bad argument, also when the user's file cannot be loaded.
+    Raises ValueError for a bad argument, for a user's function that cannot be loaded or asks for what is not known, and
+    when no worker comes up within its limits.
     """
 
     def __init__(self, workers: int, timeout_s: float, memory_gib: float, grader: str):
-        if workers < 1 or timeout_s <= 0 or memory_gib <= 0:
-            raise ValueError(f"{workers=}, {timeout_s=}, {memory_gib=}: all three must be positive")
+        if workers < 1:
+            raise ValueError(f"workers={workers}: at least one is needed")
+        if not 0 < timeout_s <= MAX_TIMEOUT_S:
+            raise ValueError(f"timeout_s={timeout_s}: more than 0 is needed, and at most a day, {MAX_TIMEOUT_S}")
+        if not 0 < memory_gib <= MAX_MEMORY_GIB:
+            raise ValueError(f"memory_gib={memory_gib}: more than 0 is needed, and at most {MAX_MEMORY_GIB}")
         self.workers, self.timeout_s, self.memory_gib = workers, timeout_s, memory_gib
         self.grader, self._closed = _checked_grader(grader), False
         self._reset()
+        self._asked = self._tried()
         _OPEN.add(self)
-        if ":" in self.grader:
-            try:
-                _Worker(self.grader, memory_gib).kill()
-            except WorkerDied as error:
-                raise ValueError(f"grader={grader!r} cannot be loaded: {error}") from None
+
+    def _tried(self) -> dict[str, Any]:
+        """What a user's function asks for. Starts a worker to see that it can do its work within its limits."""
+        limits = (self.timeout_s, self.memory_gib)
+        if self.grader == "answer_line" or (self.grader == "math" and limits in _TRIED):
+            return {}
+        worker = None
+        try:
+            worker = self._start()
+            if self.grader == "math":
+                worker.ask(_ticket("compare", ["x+1"], "1+x").message)
+                _TRIED.add(limits)
+            return worker.asked
+        except (WorkerNotStarted, WorkerDied, WorkerKilled) as error:
+            if self.grader == "math":
+                told = f"verifier_memory_gib {self.memory_gib}: no grading process can work in it ({error}); 2 is usual"
+                raise ValueError(told) from None
+            raise ValueError(f"grader={self.grader!r} cannot be used: {error}") from None
+        except (TimeoutError, WorkerStalled):
+            told = f"verifier_timeout_s {self.timeout_s}: too short to compare even x+1 and 1+x; 3 is usual"
+            raise ValueError(told) from None
+        finally:
+            if worker is not None:
+                self._drop(worker)
 
     def _reset(self) -> None:
         """Fresh queue, threads, counts: at the start, and in a forked child, which inherits no threads."""
         self._queue: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
-        self._cache: dict[tuple[tuple[str, ...], str], dict[str, Any]] = {}
-        self._live: set[_Worker] = set()
-        self._counts: Counter[str] = Counter()
-        self._shares: dict[str, float] = {}
+        self._known: dict[tuple[tuple[str, ...], str], Ticket | dict[str, Any]] = {}  # in work, or the outcome
+        self._live: set[Worker] = set()
+        self._watch = Watch()
         self._pid = os.getpid()
 
     def __enter__(self) -> "Verifier":
@@ -104,27 +132,50 @@ class Verifier:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def submit(self, completion: str, gold: str) -> "Ticket | Grade":
-        """Start grading; returns at once. Callable from any thread, also while others submit or collect."""
+    def submit(self, completion: str, gold: str, about: Mapping[str, object] | None = None) -> "Ticket | Grade":
+        """Start grading; returns at once. Callable from any thread, also while others submit or collect.
+
+        about: what a user's function may ask for (own.ABOUT), able to be JSON. Raises ValueError when it asks for
+        something that is not in it.
+        """
         if self.grader == "answer_line":
             return answer_line_reward(completion, gold)
         if self.grader != "math":
-            return self._enqueue(Ticket(completion, gold, "own", ()))
+            return self._enqueue(_ticket("own", completion, gold, self._sent(about or {})))
         answers = final_answers(completion)
         if not answers:
             return Grade(False, None, "no_answer")
         verdict, reason = compare.compare(answers, gold, compare.UNDECIDED)
         if verdict is not None:
             return _grade(answers, verdict, reason)
-        known = self._cache.get((answers, gold))
+        known = self._known.get((answers, gold))
         if known is not None:
-            return _grade(answers, known["value"], known["reason"])
-        return self._enqueue(Ticket("", gold, "compare", answers))
+            return known if isinstance(known, Ticket) else _grade(answers, bool(known["value"]), known["reason"])
+        ticket = _ticket("compare", answers, gold, answers=answers, gold=gold)
+        if len(self._known) < MAX_KNOWN:
+            self._known[answers, gold] = ticket
+        return self._enqueue(ticket)
+
+    def _sent(self, about: Mapping[str, object]) -> dict[str, object]:
+        """Of `about`, what the user's function asks for."""
+        missing = [name for name in self._asked["required"] if name not in about]
+        if missing:
+            raise ValueError(f"{self.grader} asks for {', '.join(missing)}, which is not given here")
+        sent = {name: about[name] for kind in ("required", "optional") for name in self._asked[kind] if name in about}
+        for name, value in sent.items():
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{name} cannot be given to {self.grader}: it must be JSON, but {error}") from None
+        return sent
 
     def collect(self, tickets: "Sequence[Ticket | Grade]") -> list[Grade]:
-        """The grades in the order of the tickets. Waits, but each item has its deadline, so never for ever."""
+        """The grades in the order of the tickets. Waits, but each item has its limit, so never for ever.
+
+        Raises GraderError at the first item that a user's function failed on, or that no worker could be started for.
+        """
         grades = [ticket if isinstance(ticket, Grade) else self._collect_one(ticket) for ticket in tickets]
-        self._warn_when_they_jump(grades)
+        self._watch.see(grades)
         return grades
 
     def grade(self, completion: str, gold: str) -> Grade:
@@ -138,7 +189,7 @@ class Verifier:
             try:
                 tickets.append(golds.trouble_with(gold, compare.UNDECIDED))
             except golds.Undecided:
-                tickets.append(self._enqueue(Ticket("", gold, "check", ())))
+                tickets.append(self._enqueue(_ticket("check", gold)))
         return [self._trouble(ticket) if isinstance(ticket, Ticket) else ticket for ticket in tickets]
 
     def _trouble(self, ticket: Ticket) -> str | None:
@@ -177,10 +228,12 @@ class Verifier:
 
     def _wait(self, ticket: Ticket) -> dict[str, Any]:
         if ticket.pid != os.getpid() and not ticket.done.is_set():  # submitted before a fork: nobody here works on it
-            return self._wait(self._enqueue(Ticket(ticket.completion, ticket.gold, ticket.call, ticket.answers)))
+            return self._wait(self._enqueue(Ticket(ticket.call, ticket.answers, ticket.gold, ticket.message)))
         while not ticket.done.wait(timeout=1.0):
             if not any(thread.is_alive() for thread in self._threads):  # nobody is left to work on it
-                ticket.settle(_CRASH)
+                ticket.settle(_CRASH if self._closed else _error("the grading threads ended; why is on stderr"))
+        if ticket.outcome["reason"] == "error":
+            raise GraderError(ticket.outcome["error"])
         return ticket.outcome
 
     def _collect_one(self, ticket: Ticket) -> Grade:
@@ -188,130 +241,77 @@ class Verifier:
         reason: Reason = outcome["reason"]
         if ticket.call == "own":
             score = outcome["value"] or 0.0
-            return Grade(score > 0, None, reason, score)
+            return Grade(score > 0, None, reason, score, outcome.get("parts"))
         return _grade(ticket.answers, bool(outcome["value"]), reason)
 
     def _serve(self, tickets: "queue.SimpleQueue[Ticket | None]") -> None:
         """One thread: owns one worker at a time and takes items until None."""
-        worker: _Worker | None = None
-        while True:
-            ticket = tickets.get()
-            if ticket is None or self._closed:
-                if ticket is not None:
-                    ticket.settle(_CRASH)
-                break
-            ticket.attempts += 1
+        worker: Worker | None = None
+        while (ticket := tickets.get()) is not None:
+            outcome: dict[str, Any] | None = None
             try:
-                if worker is None:
-                    worker = _Worker(self.grader, self.memory_gib)
-                    with self._lock:
-                        self._live.add(worker)
-                    if self._closed:  # `close` came while it was starting, and could not see it
-                        raise WorkerDied
-                outcome = worker.ask(ticket, self.timeout_s)
+                worker = worker or self._start()
+                outcome = worker.ask(ticket.message)
             except TimeoutError:
-                outcome = {"value": None, "reason": "timeout"}
+                outcome = _TIMEOUT
+            except WorkerNotStarted as error:
+                ticket.deaths += 1
+                if ticket.deaths >= MAX_DEATHS:
+                    outcome = _error(f"no grading process can be started: {error}")
             except WorkerDied:
-                outcome = _CRASH
-            lost = outcome["reason"] in ("timeout", "crash")
+                ticket.deaths += 1
+            except WorkerKilled:
+                ticket.kills += 1
+            except WorkerStalled:
+                if ticket.call == "own":
+                    outcome = _TIMEOUT
+                ticket.kills += 1  # algebra never waits: the process was stopped, or this machine has no time for it
+            lost = outcome is None or outcome["reason"] == "timeout"
             if worker is not None and (lost or worker.items >= ITEMS_PER_WORKER):
-                with self._lock:
-                    self._live.discard(worker)
-                worker.kill()
+                self._drop(worker)
                 worker = None
-            if outcome["reason"] == "crash" and ticket.attempts == 1 and not self._closed:
-                tickets.put(ticket)  # it may have been innocent: somebody killed the worker
+            if self._closed or ticket.deaths >= MAX_DEATHS or ticket.kills >= MAX_KILLS:
+                outcome = outcome or _CRASH
+            if outcome is None:
+                tickets.put(ticket)  # behind the others
                 continue
-            if not lost and ticket.call == "compare" and len(self._cache) < MAX_CACHE:
-                self._cache[ticket.answers, ticket.gold] = outcome
+            if self._known.pop((ticket.answers, ticket.gold), None) and outcome["reason"] not in ("crash", "error"):
+                self._known[ticket.answers, ticket.gold] = outcome
             ticket.settle(outcome)
         if worker is not None:
             worker.kill()
 
-    def _warn_when_they_jump(self, grades: list[Grade]) -> None:
-        """One warning per window of grades and reason whose share has more than doubled since the window before."""
-        self._counts.update(grade.reason for grade in grades)
-        total = self._counts.total()
-        if total < WARN_ITEMS:
-            return
-        shares = {reason: self._counts[reason] / total for reason in WATCHED}
-        for reason, share in shares.items():
-            before = self._shares.get(reason, 1.0 if reason == "no_answer" else 0.0)
-            if share > max(WARN_SHARE, 2 * before):
-                logger.warning("verifier: %s was the verdict on %.1f %% of %d answers", reason, 100 * share, total)
-        self._shares = shares
-        self._counts.clear()
-
-
-class _Worker:
-    """One process running rewards.worker, spoken to over a socket. Raises WorkerDied when it does not start."""
-
-    def __init__(self, grader: str, memory_gib: float):
-        ours, theirs = socket.socketpair()
-        settings = {"parent": os.getpid(), "memory_bytes": int(memory_gib * 2**30), "grader": grader}
-        home = str(Path(__file__).resolve().parent.parent)
-        path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
-        environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
-        self.items, self._socket, self._buffer = 0, ours, b""
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "rewards.worker", json.dumps(settings)],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is for the trainer, which then closes us
-            )
-        except OSError as error:
-            ours.close()
-            raise WorkerDied(f"no process could be started: {error}") from error
-        finally:
-            theirs.close()
-        try:
-            hello = self._receive(time.monotonic() + START_S)
-        except (TimeoutError, WorkerDied) as error:
-            self.kill()
-            raise WorkerDied("the worker process did not come up; its last words are on stderr") from error
-        if not hello["ready"]:
-            self.kill()
-            raise WorkerDied(hello["why"])
-
-    def ask(self, ticket: Ticket, timeout_s: float) -> dict[str, Any]:
-        """The reply to one item. Raises TimeoutError at the deadline, WorkerDied when the process ends before."""
-        given = {"compare": [ticket.answers], "check": [], "own": [ticket.completion]}[ticket.call]
-        message = json.dumps({"call": ticket.call, "args": [*given, ticket.gold]}).encode("ascii") + b"\n"
-        deadline = time.monotonic() + timeout_s
-        self.items += 1
-        try:
-            self._socket.settimeout(timeout_s)
-            self._socket.sendall(message)
-        except OSError as error:
-            raise error if isinstance(error, TimeoutError) else WorkerDied(str(error)) from None
-        return self._receive(deadline)
-
-    def _receive(self, deadline: float) -> dict[str, Any]:
-        while b"\n" not in self._buffer:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
+    def _start(self) -> Worker:
+        """A worker that is ready. One killed while it starts is replaced: it had no item yet that could be to blame."""
+        for _ in range(MAX_KILLED_STARTS):
+            if self._closed:
+                break
             try:
-                self._socket.settimeout(left)
-                chunk = self._socket.recv(65536)
-            except OSError as error:
-                raise error if isinstance(error, TimeoutError) else WorkerDied(str(error)) from None
-            if not chunk:
-                raise WorkerDied
-            self._buffer += chunk
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return json.loads(line)
+                worker = Worker(self.grader, self.timeout_s, self.memory_gib)
+            except WorkerKilled:
+                continue
+            with self._lock:
+                self._live.add(worker)
+            if self._closed:  # `close` came while it was starting, and could not see it
+                worker.kill()
+                break
+            return worker
+        if self._closed:
+            raise WorkerDied
+        raise WorkerNotStarted(f"{MAX_KILLED_STARTS} in a row were killed from outside")
 
-    def kill(self) -> None:
-        """SIGKILL and reap. Safe to call twice and from another thread."""
-        self._process.kill()
-        self._process.wait()
-        self._socket.close()
+    def _drop(self, worker: Worker) -> None:
+        with self._lock:
+            self._live.discard(worker)
+        worker.kill()
 
 
 _CRASH: dict[str, Any] = {"value": None, "reason": "crash"}
+_TIMEOUT: dict[str, Any] = {"value": None, "reason": "timeout"}
+
+
+def _error(told: str) -> dict[str, Any]:
+    return {"value": None, "reason": "error", "error": told}
 
 
 def _grade(answers: tuple[str, ...], verdict: bool, reason: Any) -> Grade:
@@ -331,6 +331,7 @@ def _checked_grader(grader: str) -> str:
     return f"{Path(path).resolve()}:{name}"
 
 
+_TRIED: set[tuple[float, float]] = set()  # limits within which this process has seen a worker do algebra
 _OPEN: "weakref.WeakSet[Verifier]" = weakref.WeakSet()
 
 

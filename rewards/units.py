@@ -31,13 +31,16 @@ _CANONICAL = {
 _CANONICAL["ordered pairs"] = "ordered pair"  # pairs alone would be twice as many
 _SINGLE_LETTERS = frozenset(word for word in _CANONICAL if len(word) == 1 and word.isascii())
 _GLUED = "mm|cm|km|kg|mg|ml|lbs?|oz|ft|mph|kmh|[hH]z"  # no product that anybody writes
-_NUMBER_WORD = re.compile(
-    r"(?:illion|illionth|teenth|ieth|enth)s?\b|teens\b|\b(?:twen|thir|for|fif|six|seven|eigh|nine)ties\b"
+_TENS = "(?:twen|thir|for|fif|six|seven|eigh|nine)"
+_NUMBER_WORD = re.compile(  # also as an adjective: 42 six sevenths, 42 twenty seconds
+    rf"(?:illion|illionth|teenth|ieth|enth|tuple|uplet|teen)s?\b|\b{_TENS}t(?:y|ies)\b|\b(?:quar|quin|sex|sep|oc|non)tets\b"
+    r"|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b"
 )
 _POWER = re.compile(r"(square |sq\.? |cubic |cu |平方|立方)(.+)|(.+?)( squared| cubed|[23])")
 _SQUARES = frozenset(("square", "sq", "sq.", "平方", "squared", "2"))
 _NO_NOUNS = frozenset(  # numbers and operations (42 sixteenths is not 42), and what is no noun at all
-    """halves thirds quarters fourths fifths sixths sevenths eighths ninths tenths twelfths hundredths thousandths
+    """lakhs crores myriads googols grosses minuses pluses duos
+    halves thirds quarters fourths fifths sixths sevenths eighths ninths tenths twelfths hundredths thousandths
     ones twos threes fours fives sixes sevens eights nines tens hundreds thousands dozens zeros zeroes percents
     pairs couples scores twins trios singles doubles triples quadruples triplets halfs cubes roots powers multiples
     factors factorials reciprocals inverses negatives opposites complements conjugates logs logarithms radicals

@@ -1,6 +1,5 @@
-"""The worker pool with real processes: deadlines, kills, threads, forks, exits. What is judged: test_rewards.py."""
+"""The worker pool with real processes: queue, threads, forks, exits. How one process ends: test_rewards_process.py."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -29,7 +28,7 @@ def own_verifier(tmp_path: Path, body: str, timeout_s: float = 5.0) -> Verifier:
 
 
 def worker_pids(verifier: Verifier) -> list[int]:
-    return [worker._process.pid for worker in verifier._live]
+    return [worker.pid for worker in verifier._live]
 
 
 def is_running(pid: int) -> bool:
@@ -69,8 +68,8 @@ def test_a_stuck_item_costs_itself_and_no_other():
 
 def test_waiting_in_the_queue_is_not_counted(tmp_path):
     slow = "import time\ndef reward(completion, gold):\n    time.sleep(0.4)\n    return True\n"
-    with own_verifier(tmp_path, slow, timeout_s=1.0) as verifier:
-        tickets = [verifier.submit("x", "y") for _ in range(5)]  # two seconds of work, one second each
+    with own_verifier(tmp_path, slow, timeout_s=0.1) as verifier:
+        tickets = [verifier.submit("x", "y") for _ in range(5)]  # two seconds on the clock, one second for each
         assert [grade.reason for grade in verifier.collect(tickets)] == ["match"] * 5
 
 
@@ -81,32 +80,6 @@ def test_submit_returns_before_the_grade_is_there(tmp_path):
         ticket = verifier.submit("x", "y")
         assert time.monotonic() - start < 0.5
         assert verifier.collect([ticket])[0].correct
-
-
-def test_a_worker_killed_from_outside_loses_nothing():
-    with math_verifier() as verifier:
-        verifier.grade(*HARD)
-        (pid,) = worker_pids(verifier)
-        os.kill(pid, signal.SIGKILL)
-        assert verifier.grade("\\boxed{3\\sqrt2}", "\\sqrt{18}").correct
-        assert worker_pids(verifier) != [pid]
-
-
-def test_a_stopped_worker_is_replaced():
-    with math_verifier(timeout_s=1.0) as verifier:
-        verifier.grade(*HARD)
-        os.kill(worker_pids(verifier)[0], signal.SIGSTOP)
-        assert verifier.grade("\\boxed{3\\sqrt2}", "\\sqrt{18}").reason == "timeout"
-        assert verifier.grade("\\boxed{3\\sqrt2}", "\\sqrt{18}").correct
-
-
-def test_memory_is_limited(tmp_path):
-    greedy = (
-        "def reward(completion, gold):\n    return len(bytearray(3 * 2**30)) > 0 if completion == 'big' else True\n"
-    )
-    with own_verifier(tmp_path, greedy) as verifier:
-        assert verifier.grade("big", "").reason == "crash"
-        assert verifier.grade("small", "").correct
 
 
 def test_batch_with_hostile_items_finishes_with_every_other_grade_right():
@@ -211,7 +184,7 @@ def test_no_worker_outlives_its_parent(tmp_path, ending):
         f"stuck = verifier.submit({STUCK!r}, '\\\\sqrt2')\n"
         "verifier.grade('\\\\boxed{3\\\\sqrt2}', '\\\\sqrt{18}')\n"
         "while len(verifier._live) < 2: time.sleep(0.02)\n"
-        "print(*[worker._process.pid for worker in verifier._live], flush=True)\n"
+        "print(*[worker.pid for worker in verifier._live], flush=True)\n"
         "verifier.collect([stuck])\n"
     )
     trainer = subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -244,77 +217,33 @@ def test_close_while_a_worker_is_starting():
     assert not any(thread.is_alive() for thread in verifier._threads)
 
 
-def test_repeated_answers_are_remembered_but_losses_are_not():
+def test_equal_answers_are_judged_once_also_when_they_time_out():
+    """Sixteen would take sixteen seconds of processor time; another bomb costs its own."""
     with math_verifier(timeout_s=1.0) as verifier:
         assert verifier.grade(*HARD).correct
         assert isinstance(verifier.submit(*HARD), Grade)
-        assert verifier.grade(STUCK, "\\sqrt2").reason == "timeout"
-        assert not isinstance(verifier.submit(STUCK, "\\sqrt2"), Grade)
-
-
-# ------------------------------------------------------------------------------------------------ a user's own grader
-
-
-def test_own_grader_scores(tmp_path, capfd):
-    body = """
-        def reward(completion, gold):
-            print("to stderr, not into the protocol", flush=True)
-            if completion == "bool":
-                return gold == "yes"
-            return len(completion) / 10
-        """
-    with own_verifier(tmp_path, body) as verifier:
-        assert verifier.grade("bool", "yes") == Grade(True, None, "match", 1.0)
-        assert verifier.grade("bool", "no") == Grade(False, None, "mismatch", 0.0)
-        assert verifier.grade("abc\x00\ud800", "") == Grade(True, None, "match", 0.5)
-        assert verifier.grade("bool", "yes").score == 1.0
-    assert "to stderr" in capfd.readouterr().err
-
-
-def test_the_documented_example_runs(tmp_path):
-    example = (ROOT / "docs" / "verifier.md").read_text().split("```python\n")[1].split("```")[0]
-    with own_verifier(tmp_path, example.replace("length_bonus", "reward")) as verifier:
-        assert verifier.grade("Answer: 42", "42").score == pytest.approx(1.1)
-        assert verifier.grade("Answer: 41" + " " * 2000, "42") == Grade(False, None, "mismatch", 0.0)
-
-
-def test_own_grader_that_misbehaves_costs_its_item_only(tmp_path):
-    body = """
-        import os
-        def reward(completion, gold):
-            if completion == "raise":
-                raise KeyError("no such thing")
-            if completion == "nan":
-                return float("nan")
-            if completion == "text":
-                return "1"
-            if completion == "leave":
-                os._exit(3)
-            while completion == "hang":
-                pass
-            return 1
-        """
-    with own_verifier(tmp_path, body, timeout_s=1.0) as verifier:
-        reasons = [verifier.grade(item, "").reason for item in ("raise", "nan", "text", "leave", "hang", "fine")]
-    assert reasons == ["crash", "crash", "crash", "crash", "timeout", "match"]
+        start = time.monotonic()
+        grades = verifier.collect([verifier.submit(STUCK, "\\sqrt2") for _ in range(16)])
+        assert [grade.reason for grade in grades] == ["timeout"] * 16 and time.monotonic() - start < 12
+        assert isinstance(verifier.submit(STUCK, "\\sqrt2"), Grade)
+        assert not isinstance(verifier.submit(STUCK, "\\sqrt3"), Grade)
 
 
 @pytest.mark.parametrize(
-    ("grader", "told"),
-    [("maths", "allowed are"), ("nowhere.py:reward", "no file"), ("FILE:nothing", "AttributeError"), ("FILE:1x",
-    "allowed are"), ("BROKEN:reward", "SyntaxError")],
-)  # fmt: skip
-def test_a_grader_that_cannot_be_loaded_is_refused_at_once(tmp_path, grader, told):
-    (tmp_path / "good.py").write_text("def reward(completion, gold):\n    return True\n")
-    (tmp_path / "broken.py").write_text("def reward(:\n")
-    grader = grader.replace("FILE", str(tmp_path / "good.py")).replace("BROKEN", str(tmp_path / "broken.py"))
+    ("limits", "told"),
+    [
+        ({"workers": 0}, "workers=0: at least one"),
+        ({"timeout_s": 1e12}, "timeout_s=1000000000000.0: .* at most a day, 86400"),
+        ({"timeout_s": float("nan")}, "timeout_s=nan"),
+        ({"memory_gib": 0}, "memory_gib=0: more than 0"),
+        ({"memory_gib": float("inf")}, "memory_gib=inf: .* at most"),
+        ({"memory_gib": 0.01}, "verifier_memory_gib 0.01: no grading process can work in it"),
+        ({"timeout_s": 1e-6}, "verifier_timeout_s 1e-06: too short"),
+    ],
+)
+def test_limits_that_cannot_be_worked_in_are_refused_at_once(limits, told):
     with pytest.raises(ValueError, match=told):
-        Verifier(workers=1, timeout_s=1.0, memory_gib=2.0, grader=grader)
-
-
-def test_bad_numbers_are_refused():
-    with pytest.raises(ValueError, match="must be positive"):
-        Verifier(workers=0, timeout_s=1.0, memory_gib=1.0, grader="math")
+        Verifier(**{"workers": 1, "timeout_s": 1.0, "memory_gib": 2.0, "grader": "math", **limits})
 
 
 def test_a_jump_is_warned_about_once(caplog):

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bandpo.advantages import group_advantages
 from bandpo.objective import policy_loss, sequence_logprobs
 from bandpo.plot import PROBABILITIES, RATIOS, kept, with_table
 from bandpo.radius import token_radius
 from bandpo.rule import Rule, View, WithPenalty, check_rule, made_up_view, objective, totals
 from bandpo.rules import RULES, covariance, load_rule
+from train import group_advantages
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERVALS = {"fixed", "none", "band", "band_relaxed", "band_asymmetric", "dcpo", "ripo", "atr", "bapo"}

@@ -1,4 +1,4 @@
-"""Sample answers for people, token by token: the rows of runs/NAME/samples/step_000010.jsonl.
+"""Answers for people: what the log says of their rewards, and, token by token, runs/NAME/samples/step_000010.jsonl.
 
 `python -m eval.view` makes a page of them (docs/view.md has the keys). What is measured of a token was measured in the
 step: nothing is computed for the page.
@@ -11,10 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
+from rewards import REASONS, GraderError
 from trainer.batching import Tokens
 from trainer.run import Run
 from trainer.state import Sample
 
+TAKEN = {"mean", "accuracy", "solved_all", "solved_none", "no_signal", *REASONS}  # names of reward/...
 DIGITS = 5  # significant ones of a token's numbers: a row of 4,096 tokens then has some 300 kB
 
 
@@ -31,6 +33,21 @@ def log_samples(run: Run, samples: list[Sample], measured: Iterable[tuple[Tokens
     of_tokens = dict(run.ranks.gather(found))
     rows = [_row(run, samples[number], of_tokens[number]) for number in shown if run.ranks.is_main]
     run.tracker.samples(run.step, rows)
+
+
+def reward_parts(run: Run, samples: list[Sample]) -> dict[str, tuple[float, int]]:
+    """(sum, count) of what a reward of the user's gave beside its score, as reward/NAME; collective.
+
+    Raises GraderError for a name that is taken.
+    """
+    if ":" not in run.cfg.reward:
+        return {}
+    own = {name for sample in samples for name in sample.grade.parts}
+    names = sorted(set(run.ranks.gather(sorted(own))))  # the same on every rank, in the same order
+    if taken := TAKEN & set(names):
+        raise GraderError(f"{run.cfg.reward} returned {sorted(taken)}, which reward/ has already; choose other names")
+    values = {name: [s.grade.parts[name] for s in samples if name in s.grade.parts] for name in names}
+    return {f"reward/{name}": (sum(numbers), len(numbers)) for name, numbers in values.items()}
 
 
 def _by_row(tokens: Tokens, values: Mapping[str, Tensor], wanted: set[int]) -> dict[int, dict[str, list[Any]]]:

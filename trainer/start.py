@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from configs import to_yaml
 from configs.memory import Size, cache_a_token
 from configs.schema import Config, Plan
-from rewards import Verifier
+from rewards import GraderError, Verifier
 from trainer import checkpoint
 from trainer.checks import check_processes, find_rule
 from trainer.clock import Clock
@@ -120,7 +120,7 @@ def start(cfg: Config, plan: Plan, task: Task, say: Callable[[str], None], clock
 @contextmanager
 def _told(run: Run) -> Iterator[None]:
     """Accidents of training end the run with one line; what an engine said goes to a file."""
-    accidents = (checkpoint.CheckpointError, FloatingPointError, EngineError)
+    accidents = (checkpoint.CheckpointError, FloatingPointError, EngineError, GraderError)
     with one_clear_line(*accidents, code=1), ending_all_ranks(run.ranks.processes):
         try:
             yield

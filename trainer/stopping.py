@@ -107,13 +107,13 @@ def one_clear_line(*kinds: type[Exception], code: int) -> Iterator[None]:
 
     Launchers end all processes when one ends, so rank 0 goes first: a mistake that all ranks meet is told once.
     """
-    rank = int(os.environ.get("RANK", 0))
+    rank = os.environ.get("RANK", "0") != "0"
     try:
         yield
     except SystemExit:  # already told by rank 0
-        time.sleep(FIRST_WORDS_S if rank else 0)
+        time.sleep(FIRST_WORDS_S * rank)
         raise
     except kinds as error:
-        time.sleep(FIRST_WORDS_S if rank else 0)
+        time.sleep(FIRST_WORDS_S * rank)
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(code) from None

@@ -1,0 +1,178 @@
+"""A reward of the user's: what it is given, what it may return, and that a mistake in it is no wrong answer."""
+
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+from test_rewards_pool import own_verifier
+
+from rewards import Grade, GraderError, Verifier
+
+ROOT = Path(__file__).resolve().parent.parent
+ABOUT = {"problem": {"id": 7, "level": "5"}, "prompt": "What is 6*7?", "response_tokens": 9, "truncated": False}
+
+
+def test_bools_and_numbers_are_scores(tmp_path, capfd):
+    body = """
+        def reward(completion, gold):
+            print("to stderr, not into the protocol", flush=True)
+            if completion == "bool":
+                return gold == "yes"
+            return len(completion) / 10
+        """
+    with own_verifier(tmp_path, body) as verifier:
+        assert verifier.grade("bool", "yes") == Grade(True, None, "match", 1.0, {})
+        assert verifier.grade("bool", "no") == Grade(False, None, "mismatch", 0.0, {})
+        assert verifier.grade("abc\x00\ud800", "") == Grade(True, None, "match", 0.5, {})
+        assert verifier.grade("bool", "yes").score == 1.0
+    assert "to stderr" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("example", ["length_bonus", "hard_and_short"])
+def test_the_documented_examples_run(tmp_path, example):
+    (body,) = [
+        block.split("```")[0]
+        for block in (ROOT / "docs" / "verifier.md").read_text().split("```python\n")[1:]
+        if f"def {example}" in block
+    ]
+    with own_verifier(tmp_path, body.replace(example, "reward")) as verifier:
+        if example == "length_bonus":
+            assert verifier.grade("Answer: 42", "42").score == pytest.approx(1.1)
+            assert verifier.grade("Answer: 41" + " " * 2000, "42") == Grade(False, None, "mismatch", 0.0, {})
+        else:
+            ticket = verifier.submit("Answer: 42", "42", ABOUT)
+            assert verifier.collect([ticket]) == [Grade(True, None, "match", 2.0, {"right": 1.0, "short": 1.0})]
+
+
+def test_numbers_of_other_kinds_are_numbers(tmp_path):
+    body = """
+        from fractions import Fraction
+        import numpy as np
+        kinds = {"f32": np.float32(0.5), "bool": np.bool_(True), "int": np.int64(3), "0d": np.array(0.25),
+                 "third": Fraction(1, 4)}
+        def reward(completion, gold):
+            return kinds[completion]
+        """
+    with own_verifier(tmp_path, body) as verifier:
+        scores = [verifier.grade(kind, "").score for kind in ("f32", "bool", "int", "0d", "third")]
+    assert scores == [0.5, 1.0, 3.0, 0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("returns", "told"),
+    [
+        ("None", "returned NoneType None as score; a finite number"),
+        ("'1'", "returned str '1' as score"),
+        ("float('nan')", "returned float nan as score"),
+        ("10**400", "returned int 1"),
+        ("1j", "returned complex 1j as score"),
+        ("{'right': 1}", "a dict needs names, and 'score' among them"),
+        ("{'score': 1, 'short': None}", "returned NoneType None as short"),
+        ("{'score': 1, 2: 3}", "a dict needs names"),
+        ("{}['no such thing']", r"my_rewards.py:3: KeyError: 'no such thing'"),
+        ("helper()", r"my_rewards.py:5: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_reward_that_fails_ends_the_grading(tmp_path, returns, told):
+    body = f"\ndef reward(completion, gold):\n    return {returns}\ndef helper():\n    return 1 / 0\n"
+    with own_verifier(tmp_path, body) as verifier:
+        with pytest.raises(GraderError) as error:
+            verifier.grade("so the answer is 42", "42")
+    assert re.search(told, str(error.value)) and str(error.value).startswith(str(tmp_path / "my_rewards.py"))
+    assert str(error.value).endswith("the completion begins 'so the answer is 42'")
+
+
+def test_a_reward_that_hangs_or_dies_costs_its_item_only(tmp_path):
+    body = """
+        import os
+        def reward(completion, gold):
+            if completion == "leave":
+                os._exit(3)
+            while completion == "hang":
+                pass
+            return 1
+        """
+    with own_verifier(tmp_path, body, timeout_s=0.5) as verifier:
+        reasons = [verifier.grade(item, "").reason for item in ("leave", "hang", "fine")]
+    assert reasons == ["crash", "timeout", "match"]
+
+
+# ---- what it is given ----
+
+
+@pytest.mark.parametrize(
+    ("signature", "returns", "score"),
+    [
+        ("completion, gold", "len(completion) * 10 + len(gold)", 32),
+        ("answer, solution", "len(answer) * 10 + len(solution)", 32),
+        ("gold, completion", "len(completion) * 10 + len(gold)", 32),
+        ("completion", "len(completion)", 3),
+        ("completion, threshold=7", "threshold", 7),
+        ("*texts", "len(texts[0]) * 10 + len(texts[1])", 32),
+        ("response_tokens", "response_tokens", 9),
+        ("answer, solution, prompt", "len(prompt)", 12),
+        ("completion, gold, *, truncated, problem", "problem['id'] if truncated is False else -1", 7),
+        ("completion, gold, response_tokens=1", "response_tokens", 9),
+    ],
+)
+def test_a_reward_gets_what_its_parameters_name(tmp_path, signature, returns, score):
+    with own_verifier(tmp_path, f"def reward({signature}):\n    return {returns}\n") as verifier:
+        assert verifier.collect([verifier.submit("abc", "de", ABOUT)])[0].score == score
+
+
+def test_a_default_holds_where_nothing_is_given_and_what_is_required_is_missed(tmp_path):
+    with own_verifier(tmp_path, "def reward(completion, gold, response_tokens=1):\n    return response_tokens\n") as v:
+        assert v.grade("abc", "de").score == 1
+    with own_verifier(tmp_path, "def reward(completion, gold, prompt, problem):\n    return 1\n") as verifier:
+        with pytest.raises(ValueError, match="asks for problem, prompt, which is not given here"):
+            verifier.submit("abc", "de")
+        with pytest.raises(ValueError, match=r"problem cannot be given to .*: it must be JSON, but .*set"):
+            verifier.submit("abc", "de", {**ABOUT, "problem": {"tags": {1}}})
+
+
+def test_further_numbers_come_back_in_parts(tmp_path):
+    body = "def reward(completion, gold):\n    return {'score': 0.5, 'short': True, 'steps': 3}\n"
+    with own_verifier(tmp_path, body) as verifier:
+        grade = verifier.grade("abc", "de")
+    assert (grade.score, grade.parts) == (0.5, {"short": 1.0, "steps": 3.0}) and hash(grade)
+    assert Grade(True, "42", "match").parts == {}
+
+
+@pytest.mark.parametrize(
+    ("grader", "told"),
+    [
+        ("maths", "allowed are"),
+        ("nowhere.py:reward", "no file"),
+        ("FILE:nothing", "AttributeError"),
+        ("FILE:1x", "allowed are"),
+        ("BROKEN:reward", "SyntaxError"),
+        ("RAISES:reward", r"raises.py:2: ZeroDivisionError"),
+        ("FILE:number", "number is not a function but int"),
+        ("FILE:three", r"asks for level, which is not known here; known are completion, gold, problem, prompt"),
+        ("FILE:one", "asks for text, which is not known here"),
+        ("FILE:swapped", "asks for answer, which is not known here"),
+    ],
+)
+def test_a_reward_that_cannot_be_used_is_refused_at_once(tmp_path, grader, told):
+    (tmp_path / "good.py").write_text(
+        textwrap.dedent(
+            """
+            number = 3
+            def reward(completion, gold):
+                return True
+            def three(completion, gold, level):
+                return True
+            def one(text):
+                return True
+            def swapped(answer, completion):
+                return True
+            """
+        )
+    )
+    (tmp_path / "broken.py").write_text("def reward(:\n")
+    (tmp_path / "raises.py").write_text("\n1 / 0\n")
+    for name in ("good", "broken", "raises"):
+        grader = grader.replace({"good": "FILE"}.get(name, name.upper()), str(tmp_path / f"{name}.py"))
+    with pytest.raises(ValueError, match=told):
+        Verifier(workers=1, timeout_s=1.0, memory_gib=2.0, grader=grader)
