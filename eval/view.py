@@ -3,7 +3,7 @@
     python -m eval.view runs/grpo runs/band --out runs/page.html
 
 The file needs no network and no server. Runs are grouped by method and seed as in eval/compare.py. What it reads:
-metrics.jsonl, config.yaml, environment.json, and samples/step_*.jsonl with one answer a line (docs/view.md has the keys).
+metrics.jsonl, config.yaml, environment.json, and samples/step_*.jsonl, an answer a line (docs/view.md has the keys).
 Answers of older runs, without numbers for their tokens, are shown as plain text.
 
 All data is in the page as gzip in base64, so nothing in an answer can act as HTML. The tokens of an answer are unpacked
@@ -33,8 +33,17 @@ from eval.plots import describe, line_style, sort_keys, spread
 from eval.runs import Run, load_run
 
 TEMPLATES = Path(__file__).with_suffix("")  # eval/view/
-MAX_SAMPLE_BYTES = 250 * 2**20  # of samples/ in one page: it then has some 50 MB, which browsers open in a second or two
-AT_A_GLANCE = ("train/entropy", r"eval/.+/mean@\d+", "reward/mean", "ratio/max", "optim/grad_norm", r"throughput/.+_per_s")
+MAX_SAMPLE_BYTES = (
+    250 * 2**20
+)  # of samples/ in one page: it then has some 50 MB, which browsers open in a second or two
+AT_A_GLANCE = (
+    "train/entropy",
+    r"eval/.+/mean@\d+",
+    "reward/mean",
+    "ratio/max",
+    "optim/grad_norm",
+    r"throughput/.+_per_s",
+)
 CLIPPED = {
     "Clipped at the upper bound, by old probability": r"clip/up(/.+)?",
     "Clipped at the lower bound, by old probability": r"clip/down(/.+)?",
@@ -101,7 +110,7 @@ def write_page(run_folders: Sequence[Path], out: Path, steps: Sequence[int] | No
     )
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    out.write_text(text, encoding="utf-8", errors="backslashreplace")  # a name may hold half a surrogate pair
 
 
 # Curves
@@ -199,7 +208,9 @@ def _answer(row: dict[str, Any], run: int, step: int, lists: dict[str, list[Any]
     clips = lists["clip"] if lists else None
     return {
         **texts,
-        **{key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in others.items()},
+        **{
+            key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in others.items()
+        },
         "run": run,
         "step": step,
         "prompt": str(row.get("prompt_id") or row.get("problem")),  # equal for answers that can be put side by side
@@ -211,8 +222,8 @@ def _answer(row: dict[str, Any], run: int, step: int, lists: dict[str, list[Any]
 def _token_lists(row: dict[str, Any], name: str, notes: list[str]) -> dict[str, list[Any]] | None:
     """The numbers of every token as the page shows them, four significant digits; None where the row has none.
 
-    `r` is exp(logprobs - old_logprobs). `clip` is 1 for A > 0 and r > upper, -1 for A < 0 and r < lower, else 0. None in
-    a list is a number that is not finite; in `upper` it is no bound.
+    `r` is exp(logprobs - old_logprobs). `clip` is 1 for A > 0 and r > upper, -1 for A < 0 and r < lower, else 0. None
+    in a list is a number that is not finite; in `upper` it is no bound.
     """
     texts = row.get("token_texts")
     if texts is None:
@@ -295,12 +306,16 @@ def _card(run: Run, runs: Sequence[Run], notes: list[str]) -> dict[str, Any]:
 
 def _digits(values: np.ndarray, digits: int) -> list[float | None]:
     """With so many significant digits; None for what is not finite."""
-    return [float(f"{value:.{digits}g}") if abs(value) < np.inf else None for value in values.tolist()]
+    with np.errstate(all="ignore"):
+        scale = 10.0 ** (digits - 1 - np.floor(np.log10(np.abs(values))))
+        rounded = np.round(values * scale) / scale
+    rounded = np.where(np.isfinite(rounded), rounded, values)  # zero has no leading digit
+    return [value if abs(value) < np.inf else None for value in rounded.tolist()]
 
 
 def _pack(value: Any) -> str:
     """JSON, gzip, base64: short, and made of letters that mean nothing to HTML."""
-    return base64.b64encode(gzip.compress(json.dumps(value, allow_nan=False).encode(), 6, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(json.dumps(value, allow_nan=False).encode(), 3, mtime=0)).decode()
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
 """A real browser for tests: headless Chromium, driven over its own protocol through two pipes; no library is needed.
 
-    with browser() as page:
-        page.open(path)
-        page.evaluate("document.title")
+with browser() as page:
+    page.open(path)
+    page.evaluate("document.title")
 """
 
 import base64
@@ -54,6 +54,8 @@ class Page:
             if answer.get("method") == "Network.requestWillBeSent":
                 url = answer["params"]["request"]["url"]
                 self.said += [] if url.startswith(("file:", "about:")) else [f"request for {url}"]
+            if answer.get("method") == "Network.loadingFailed":
+                self.said.append(f"blocked: {answer['params'].get('blockedReason')}")
 
     def _read(self) -> bytes:
         assert self._process.stdout

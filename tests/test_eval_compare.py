@@ -18,7 +18,7 @@ import yaml
 from test_tracking import records
 
 from eval.compare import compare, group_runs, label_configs, main, paired_interval
-from eval.plots import FIGURES, Curve, spread, describe, line_style, plot_run, run_panels, sort_keys
+from eval.plots import FIGURES, Curve, describe, line_style, plot_run, run_panels, sort_keys, spread
 from eval.runs import _wandb_records, load_run
 
 RECORDED = Path(__file__).parent / "data" / "compare"

@@ -214,7 +214,7 @@ function list({ answers, runs }, open) {
 // ---- an opened answer ----
 
 // What tokens can be coloured by: strength from 0 to 1 of a token's numbers, and the ends of the scale in words.
-const tint = (rgb) => (strength) => (strength > 0.02 ? `rgb(${rgb} / ${(0.72 * strength).toFixed(2)})` : "");
+const tint = (rgb) => (strength) => (strength > 0.02 ? `rgb(${rgb} / calc(var(--tint) * ${strength.toFixed(2)}))` : "");
 const COLOURS = {
   p: { name: "old probability", ends: ["1", "0.001 and rarer"], of: (t, i) => tint("230 159 0")(clamp(-Math.log10(t.p[i] ?? 1) / 3)) },
   r: { name: "ratio after the last update", ends: ["½ and below", "2 and above"], of: (t, i) => tint(t.r[i] < 1 ? "213 94 0" : "0 114 178")(clamp(Math.abs(Math.log2(t.r[i] ?? 1)))) },
@@ -237,7 +237,7 @@ const NUMBERS = [
 const CLIPPED = { 1: "clipped up", 0: "", "-1": "clipped down" };
 
 function tipAt(span, t, i) {
-  const tip = byId("tip"), box = span.getBoundingClientRect();
+  const tip = byId("tip"), box = span.getClientRects()[0]; // the first line of a token that is broken over two
   tip.replaceChildren(
     make("b", {}, JSON.stringify(t.text[i])), ` ${i + 1} of ${t.text.length}`, CLIPPED[t.clip[i]] ? `, ${CLIPPED[t.clip[i]]}` : "",
     make("table", {}, ...NUMBERS.map(([name, of]) => make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, of(t, i))))),
@@ -347,7 +347,7 @@ function opener(data) {
   function paint() {
     const choice = COLOURS[colour.value], rgb = BARS[colour.value];
     const bar = make("i");
-    bar.style.background = rgb ? `linear-gradient(90deg, transparent, rgb(${rgb} / .72))` : "linear-gradient(90deg, rgb(213 94 0 / .72), transparent, rgb(0 114 178 / .72))";
+    bar.style.background = rgb ? `linear-gradient(90deg, transparent, rgb(${rgb} / var(--tint)))` : "linear-gradient(90deg, rgb(213 94 0 / var(--tint)), transparent, rgb(0 114 178 / var(--tint)))";
     byId("scale").replaceChildren(...(choice.ends ? [choice.ends[0], bar, choice.ends[1]] : []));
     shown.forEach((one) => one.paint(colour.value));
   }
