@@ -362,12 +362,10 @@ def test_tokens_by_keyboard(page: Page, runs: list[Path]) -> None:
 def test_two_runs_side_by_side(page: Page, runs: list[Path]) -> None:
     rows = answers(runs)
     open_answer(page, "answer=1")
-    offered = page.evaluate("[...document.getElementById('beside').options].map((option) => option.value)")
-    assert offered == [
-        "",
-        *(str(i) for i, row in enumerate(rows) if row["prompt_id"] == rows[1]["prompt_id"] and i != 1),
-    ]
-    other = int(offered[-1])
+    offered = page.evaluate("[...document.getElementById('beside').options].slice(1).map((o) => Number(o.value))")
+    same = [i for i, row in enumerate(rows) if row["prompt_id"] == rows[1]["prompt_id"] and i != 1]
+    assert offered == sorted(same, key=lambda i: abs(rows[i]["step"] - rows[1]["step"]))  # the nearest steps first
+    other = offered[-1]
     page.evaluate(f"document.getElementById('beside').value = '{other}'")
     page.evaluate("document.getElementById('beside').dispatchEvent(new Event('change'))")
     page.wait("document.querySelectorAll('.answer').length === 2")

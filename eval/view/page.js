@@ -122,24 +122,21 @@ function curves({ groups, sections }, onPick) {
   let now = ends[1];
   const goTo = (step) => charts.forEach((move) => move((now = step)));
   for (const { title, kind, panels } of sections) {
-    const bins = kind === "bins", folded = kind === "folded";
+    const bins = kind === "bins"; // of one metric: on one scale, to be compared
     const grid = make("div", { class: kind === "glance" ? "panels large" : "panels" });
     const show = () => {
       grid.append(...panels.map((panel) => chart(panel, groups, extent(bins ? panels : [panel]), ends, bins, goTo, onPick)));
       goTo(now);
     };
-    if (folded) byId("panels").append(fold(title, grid, show));
-    else {
+    if (kind === "folded") {
+      const details = make("details", {}, make("summary", {}, title), grid);
+      details.addEventListener("toggle", show, { once: true });
+      byId("panels").append(details);
+    } else {
       byId("panels").append(make("h4", {}, title, " ", make("span", { class: "unit" }, bins ? panels[0].unit : "")), grid);
       show();
     }
   }
-}
-
-function fold(title, content, onFirstOpen) {
-  const details = make("details", {}, make("summary", {}, title), content);
-  details.addEventListener("toggle", onFirstOpen, { once: true });
-  return details;
 }
 
 // ---- the list of answers ----
@@ -151,7 +148,7 @@ function chooseFrom(select, any, values) {
   select.append(make("option", { value: "" }, any), ...values.map(([value, text]) => make("option", { value }, text)));
 }
 
-function list({ answers, runs }, open) {
+function list({ answers, runs }) {
   const form = byId("filter"), fields = form.elements, unique = (key) => [...new Set(answers.map((answer) => answer[key]))];
   chooseFrom(fields.step, "all", unique("step").sort((a, b) => a - b).map((step) => [step, step]));
   chooseFrom(fields.run, "all", runs.map((run, i) => [i, run.name]));
@@ -213,17 +210,20 @@ function list({ answers, runs }, open) {
 
 // ---- an opened answer ----
 
-// What tokens can be coloured by: strength from 0 to 1 of a token's numbers, and the ends of the scale in words.
-const tint = (rgb) => (strength) => (strength > 0.02 ? `rgb(${rgb} / calc(var(--tint) * ${strength.toFixed(2)}))` : "");
-const COLOURS = {
-  p: { name: "old probability", ends: ["1", "0.001 and rarer"], of: (t, i) => tint("230 159 0")(clamp(-Math.log10(t.p[i] ?? 1) / 3)) },
-  r: { name: "ratio after the last update", ends: ["½ and below", "2 and above"], of: (t, i) => tint(t.r[i] < 1 ? "213 94 0" : "0 114 178")(clamp(Math.abs(Math.log2(t.r[i] ?? 1)))) },
-  entropy: { name: "entropy", ends: ["0", "2 nats and more"], of: (t, i) => tint("0 158 115")(clamp((t.entropy[i] ?? 0) / 2)) },
-  width: { name: "interval width", ends: ["0.1", "10 and more"], of: (t, i) => tint("86 180 233")(t.upper[i] === null ? 1 : clamp(Math.log10((t.upper[i] - t.lower[i]) / 0.1) / 2)) },
-  weight: { name: "gradient weight", ends: ["0", "2 and more"], of: (t, i) => tint("204 121 167")(clamp((t.weight[i] ?? 0) / 2)) },
-  none: { name: "nothing", ends: null, of: () => "" },
+// What tokens can be coloured by: a strength, full at 1 (at -1 for the hue `below`), and the ends of the scale in words.
+const CHOICES = {
+  p: { name: "old probability", ends: ["1", "0.001 and rarer"], above: "230 159 0", strength: (t, i) => -Math.log10(t.p[i] ?? 1) / 3 },
+  r: { name: "ratio after the last update", ends: ["½ and below", "2 and above"], below: "213 94 0", above: "0 114 178", strength: (t, i) => Math.log2(t.r[i] ?? 1) },
+  entropy: { name: "entropy", ends: ["0", "2 nats and more"], above: "0 158 115", strength: (t, i) => (t.entropy[i] ?? 0) / 2 },
+  width: { name: "interval width", ends: ["0.1", "10 and more"], above: "86 180 233", strength: (t, i) => (t.upper[i] === null ? 1 : Math.log10((t.upper[i] - t.lower[i]) / 0.1) / 2) },
+  weight: { name: "gradient weight", ends: ["0", "2 and more"], above: "204 121 167", strength: (t, i) => (t.weight[i] ?? 0) / 2 },
+  none: { name: "nothing", ends: [], strength: () => 0 },
 };
-const BARS = { p: "230 159 0", entropy: "0 158 115", width: "86 180 233", weight: "204 121 167" };
+
+function background(choice, t, i) {
+  const strength = choice.strength(t, i), hue = strength < 0 ? choice.below : choice.above;
+  return hue && Math.abs(strength) > 0.02 ? `rgb(${hue} / calc(var(--tint) * ${clamp(Math.abs(strength)).toFixed(2)}))` : "";
+}
 
 const NUMBERS = [
   ["old probability p", (t, i) => show(t.p[i])],
@@ -281,11 +281,11 @@ function tokens(t, slot) {
   });
   box.addEventListener("mouseover", (event) => {
     const span = event.target.closest(".token");
-    if (span) goTo(spans.indexOf(span), false);
+    if (span) goTo(Number(span.id.split("-")[1]), false);
   });
   box.addEventListener("mouseleave", leave);
   box.addEventListener("blur", leave);
-  const paint = (choice) => spans.forEach((span, i) => (span.style.background = COLOURS[choice].of(t, i)));
+  const paint = (choice) => spans.forEach((span, i) => (span.style.background = background(choice, t, i)));
   return { box, paint, goTo: (i) => (box.focus({ preventScroll: true }), goTo(i, true)) };
 }
 
@@ -342,20 +342,20 @@ async function article({ answers, runs }, i, slot) {
 
 function opener(data) {
   const { answers, runs } = data, colour = byId("colour"), beside = byId("beside");
-  colour.append(...Object.entries(COLOURS).map(([value, { name }]) => make("option", { value }, name)));
-  let shown = [];
+  colour.append(...Object.entries(CHOICES).map(([value, { name }]) => make("option", { value }, name)));
+  let shown = [], turn = 0;
   function paint() {
-    const choice = COLOURS[colour.value], rgb = BARS[colour.value];
-    const bar = make("i");
-    bar.style.background = rgb ? `linear-gradient(90deg, transparent, rgb(${rgb} / var(--tint)))` : "linear-gradient(90deg, rgb(213 94 0 / var(--tint)), transparent, rgb(0 114 178 / var(--tint)))";
-    byId("scale").replaceChildren(...(choice.ends ? [choice.ends[0], bar, choice.ends[1]] : []));
-    shown.forEach((one) => one.paint(colour.value));
+    const { ends, below, above } = CHOICES[colour.value], full = (hue) => (hue ? `rgb(${hue} / var(--tint))` : "transparent");
+    const bar = make("i", { style: `background: linear-gradient(90deg, ${full(below)}, ${below ? "transparent, " : ""}${full(above)})` });
+    byId("scale").replaceChildren(...(ends.length ? [ends[0], bar, ends[1]] : []));
+    shown.forEach((one) => one.paint(CHOICES[colour.value]));
   }
   colour.addEventListener("change", paint);
   beside.addEventListener("change", () => (location.hash = `answer=${beside.dataset.of}` + (beside.value && `&beside=${beside.value}`)));
 
   function offerBeside(i, chosen) {
     const same = answers.map((_, j) => j).filter((j) => j !== i && answers[j].prompt === answers[i].prompt);
+    same.sort((a, b) => Math.abs(answers[a].step - answers[i].step) - Math.abs(answers[b].step - answers[i].step));
     beside.replaceChildren();
     chooseFrom(beside, same.length ? "nothing" : "no other answer to this prompt", same.map((j) => [j, `${runs[answers[j].run].name}, step ${answers[j].step}, ${verdict(answers[j])}, reward ${show(answers[j].reward)}`]));
     beside.value = chosen ?? "";
@@ -365,12 +365,14 @@ function opener(data) {
     const state = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
     if (!answers[state.answer]) return;
     const wanted = [state.answer, state.beside].filter((i) => answers[i]).map(Number);
-    shown = await Promise.all(wanted.map((i, slot) => article(data, i, slot)));
+    const mine = ++turn, made = await Promise.all(wanted.map((i, slot) => article(data, i, slot)));
+    if (mine !== turn) return; // another answer was asked for meanwhile
+    shown = made;
     byId("opened").replaceChildren(...shown.map((one) => one.box));
     offerBeside(wanted[0], wanted[1]);
     byId("tools").hidden = false;
-    document.querySelectorAll("#list tr[aria-selected]").forEach((row) => row.removeAttribute("aria-selected"));
-    wanted.forEach((i) => byId(`row-${i}`)?.setAttribute("aria-selected", "true"));
+    document.querySelectorAll("#list tr[aria-current]").forEach((row) => row.removeAttribute("aria-current"));
+    wanted.forEach((i) => byId(`row-${i}`)?.setAttribute("aria-current", "true"));
     paint();
     shown[0].box.querySelector("h3").focus({ preventScroll: true });
     shown[0].box.scrollIntoView({ block: "start" });
