@@ -266,7 +266,9 @@ def _card(run: Run, runs: Sequence[Run], notes: list[str]) -> dict[str, Any]:
     """What the run was: its notes, the keys of its config that are not the defaults, and environment.json."""
     defaults = asdict(Config())
     differing = {key for other in runs for key in run.config if other.config.get(key) != run.config[key]}
+    differing -= set(REPEAT_KEYS)
     told = [key for key in run.config if key in differing or key not in defaults or run.config[key] != defaults[key]]
+    told.sort(key=lambda key: key not in differing)
     known = {field.name: run.config[field.name] for field in fields(Config) if field.name in run.config}
     warnings = [*notes, *Config(**known).warnings()]
     environment: dict[str, Any] = {}
@@ -295,9 +297,7 @@ def _card(run: Run, runs: Sequence[Run], notes: list[str]) -> dict[str, Any]:
         "last_step": run.last_step,
         "warnings": warnings,
         "facts": {name: text for name, text in facts.items() if text},
-        "config": [
-            (key, run.config[key], defaults.get(key, ""), key in differing and key not in REPEAT_KEYS) for key in told
-        ],
+        "config": [(key, run.config[key], defaults.get(key, ""), key in differing) for key in told],
     }
 
 

@@ -323,6 +323,11 @@ def test_filter_open_hover_and_read_a_token(page: Page, runs: list[Path]) -> Non
     for i in range(0, TOKENS, 4):
         page.point(f"document.getElementById('t0-{i}')")
         assert read(tip(page)) == expected_tip(row, i)
+        x, y = page.evaluate("['cx', 'cy'].map((at) => Number(document.querySelector('.map circle').getAttribute(at)))")
+        p, r = math.exp(row["old_logprobs"][i]), math.exp(row["logprobs"][i] - row["old_logprobs"][i])
+        # From 0.0001 to 1 over 400 units, and from 4 down to a quarter over 190.
+        assert x == pytest.approx(44 + 100 * max(0, 4 + math.log10(p)), abs=0.2)
+        assert y == pytest.approx(8 + 190 / 4 * min(max(2 - math.log2(r), 0), 4), abs=0.2)
     page.point("document.querySelector('h1')")
     assert tip(page) == {}
 

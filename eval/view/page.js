@@ -247,7 +247,7 @@ function tipAt(span, t, i) {
   tip.style.top = `${box.bottom + tip.offsetHeight + 12 < innerHeight ? box.bottom + 8 : Math.max(8, box.top - tip.offsetHeight - 8)}px`;
 }
 
-function tokens(t, slot) {
+function tokens(t, slot, onMove) {
   const box = make("div", { class: "tokens", tabindex: 0, role: "listbox", "aria-label": "Tokens. Arrow keys move; n and p go to the next and the previous clipped token." });
   const spans = t.text.map((text, i) => {
     const span = make("span", { class: `token ${{ 1: "up", 0: "", "-1": "down" }[t.clip[i]]}`, id: `t${slot}-${i}`, role: "option" });
@@ -264,12 +264,17 @@ function tokens(t, slot) {
     box.setAttribute("aria-activedescendant", spans[i].id);
     if (scroll) spans[i].scrollIntoView({ block: "nearest" });
     tipAt(spans[i], t, i);
+    onMove(i);
   }
   const nextClipped = (from, by) => {
     for (let i = from + by; i >= 0 && i < spans.length; i += by) if (t.clip[i]) return i;
     return here;
   };
-  const leave = () => (spans[here]?.classList.remove("here"), (byId("tip").hidden = true));
+  function leave() {
+    spans[here]?.classList.remove("here");
+    byId("tip").hidden = true;
+    onMove(null);
+  }
   box.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const end = spans.length - 1;
@@ -299,16 +304,23 @@ function map(t, advantage) {
   for (const r of [0.25, 0.5, 1, 2, 4]) svg.append(draw("line", { class: "grid", x1: left, x2: left + width, y1: top + y(r), y2: top + y(r) }), draw("text", { x: left - 6, y: top + y(r) + 3, "text-anchor": "end" }, r));
   for (const p of [1e-4, 1e-3, 1e-2, 0.1, 1]) svg.append(draw("text", { x: left + x(p), y: top + height + 15, "text-anchor": "middle" }, p));
   svg.append(draw("text", { x: left + width / 2, y: top + height + 31, "text-anchor": "middle" }, "old probability p"), draw("text", { transform: `translate(10 ${top + height / 2}) rotate(-90)`, "text-anchor": "middle" }, "ratio r"));
-  const inside = svg.appendChild(draw("svg", { x: left, y: top, width, height }));
+  const inside = svg.appendChild(draw("svg", { x: left, y: top, width, height })); // cuts off what is beyond
   const order = t.p.map((_, i) => i).filter((i) => t.p[i] !== null && t.r[i] !== null).sort((a, b) => t.p[a] - t.p[b]);
   for (const [side, acts] of [["upper", advantage > 0], ["lower", advantage < 0]])
     inside.append(draw("path", { d: path(order.map((i) => [x(t.p[i]), y(t[side][i] ?? 1e9)])), style: `fill: none; stroke: var(--ink); stroke-width: ${acts ? 1.6 : 0.8}; stroke-opacity: ${acts ? 1 : 0.45}` }));
+  const placed = (i) => [left + clamp(x(t.p[i]) / width) * width, top + clamp(y(t.r[i]) / height) * height];
   for (const [clip, size, style] of [[0, 1.8, "fill: var(--soft); fill-opacity: .45"], [1, 2.6, "fill: rgb(var(--up))"], [-1, 2.6, "fill: rgb(var(--down))"]]) {
-    const circle = (i) => `M${(clamp(x(t.p[i]) / width) * width - size).toFixed(1)} ${(clamp(y(t.r[i]) / height) * height).toFixed(1)}a${size} ${size} 0 1 0 ${2 * size} 0a${size} ${size} 0 1 0 ${-2 * size} 0`;
-    inside.append(draw("path", { d: order.filter((i) => t.clip[i] === clip).map(circle).join(""), style }));
+    const circle = (i) => `M${(placed(i)[0] - size).toFixed(1)} ${placed(i)[1].toFixed(1)}a${size} ${size} 0 1 0 ${2 * size} 0a${size} ${size} 0 1 0 ${-2 * size} 0`;
+    svg.append(draw("path", { d: order.filter((i) => t.clip[i] === clip).map(circle).join(""), style }));
+  }
+  const ring = svg.appendChild(draw("circle", { r: 5, visibility: "hidden", style: "fill: none; stroke: var(--ink); stroke-width: 1.6" }));
+  function point(i) {
+    ring.setAttribute("visibility", i === null || t.p[i] === null || t.r[i] === null ? "hidden" : "visible");
+    if (i !== null) fill(ring, { cx: placed(i)[0], cy: placed(i)[1] }, []);
   }
   const acting = advantage > 0 ? "A > 0: only the upper end (thick) can hold a token back." : advantage < 0 ? "A < 0: only the lower end (thick) can hold a token back." : "A = 0: no token has a gradient.";
-  return make("figure", {}, make("figcaption", {}, "Ratio over old probability ", make("span", { class: "unit" }, `a point a token, lines: the ends of its interval. ${acting}`)), svg);
+  const caption = make("figcaption", {}, "Ratio over old probability ", make("span", { class: "unit" }, `a point a token, lines: the ends of its interval. ${acting}`));
+  return { figure: make("figure", {}, caption, svg), point };
 }
 
 async function article({ answers, runs }, i, slot) {
@@ -323,7 +335,7 @@ async function article({ answers, runs }, i, slot) {
     box.append(make("p", { class: "note" }, "No numbers for these tokens."), make("pre", { "aria-label": "Answer" }, answer.answer));
     return { box, paint: () => {} };
   }
-  const t = await unpack(`tokens-${i}`), text = tokens(t, slot), count = (test) => t.p.filter((_, k) => test(k)).length;
+  const t = await unpack(`tokens-${i}`), picture = map(t, answer.advantage), text = tokens(t, slot, picture.point), count = (test) => t.p.filter((_, k) => test(k)).length;
   const moved = t.r.map((r) => Math.abs(Math.log2(r ?? 1)));
   const furthest = moved.indexOf(moved.reduce((a, b) => Math.max(a, b), 0));
   const jump = (label, to) => {
@@ -335,7 +347,7 @@ async function article({ answers, runs }, i, slot) {
   box.append(
     make("p", { class: "summary" }, `${count((k) => t.p[k] < 0.01)} of ${t.text.length} tokens were rarer than 1 %, ${count((k) => moved[k] > Math.log2(1.2))} moved by more than a fifth, the clip held back ${answer.up + answer.down}. `,
       jump(`furthest moved: r ${show(t.r[furthest], 3)}`, furthest), " ", firstClipped < 0 ? null : jump("first clipped", firstClipped)),
-    map(t, answer.advantage), text.box, make("details", {}, make("summary", {}, "Answer as plain text"), make("pre", {}, answer.answer)),
+    picture.figure, text.box, make("details", {}, make("summary", {}, "Answer as plain text"), make("pre", {}, answer.answer)),
   );
   return { box, paint: text.paint };
 }
