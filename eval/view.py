@@ -33,9 +33,7 @@ from eval.plots import describe, line_style, sort_keys, spread
 from eval.runs import Run, load_run
 
 TEMPLATES = Path(__file__).with_suffix("")  # eval/view/
-MAX_SAMPLE_BYTES = (
-    250 * 2**20
-)  # of samples/ in one page: it then has some 50 MB, which browsers open in a second or two
+MAX_SAMPLE_BYTES = 250 * 2**20  # of samples/ in one page, which then has some 50 MB and opens in a second or two
 AT_A_GLANCE = (
     "train/entropy",
     r"eval/.+/mean@\d+",
@@ -70,23 +68,15 @@ def write_page(run_folders: Sequence[Path], out: Path, steps: Sequence[int] | No
         raise ValueError(f"steps: {unknown} have no answers; there are answers of {logged}")
     shown = sorted(set(steps)) if steps is not None else _steps_that_fit(files)
 
-    answers, tokens, notes = [], [], [list(run.notes) for run in runs]
-    for number, of_run in enumerate(files):
-        for step in shown:
-            for row in _read_samples(of_run[step], notes[number]) if step in of_run else []:
-                lists = _token_lists(row, of_run[step].name, notes[number])
-                answers.append(_answer(row, number, step, lists))
-                tokens.append(_pack(lists) if lists else "")
-
+    notes = [list(run.notes) for run in runs]
+    answers, tokens = _answers(files, shown, notes)
     styles = [line_style(number) for number in range(len(groups))]
     index = {
         "groups": [
             {"label": group.label, "runs": [run.name for run in group.runs], "colour": colour, "dash": dash}
             for group, (colour, dash) in zip(groups, styles, strict=True)
         ],
-        "runs": [
-            {"name": run.name, "group": next(i for i, group in enumerate(groups) if run in group.runs)} for run in runs
-        ],
+        "runs": [run.name for run in runs],
         "sections": _sections(groups),
         "answers": answers,
     }
@@ -181,6 +171,20 @@ def _steps_that_fit(files: Sequence[dict[int, Path]]) -> list[int]:
         if len(kept) <= 1 or sum(sizes[step] for step in kept) <= MAX_SAMPLE_BYTES:
             return kept[::-1]
     raise AssertionError("unreachable")
+
+
+def _answers(
+    files: Sequence[dict[int, Path]], steps: Sequence[int], notes: Sequence[list[str]]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Every answer of these steps, and its tokens packed ("" without); what is odd joins the notes of its run."""
+    answers, tokens = [], []
+    for number, of_run in enumerate(files):
+        for step in steps:
+            for row in _read_samples(of_run[step], notes[number]) if step in of_run else []:
+                lists = _token_lists(row, of_run[step].name, notes[number])
+                answers.append(_answer(row, number, step, lists))
+                tokens.append(_pack(lists) if lists else "")
+    return answers, tokens
 
 
 def _read_samples(path: Path, notes: list[str]) -> list[dict[str, Any]]:

@@ -67,8 +67,9 @@ class Page:
         return bytes(parts)
 
     def open(self, path: Path, part: str = "") -> None:
-        """Loads a file and waits until its script has set `data-ready-ms`."""
+        """Loads a file and waits until its script has set `data-ready-ms`; `said` begins anew."""
         self.send("Page.navigate", url="about:blank")
+        self.said.clear()
         self.send("Page.navigate", url=f"{path.resolve().as_uri()}{part}")
         self.wait("document.body?.dataset.readyMs !== undefined")
 

@@ -123,7 +123,6 @@ def chromium() -> Iterator[Page]:
 @pytest.fixture
 def page(chromium: Page, written: Path) -> Iterator[Page]:
     """The page of `runs`, opened anew; nothing may have gone wrong in it, nor may it have asked any network."""
-    chromium.said.clear()
     chromium.open(written)
     yield chromium
     assert chromium.said == []
@@ -470,7 +469,6 @@ def test_hostile_answers_are_text(chromium: Page, tmp_path: Path) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     (run / "environment.json").write_text(json.dumps({"command": HOSTILE[:3], "warnings": HOSTILE}))
     write_page([run], tmp_path / "page.html")
-    chromium.said.clear()
     for number, text in enumerate(HOSTILE):
         chromium.open(tmp_path / "page.html", f"#answer={number}")
         for place in ("pre[aria-label=Problem]", ".answer details pre", "[data-fact=gold]", "[data-fact=reason]"):
@@ -480,7 +478,7 @@ def test_hostile_answers_are_text(chromium: Page, tmp_path: Path) -> None:
         assert chromium.evaluate("document.title") == f"{HOSTILE[0]} – bandpo"
         assert chromium.evaluate("document.querySelectorAll('script').length") == len(HOSTILE) + 2
         assert chromium.evaluate("document.querySelectorAll('img').length") == 0
-    assert chromium.said == []
+        assert chromium.said == []
 
 
 @needs_browser
@@ -496,11 +494,17 @@ def test_a_script_that_is_not_ours_would_not_run(chromium: Page, written: Path, 
 
 
 @needs_browser
+def test_a_page_that_cannot_be_drawn_says_so(chromium: Page, written: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.html").write_text(written.read_text().replace('id="index">H4sI', 'id="index">'))
+    chromium.send("Page.navigate", url=(tmp_path / "cut.html").as_uri())
+    chromium.wait("document.querySelector('[role=alert]')?.textContent.startsWith('The page could not be drawn (')")
+
+
+@needs_browser
 def test_older_runs_show_their_answers_without_colours(chromium: Page, tmp_path: Path) -> None:
     keys = ("problem", "answer", "gold", "extracted", "reason", "reward", "advantage", "tokens")
     old = {key: value for key, value in sample(np.random.default_rng(0), "p").items() if key in keys}
     write_page([write_run(tmp_path / "run", "band", 0, {1: [old]})], tmp_path / "page.html")
-    chromium.said.clear()
     chromium.open(tmp_path / "page.html", "#answer=0")
     assert chromium.evaluate("document.querySelector('pre[aria-label=Answer]').textContent") == old["answer"]
     assert "without colours" in chromium.evaluate("document.querySelector('#answers .note').textContent")

@@ -151,7 +151,7 @@ function chooseFrom(select, any, values) {
 function list({ answers, runs }) {
   const form = byId("filter"), fields = form.elements, unique = (key) => [...new Set(answers.map((answer) => answer[key]))];
   chooseFrom(fields.step, "all", unique("step").sort((a, b) => a - b).map((step) => [step, step]));
-  chooseFrom(fields.run, "all", runs.map((run, i) => [i, run.name]));
+  chooseFrom(fields.run, "all", runs.map((name, i) => [i, name]));
   chooseFrom(fields.reason, "any", unique("reason").filter((reason) => reason !== null).sort().map((reason) => [reason, reason]));
   const texts = answers.map(() => null); // problem and answer in lower case, made at the first search
   const orders = {
@@ -173,7 +173,7 @@ function list({ answers, runs }) {
   function row(i) {
     const answer = answers[i];
     const clipped = answer.up === null ? "–" : [answer.up ? `▲ ${answer.up}` : "", answer.down ? `▼ ${answer.down}` : ""].join(" ").trim() || "0";
-    const texts = [runs[answer.run].name, answer.step, null, answer.reason ?? "–", show(answer.reward), show(answer.advantage), show(answer.tokens, 9) + (answer.truncated ? " cut" : ""), clipped];
+    const texts = [runs[answer.run], answer.step, null, answer.reason ?? "–", show(answer.reward), show(answer.advantage), show(answer.tokens, 9) + (answer.truncated ? " cut" : ""), clipped];
     const line = make("tr", { id: `row-${i}` }, make("td", {}, make("a", { href: `#answer=${i}` }, answer.problem?.trim().slice(0, 200) || "(no problem)")), ...texts.map((text) => make("td", {}, text)));
     line.children[3].append(make("span", { class: verdict(answer) }, verdict(answer)));
     return line;
@@ -324,8 +324,8 @@ function map(t, advantage) {
 }
 
 async function article({ answers, runs }, i, slot) {
-  const answer = answers[i], box = make("article", { class: "answer", "aria-label": `Answer of ${runs[answer.run].name} at step ${answer.step}` });
-  const head = make("header", {}, make("h3", { tabindex: -1 }, `${runs[answer.run].name}, step ${answer.step}`), make("span", { class: verdict(answer) }, verdict(answer)));
+  const answer = answers[i], box = make("article", { class: "answer", "aria-label": `Answer of ${runs[answer.run]} at step ${answer.step}` });
+  const head = make("header", {}, make("h3", { tabindex: -1 }, `${runs[answer.run]}, step ${answer.step}`), make("span", { class: verdict(answer) }, verdict(answer)));
   box.append(head);
   const facts = { reason: answer.reason, reward: answer.reward, advantage: answer.advantage, gold: answer.gold, extracted: answer.extracted, tokens: answer.tokens, truncated: { true: "yes", false: "no" }[answer.truncated] };
   const say = (x) => (typeof x === "number" ? show(x, 6) : show(x));
@@ -369,7 +369,7 @@ function opener(data) {
     const same = answers.map((_, j) => j).filter((j) => j !== i && answers[j].prompt === answers[i].prompt);
     same.sort((a, b) => Math.abs(answers[a].step - answers[i].step) - Math.abs(answers[b].step - answers[i].step));
     beside.replaceChildren();
-    chooseFrom(beside, same.length ? "nothing" : "no other answer to this prompt", same.map((j) => [j, `${runs[answers[j].run].name}, step ${answers[j].step}, ${verdict(answers[j])}, reward ${show(answers[j].reward)}`]));
+    chooseFrom(beside, same.length ? "nothing" : "no other answer to this prompt", same.map((j) => [j, `${runs[answers[j].run]}, step ${answers[j].step}, ${verdict(answers[j])}, reward ${show(answers[j].reward)}`]));
     beside.value = chosen ?? "";
     beside.dataset.of = i;
   }
@@ -400,4 +400,8 @@ async function start() {
   await open();
   document.body.dataset.readyMs = Math.round(performance.now()); // since the page was asked for
 }
-start();
+start().catch((error) => {
+  const lines = `The page could not be drawn (${error}). It needs a browser of 2023 or later; a page that was cut off is to be written again.`;
+  document.querySelector("main").prepend(make("p", { class: "note", role: "alert" }, lines));
+  throw error;
+});
