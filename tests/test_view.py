@@ -577,7 +577,10 @@ def test_mistakes_are_named(runs: list[Path], tmp_path: Path, capsys: pytest.Cap
         write_page([], tmp_path / "page.html")
 
 
-def test_a_run_without_anything_is_a_page(tmp_path: Path) -> None:
+@needs_browser
+def test_a_run_without_anything_is_a_page(chromium: Page, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     write_page([tmp_path / "run"], tmp_path / "page.html")
-    assert "These runs have logged no answers" in (tmp_path / "page.html").read_text()
+    chromium.open(tmp_path / "page.html")
+    assert "These runs have logged no answers" in chromium.evaluate("document.body.innerText")
+    assert chromium.said == []

@@ -214,7 +214,7 @@ function curves({ groups, sections }, onPick) {
       byId("panels").append(details);
     } else {
       byId("panels").append(
-        make("h4", {}, title, " ", make("span", { class: "unit" }, bins ? panels[0].unit : "")),
+        make("h3", {}, title, " ", make("span", { class: "unit" }, bins ? panels[0].unit : "")),
         grid,
       );
       show();
