@@ -47,7 +47,8 @@ CLIPPED = {
     "Clipped at the lower bound, by old probability": r"clip/down(/.+)?",
 }
 TEXTS = ("problem", "answer", "gold", "extracted", "reason")
-TOKEN_LISTS = ("token_ids", "sampler_logprobs", "old_logprobs", "logprobs", "entropy", "lower", "upper", "weight")
+TOKEN_LISTS = ("token_ids", "sampler_logprobs", "old_logprobs", "logprobs", "entropy", "weight")
+INTERVAL = ("lower", "upper")  # rules that give a weight instead have none
 
 
 def write_page(run_folders: Sequence[Path], out: Path, steps: Sequence[int] | None = None) -> None:
@@ -226,8 +227,9 @@ def _answer(row: dict[str, Any], run: int, step: int, lists: dict[str, list[Any]
 def _token_lists(row: dict[str, Any], name: str, notes: list[str]) -> dict[str, list[Any]] | None:
     """The numbers of every token as the page shows them, four significant digits; None where the row has none.
 
-    `r` is exp(logprobs - old_logprobs). `clip` is 1 for A > 0 and r > upper, -1 for A < 0 and r < lower, else 0. None
-    in a list is a number that is not finite; in `upper` it is no bound.
+    `r` is exp(logprobs - old_logprobs). `clip` is 1 for A > 0 and r > upper, -1 for A < 0 and r < lower, else 0; of a
+    rule without an interval, the sign of A where the weight is 0. None in a list is a number that is not finite, or no
+    bound.
     """
     texts = row.get("token_texts")
     if texts is None:
@@ -235,31 +237,34 @@ def _token_lists(row: dict[str, Any], name: str, notes: list[str]) -> dict[str, 
         if note not in notes:
             notes.append(note)
         return None
-    wrong = [key for key in TOKEN_LISTS if not isinstance(row.get(key), list) or len(row[key]) != len(texts)]
+    has_interval = any(key in row for key in INTERVAL)
+    lists = {key: row.get(key) for key in (*TOKEN_LISTS, *(INTERVAL if has_interval else ()))}
+    wrong = [key for key, values in lists.items() if not isinstance(values, list) or len(values) != len(texts)]
     if wrong:
         notes.append(f"{name}: {', '.join(wrong)} not as long as token_texts ({len(texts)}); shown without colours")
         return None
-    ids, *columns = (row[key] for key in TOKEN_LISTS)
-    missing = {"upper": np.inf}
-    sampler, old, now, entropy, lower, upper, weight = (
-        np.array([missing.get(key, np.nan) if x is None else x for x in column], dtype=float)  # (T,)
-        for key, column in zip(TOKEN_LISTS[1:], columns, strict=True)
-    )
+
+    def column(key: str, missing: float) -> np.ndarray:
+        values = lists.get(key) or [None] * len(texts)
+        return np.array([missing if value is None else value for value in values], dtype=float)  # (T,)
+
+    old, weight = column("old_logprobs", np.nan), column("weight", np.nan)
+    lower, upper = column("lower", -np.inf), column("upper", np.inf)
     with np.errstate(over="ignore", invalid="ignore"):
-        ratio = np.exp(now - old)
-    advantage = row.get("advantage") or 0.0
-    clip = (ratio > upper).astype(int) if advantage > 0 else -(ratio < lower).astype(int) * (advantage < 0)
+        ratio = np.exp(column("logprobs", np.nan) - old)
+    sign = int(np.sign(row.get("advantage") or 0))
+    clipped = (ratio > upper if sign > 0 else ratio < lower) if has_interval else weight == 0
     return {
         "text": texts,
-        "id": ids,
+        "id": row["token_ids"],
         "p": _digits(np.exp(old), 4),
-        "sampler": _digits(np.exp(sampler), 4),
+        "sampler": _digits(np.exp(column("sampler_logprobs", np.nan)), 4),
         "r": _digits(ratio, 4),
         "lower": _digits(lower, 4),
         "upper": _digits(upper, 4),
         "weight": _digits(weight, 4),
-        "entropy": _digits(entropy, 4),
-        "clip": clip.tolist(),
+        "entropy": _digits(column("entropy", np.nan), 4),
+        "clip": (sign * clipped).tolist(),
     }
 
 

@@ -420,6 +420,20 @@ def test_marks_and_colours_by_hand(chromium: Page, tmp_path: Path) -> None:
     assert tip(chromium)["interval"] == "[0.8, ∞]"
 
 
+@needs_browser
+def test_a_rule_without_interval_is_marked_by_its_weights(chromium: Page, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    row = sample(rng, "p", advantage=-1.0, weight=[0.0] + [0.5] * (TOKENS - 1))
+    del row["lower"], row["upper"]
+    write_page([write_run(tmp_path / "run", "sapo", 0, {1: [row]})], tmp_path / "page.html")
+    chromium.open(tmp_path / "page.html", "#answer=0")
+    marks = chromium.evaluate("[...document.querySelectorAll('.tokens .token')].map((t) => t.classList[1] ?? '')")
+    assert marks == ["down"] + [""] * (TOKENS - 1)
+    chromium.point("document.getElementById('t0-0')")
+    assert tip(chromium)["interval"] == "none" and tip(chromium)["gradient weight w"] == "0"
+    assert "no interval" in chromium.evaluate("document.querySelector('.answer figcaption').textContent")
+
+
 CONTRAST = """(() => {
   const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
   const over = ([r, g, b, alpha = 1], below) => [r, g, b].map((c, i) => alpha * c + (1 - alpha) * below[i]);

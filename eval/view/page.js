@@ -376,10 +376,11 @@ function background(choice, t, i) {
     : "";
 }
 
+const hasInterval = (t) => t.lower.some((bound) => bound !== null); // not with a rule that gives a weight instead
 const NUMBERS = [
   ["old probability p", (t, i) => show(t.p[i])],
   ["ratio r", (t, i) => show(t.r[i])],
-  ["interval", (t, i) => `[${show(t.lower[i])}, ${t.upper[i] === null ? "∞" : show(t.upper[i])}]`],
+  ["interval", (t, i) => (hasInterval(t) ? `[${show(t.lower[i])}, ${show(t.upper[i] ?? "∞")}]` : "none")],
   ["gradient weight w", (t, i) => show(t.weight[i])],
   ["entropy", (t, i) => `${show(t.entropy[i])} nats`],
   ["sampler’s probability", (t, i) => show(t.sampler[i])],
@@ -510,13 +511,14 @@ function map(t, advantage) {
     .map((_, i) => i)
     .filter((i) => t.p[i] !== null && t.r[i] !== null)
     .sort((a, b) => t.p[a] - t.p[b]);
+  const ends = hasInterval(t) ? order : [];
   for (const [side, acts] of [
     ["upper", advantage > 0],
     ["lower", advantage < 0],
   ])
     inside.append(
       draw("path", {
-        d: path(order.map((i) => [x(t.p[i]), y(t[side][i] ?? 1e9)])),
+        d: path(ends.map((i) => [x(t.p[i]), y(t[side][i] ?? 1e9)])),
         style: `fill: none; stroke: var(--ink); stroke-width: ${acts ? 1.6 : 0.8}; stroke-opacity: ${acts ? 1 : 0.45}`,
       }),
     );
@@ -546,17 +548,14 @@ function map(t, advantage) {
     ring.setAttribute("visibility", i === null || t.p[i] === null || t.r[i] === null ? "hidden" : "visible");
     if (i !== null) fill(ring, { cx: placed(i)[0], cy: placed(i)[1] }, []);
   }
-  const acting =
-    advantage > 0
-      ? "A > 0: only the upper end (thick) can hold a token back."
-      : advantage < 0
-        ? "A < 0: only the lower end (thick) can hold a token back."
-        : "A = 0: no token has a gradient.";
+  const side = advantage > 0 ? "A > 0: only the upper" : "A < 0: only the lower";
+  const lines = `lines: the ends of its interval. ${advantage ? `${side} end (thick) can hold a token back.` : ""}`;
+  const acting = hasInterval(t) ? lines : "the rule gives weights and no interval.";
   const caption = make(
     "figcaption",
     {},
     "Ratio over old probability ",
-    make("span", { class: "unit" }, `a point a token, lines: the ends of its interval. ${acting}`),
+    make("span", { class: "unit" }, `a point a token, ${acting}${advantage ? "" : " A = 0: no token has a gradient."}`),
   );
   return { figure: make("figure", {}, caption, svg), point };
 }
