@@ -17,7 +17,7 @@ DRIVER := 580# the oldest NVIDIA driver that runs CUDA 13, which the wheels of r
 TRITON := triton==3.7.1# the release that torch 2.13.0 takes on a GPU
 
 .DEFAULT_GOAL := help
-.PHONY: help install resolve demo test quick gpu check smoke fuzz chaos study study-gpu bench bench-env clean
+.PHONY: help install resolve demo test quick browser gpu check smoke fuzz chaos study study-gpu bench bench-env clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -64,6 +64,12 @@ test: $(STAMP) $(VENV)/triton ## all tests
 
 quick: $(STAMP) ## tests without the slow ones
 	@$(BIN)/python -m pytest -m "not slow"
+
+browser: $(STAMP) ## tests of the page in a real browser; installs Chromium where apt is
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \
+	  || { command -v apt-get >/dev/null || { echo "no Chromium and no apt-get here: install Chromium by hand"; exit 1; }; \
+	       root=$$(test $$(id -u) = 0 || echo sudo); $$root apt-get update -qq && $$root apt-get install -y -qq --no-install-recommends chromium; }
+	@$(BIN)/python -m pytest -rs tests/test_view.py
 
 gpu: $(STAMP) ## the acceptance on an NVIDIA GPU (docs/gpu.md); PART=kernels, engine, training or two_gpus
 	@$(BIN)/python -m pytest -v -rs --tb=short --durations=10 $(if $(PART),tests/gpu/test_$(PART).py,tests/gpu)

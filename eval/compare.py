@@ -77,7 +77,7 @@ def compare(run_dirs: Sequence[Path], out: Path | None, until: int | None = None
                 figures.setdefault(f"_{describe(key)[0]}", []).append(key)
         for name, members in figures.items():
             path = out.with_name(f"{out.stem}{name}.png")
-            draw([panel for key in members if (panel := _panel(groups, key))], path, caption, (".png", ".svg"))
+            draw([panel for key in members if (panel := panel_of(groups, key))], path, caption, (".png", ".svg"))
         out.with_suffix(".md").write_text(text + "\n")
     return text
 
@@ -405,7 +405,7 @@ def _notes(groups: Sequence[Group], keys: Sequence[str]) -> str:
     return "Notes\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def _panel(groups: Sequence[Group], key: str) -> Panel | None:
+def panel_of(groups: Sequence[Group], key: str) -> Panel | None:
     """One metric with a line per group; None where it has no finite value."""
     curves = []
     for group in groups:

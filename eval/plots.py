@@ -223,7 +223,7 @@ def _draw_panel(axis, panel: Panel, labels: Sequence[str]) -> None:
     few_points = max(len(steps) for curve in panel.curves for steps, _ in curve.seeds) <= 12
     for curve in panel.curves:
         colour, dash = line_style(labels.index(curve.label))
-        steps, mean, low, high = _band(curve)
+        steps, mean, low, high = spread(curve)
         look: dict[str, Any] = {"color": colour, "linestyle": dash, "marker": "o" if few_points else None}
         axis.plot(steps, scale * mean, linewidth=1.5, markersize=3, label=curve.label, **look)
         axis.fill_between(steps, scale * low, scale * high, color=colour, alpha=0.15, linewidth=0)
@@ -239,7 +239,7 @@ def _draw_panel(axis, panel: Panel, labels: Sequence[str]) -> None:
     axis.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _band(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def spread(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Steps up to where the first seed ends, the mean over the seeds that have a value there, the edges of the band."""
     end = min(seed_steps[-1] for seed_steps, _ in curve.seeds)
     steps = np.unique(np.concatenate([seed_steps for seed_steps, _ in curve.seeds]))

@@ -18,7 +18,7 @@ import yaml
 from test_tracking import records
 
 from eval.compare import compare, group_runs, label_configs, main, paired_interval
-from eval.plots import FIGURES, Curve, _band, describe, line_style, plot_run, run_panels, sort_keys
+from eval.plots import FIGURES, Curve, describe, line_style, plot_run, run_panels, sort_keys, spread
 from eval.runs import _wandb_records, load_run
 
 RECORDED = Path(__file__).parent / "data" / "compare"
@@ -329,11 +329,11 @@ def test_the_band_is_the_range_over_seeds_up_to_where_the_first_ends() -> None:
     """Three seeds; the second has no value at step 2 (an empty bin), the third ends at step 3."""
     seeds = [([1, 2, 3, 4], [1.0, 2.0, 3.0, 4.0]), ([1, 3, 4], [3.0, 5.0, 9.0]), ([1, 2, 3], [2.0, 4.0, 1.0])]
     curve = Curve("x", tuple((np.array(steps), np.array(values)) for steps, values in seeds), None)
-    steps, mean, low, high = _band(curve)
+    steps, mean, low, high = spread(curve)
     assert (steps.tolist(), mean.tolist()) == ([1, 2, 3], [2.0, 3.0, 3.0])
     assert (low.tolist(), high.tolist()) == ([1.0, 2.0, 1.0], [3.0, 4.0, 5.0])
     error = (np.array([1, 3]), np.array([0.5, 0.25]))
-    _, _, low, high = _band(Curve("x", (curve.seeds[1],), error))
+    _, _, low, high = spread(Curve("x", (curve.seeds[1],), error))
     assert (low.tolist(), high.tolist()) == ([2.5, 4.75, 9.0], [3.5, 5.25, 9.0])
 
 
