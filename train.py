@@ -40,6 +40,7 @@ from configs.schema import Config, Plan
 from data import next_problems
 from eval.evaluate import Row, evaluate, in_order, summarize
 from eval.plots import plot_run
+from eval.view import write_page
 from rewards import Grade, Ticket, shape_reward
 from trainer.batching import Tokens, collate, raise_not_finite
 from trainer.checks import check_engine
@@ -88,7 +89,8 @@ def main(argv: list[str]) -> int:
             pass
         save(run)
         if run.ranks.is_main and cfg.plots and not run.signals.number:  # who asked to stop may not wait for pictures
-            run.tracker.artifact(plot_run(run.folder), "plots")
+            write_page([run.folder], run.folder / "page.html")
+            run.tracker.artifact([run.folder / "page.html", *plot_run(run.folder)], "page")
         return run.exit_code()
 
 

@@ -5,7 +5,6 @@ into any trainer, with torch.
     from bandpo.objective import policy_loss       # the clipped loss, given that interval
     from bandpo.rules import load_rule             # any published rule, or one's own, behind one interface
 
-`band` the operator, `objective` the loss around it, `rule` what a rule is, `rules` the published ones, `radius` a radius
-answer among its group, `radius` a radius per token or per step, `logprobs` log-probs and entropy without logits of the
-whole batch, `plot` the pictures.
+`band` the operator, `objective` the loss around it, `rule` what a rule is, `rules` the published ones, `radius` one
+per token or per step, `logprobs` log-probs and entropy without logits of the whole batch, `plot` the pictures.
 """

@@ -35,7 +35,7 @@ class Config:
     wandb: Literal["auto", "online", "offline", "disabled"] = knob("auto", "auto: online with a key and a network")
     wandb_project: str = knob("bandpo", "project on wandb")
     samples_logged: int = knob(8, "sample answers a step, in runs/NAME/samples and on wandb", low=0)
-    plots: bool = knob(True, "draw every metric into runs/NAME/plots when the run ends")
+    plots: bool = knob(True, "make runs/NAME/page.html and plots/entropy.png when the run ends")
 
     model: str = knob("Qwen/Qwen2.5-3B-Instruct", "folder or hub id to start from", section="Model")
     precision: Literal["auto", "float32", "bfloat16"] = knob(

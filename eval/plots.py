@@ -1,6 +1,6 @@
 """Curves of one run or of several groups of runs, readable in print and by the colour-blind.
 
-    plot_run(Path("runs/band"))          # writes runs/band/plots/entropy.png, reward.png, clip.png, ...
+    plot_run(Path("runs/band"))          # writes runs/band/plots/entropy.png and .svg
 
 FIGURES is the one place that says which metric is drawn where and in which unit; a metric it does not name is drawn in
 a figure of its prefix, so a new metric needs no line here. matplotlib is imported when the first figure is drawn.
@@ -113,29 +113,20 @@ class Panel:
 
 
 def plot_run(run_dir: Path) -> list[Path]:
-    """Draw every metric of one run into run_dir/plots/FIGURE.png. Returns the files written; [] for an empty run."""
+    """Draw the entropy of one run, and below it what it reached, into run_dir/plots/entropy.png and .svg.
+
+    Everything else of a run is on its page (eval/view.py). Returns the files written; [] for a run without entropies.
+    """
     run = load_run(Path(run_dir))
-    folder = Path(run_dir) / "plots"
-    written = []
-    for figure, panels in run_panels(run).items():
-        written += draw(panels, folder / f"{figure}.png", f"{run.name}, to step {run.last_step}", (".png",))
-    return written
-
-
-def run_panels(run: Run) -> dict[str, list[Panel]]:
-    """Figures of one run: metrics that share an axis of FIGURES are lines of one panel."""
-    figures: dict[str, dict[tuple[str, str], list[Curve]]] = {}
+    panels: dict[str, Panel] = {}
     for key in sort_keys(run.keys):
-        series = run.series(key)
-        if key.endswith("_stderr") or not len(series[0]):
-            continue
-        figure, title, unit, line = describe(key)
-        curve = Curve(line, (series,), stderr_of(run, key))
-        figures.setdefault(figure, {}).setdefault((title, unit), []).append(curve)
-    return {
-        figure: [Panel(title.rstrip(":"), unit, tuple(curves)) for (title, unit), curves in axes.items()]
-        for figure, axes in figures.items()
-    }
+        if re.fullmatch(r"train/entropy|eval/.+/mean@\d+", key) and len(run.series(key)[0]):
+            _, title, unit, line = describe(key)
+            panels[key] = Panel(title.rstrip(":"), unit, (Curve(line, (run.series(key),), stderr_of(run, key)),))
+    if "train/entropy" not in panels:
+        return []
+    path = Path(run_dir) / "plots" / "entropy.png"
+    return draw(list(panels.values()), path, f"{run.name}, to step {run.last_step}", (".png", ".svg"))
 
 
 def describe(key: str) -> tuple[str, str, str, str]:
