@@ -18,7 +18,6 @@ Three log-probs, three names: `sampler_logprobs` (the engine's), `old_logprobs` 
 before the step's first update, or the engine's), `logprobs` (now).
 """
 
-import hashlib
 import math
 import sys
 import time
@@ -31,7 +30,7 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from bandpo.objective import ClipStatistics, kl_estimate
-from bandpo.radius import scheduled_delta, token_radius
+from bandpo.radius import token_radius
 from bandpo.rule import Objective, View
 from bandpo.rule import objective as clipped_objective
 from bandpo.rule import totals as add_up
@@ -42,15 +41,15 @@ from eval.evaluate import Row, evaluate, in_order, summarize
 from eval.plots import plot_run
 from eval.view import write_page
 from rewards import Grade, Ticket, shape_reward
-from trainer.batching import Tokens, collate, raise_not_finite
+from trainer.batching import Tokens, collate, forward, raise_not_finite
 from trainer.checks import check_engine
 from trainer.clock import Clock
-from trainer.policy import Policy
 from trainer.ranks import Number, Pair
 from trainer.resume import save
 from trainer.rollout import Completion
 from trainer.run import Run
 from trainer.samples import log_samples, reward_parts
+from trainer.schedules import delta_at, draw, learning_rate
 from trainer.start import start
 from trainer.state import Sample
 from trainer.stopping import Stopped, die_with_launcher, one_clear_line
@@ -121,7 +120,7 @@ def train_step(run: Run) -> dict[str, float]:
         tokens_seen=int(metrics["train/tokens_seen"]),
         skipped_in_a_row=updates.skipped_in_a_row,
     )
-    show_samples(run, samples, minibatches, updates)
+    log_samples(run, samples, [pair for row in updates.measured.values() for pair in row])
     times = run.clock.take() | {"time/step_s": time.perf_counter() - started_s}
     return metrics | {"train/epoch": run.epochs} | times
 
@@ -212,11 +211,6 @@ def reward_of(cfg: Config, completion: Completion, grade: Grade) -> float:
     )
 
 
-def draw(*key: object) -> int:
-    """A seed of 31 bits that is a pure function of `key`: nothing to restore when a run is resumed."""
-    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:4], "big") >> 1
-
-
 # ---- advantage ----
 
 
@@ -285,7 +279,7 @@ def old_policy_pass(run: Run, minibatches: list[list[Tokens]]) -> Anchors:
     """Anchors from a pass of the policy about to be updated; None where the minibatch's first update makes its own."""
     left = minibatches_left(run)
     passes = forward(run, run.policy, minibatches[left:], "old log-probs")
-    mean_entropy = mean_over_tokens(run, [entropy for row in passes for _, entropy in row])
+    mean_entropy = run.ranks.mean([entropy for row in passes for _, entropy in row])
     none: Anchors = [[None] * len(minibatch) for minibatch in minibatches[:left]]
     return none + [
         [anchor(run, tokens, *seen, mean_entropy) for tokens, seen in zip(minibatch, row, strict=True)]
@@ -313,24 +307,6 @@ def anchor(run: Run, tokens: Tokens, logprobs: Tensor, entropy: Tensor, mean_ent
     return Anchor(old_logprobs, logprobs, entropy, radius if "delta" in run.rule.defaults and not cfg.rule else {})
 
 
-def delta_at(cfg: Config, step: int) -> float:
-    """The Band's radius in the step after `step` completed ones."""
-    final = cfg.delta if cfg.delta_final is None else cfg.delta_final
-    return scheduled_delta(step, cfg.max_steps, delta=cfg.delta, delta_final=final, schedule=cfg.delta_schedule)
-
-
-def mean_over_tokens(run: Run, values: list[Tensor]) -> float:
-    """Mean over the tokens of all ranks; NaN without any."""
-    total, count = run.ranks.add({"": (sum(v.double().sum() for v in values), sum(map(len, values)))})[""]
-    return total / count if count else math.nan
-
-
-def forward(run: Run, policy: Policy, minibatches: list[list[Tokens]], phase: str) -> list[list[tuple[Tensor, Tensor]]]:
-    """(log-probs, entropy) of every micro-batch, behind a progress bar."""
-    with run.tracker.progress(sum(map(len, minibatches)), f"step {run.step + 1} {phase}", "micro-batches") as bar:
-        return [[(policy(tokens.batch), bar.update())[0] for tokens in minibatch] for minibatch in minibatches]
-
-
 # ---- optimize ----
 
 
@@ -345,7 +321,7 @@ class Updates:
     loss: float | Tensor = 0.0  # of this rank's share, summed over updates
     clip: ClipStatistics | None = None
     means: dict[str, tuple[float | Tensor, int]] = field(default_factory=dict)  # sum, count of token_loss's values
-    latest: dict[int, list[dict[str, Tensor]]] = field(default_factory=dict)  # minibatch -> tokens, last update
+    measured: dict[int, list[tuple[Tokens, dict[str, Tensor]]]] = field(default_factory=dict)  # minibatch -> its latest
 
 
 def optimize(run: Run, minibatches: list[list[Tokens]], anchors: Anchors) -> Updates:
@@ -354,7 +330,7 @@ def optimize(run: Run, minibatches: list[list[Tokens]], anchors: Anchors) -> Upd
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(cfg, run.step)
     for update, m in enumerate(list(range(len(minibatches))) * cfg.epochs_per_step):
-        minibatch, olds, latest = minibatches[m], updates.anchors[m], []
+        minibatch, olds, measured = minibatches[m], updates.anchors[m], []
         totals = rule_totals(run, minibatch, olds, update)
         for k, tokens in enumerate(minibatch):
             with run.policy.accumulating(last=k == len(minibatch) - 1):
@@ -371,10 +347,9 @@ def optimize(run: Run, minibatches: list[list[Tokens]], anchors: Anchors) -> Upd
                 updates.means[name] = (total + values.detach().double().sum(), count + len(values))
             statistics = objective.statistics(view)
             updates.clip = updates.clip.merge(statistics) if updates.clip else statistics
-            bounds = {"lower": objective.lower, "upper": objective.upper}  # None for a rule that gives weights
-            measured = {"logprobs": logprobs.detach(), "weight": objective.weights, **bounds}
-            latest.append({name: values for name, values in measured.items() if values is not None})
-        updates.latest[m] = latest
+            seen = {"old_logprobs": old.old_logprobs, "logprobs": view.logprobs.detach(), "entropy": old.entropy}
+            measured.append((tokens, seen | objective.bounds()))
+        updates.measured[m] = measured
         apply_update(run, updates, minibatch)
     return updates
 
@@ -433,16 +408,6 @@ def apply_update(run: Run, updates: Updates, minibatch: list[Tokens]) -> None:
         raise_not_finite(run, minibatch, updates.skipped_in_a_row)
 
 
-def learning_rate(cfg: Config, step: int) -> float:
-    """Of the step after `step` completed ones: a pure function of it."""
-    if step < cfg.lr_warmup_steps:
-        return cfg.lr * (step + 1) / cfg.lr_warmup_steps
-    done = (step - cfg.lr_warmup_steps) / max(1, cfg.max_steps - cfg.lr_warmup_steps)
-    return (
-        cfg.lr * {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[cfg.lr_schedule]
-    )
-
-
 # ---- metrics and evaluation ----
 
 
@@ -459,29 +424,19 @@ def step_metrics(
     entropy = torch.cat([old.entropy for _, old in flat]).double()
     positions = [tokens.batch.input_ids.numel() for tokens, _ in flat]
     masks = [tokens.batch.attention_mask for tokens, _ in flat]  # None: no padding
-    groups = [samples[i : i + cfg.samples_per_prompt] for i in range(0, len(samples), cfg.samples_per_prompt)]
-    tokens, answers, once = len(entropy), len(samples), 1 / run.plan.processes
+    tokens, once = len(entropy), 1 / run.plan.processes
     sums: dict[str, Pair] = {  # of this rank
         "train/entropy": (entropy.sum(), tokens),
         "train/loss": (updates.loss, cfg.updates_per_step * once),
         "train/tokens_seen": (tokens + run.state.tokens_seen * once, once),
-        "reward/mean": (sum(s.reward for s in samples), answers),
-        "reward/accuracy": (sum(s.grade.correct for s in samples), answers),
-        "reward/solved_all": (sum(all(s.grade.correct for s in group) for group in groups), len(groups)),
-        "reward/solved_none": (sum(not any(s.grade.correct for s in group) for group in groups), len(groups)),
-        "reward/no_signal": (sum(len({s.reward for s in group}) == 1 for group in groups), len(groups)),
-        **{
-            f"reward/{reason}": (sum(s.grade.reason == reason for s in samples), answers)
-            for reason in ("timeout", "crash", "guard", "no_answer", "contradiction")
-        },
+        **answer_metrics(cfg, samples),
         **reward_parts(run, samples),
         **(updates.clip.means() if updates.clip else {}),
         **updates.means,
         "mismatch/kl": ((gap.expm1() - gap).sum(), len(gap)),  # k3 of KL(sampler, trainer)
         "optim/grad_norm": (sum(updates.grad_norms) * once, len(updates.grad_norms) * once),
         "optim/skipped": (updates.skipped * once, once),
-        "response/length_mean": (tokens, answers),
-        "response/truncated": (sum(s.completion.finish_reason == "length" for s in samples), answers),
+        "response/length_mean": (tokens, len(samples)),
         "throughput/tokens_per_s": (tokens, sum(run.clock.times.values()) * once),
         "throughput/real_token_share": (
             sum(n if mask is None else mask.sum() for n, mask in zip(positions, masks, strict=True)),
@@ -498,47 +453,42 @@ def step_metrics(
     return metrics | run.ranks.largest(peaks) | used
 
 
-def show_samples(run: Run, samples: list[Sample], minibatches: list[list[Tokens]], updates: Updates) -> None:
-    """Some answers to the log, with what the step measured of their tokens; and how wide the intervals were."""
-    measured = []
-    for m, minibatch in enumerate(minibatches):
-        for tokens, old, latest in zip(minibatch, updates.anchors[m], updates.latest[m], strict=True):
-            before = {"old_logprobs": old.old_logprobs, "entropy": old.entropy} if old else {}
-            measured.append((tokens, before | latest))
-    log_samples(run, samples, measured)
-    widths = [v["upper"] - v["lower"] for rows in updates.latest.values() for v in rows if "upper" in v]
-    if widths:
-        run.tracker.histogram(run.step, "histogram/interval_width", torch.cat(widths).cpu())
+def answer_metrics(cfg: Config, samples: list[Sample]) -> dict[str, Pair]:
+    """(sum, count) of what the verifier says of the answers and their groups."""
+    groups = [samples[i : i + cfg.samples_per_prompt] for i in range(0, len(samples), cfg.samples_per_prompt)]
+    of_answers = {
+        "reward/mean": [s.reward for s in samples],
+        "reward/accuracy": [s.grade.correct for s in samples],
+        "response/truncated": [s.completion.finish_reason == "length" for s in samples],
+    }
+    for reason in ("timeout", "crash", "guard", "no_answer", "contradiction"):
+        of_answers[f"reward/{reason}"] = [s.grade.reason == reason for s in samples]
+    of_groups = {
+        "reward/solved_all": [all(s.grade.correct for s in group) for group in groups],
+        "reward/solved_none": [not any(s.grade.correct for s in group) for group in groups],
+        "reward/no_signal": [len({s.reward for s in group}) == 1 for group in groups],
+    }
+    return {name: (sum(values), len(values)) for name, values in {**of_answers, **of_groups}.items()}
 
 
 def evaluate_policy(run: Run) -> tuple[dict[str, float], float]:
     """mean@k, pass@k, maj@k on every evaluation set, at the sampling settings of training; and the mean over sets of
     mean@k, which ranks checkpoints. Raises Stopped."""
-    cfg, answers = run.cfg, sum(map(len, run.task.evals.values())) * run.cfg.eval_samples
+    cfg, sets, k = run.cfg, run.task.evals, run.cfg.eval_samples
+    mine = {"rank": run.plan.rank, "world": run.plan.processes}
     rows: list[Row] = []
-    with (
-        run.may_stop(),
-        run.tracker.progress(answers // run.plan.processes, f"step {run.step} evaluation", "answers") as bar,
-    ):
+    answers = sum(map(len, sets.values())) * k // run.plan.processes
+    with run.may_stop(), run.tracker.progress(answers, f"step {run.step} evaluation", "answers") as bar:
 
         def one_more(count: int) -> None:
             bar.update(count)
             run.check_stop()
 
         rows = evaluate(
-            run.engine,
-            run.eval_verifier,
-            run.task.evals,
-            run.sampling,
-            samples=cfg.eval_samples,
-            seed=cfg.seed,
-            rank=run.plan.rank,
-            world=run.plan.processes,
-            progress=one_more,
+            run.engine, run.eval_verifier, sets, run.sampling, samples=k, seed=cfg.seed, progress=one_more, **mine
         )
-    metrics = summarize(in_order(run.ranks.gather(rows), run.task.evals), cfg.eval_samples, (cfg.eval_samples,))
-    scores = [metrics[f"eval/{name}/mean@{cfg.eval_samples}"] for name in run.task.evals]
-    return metrics, sum(scores) / len(scores)
+    metrics = summarize(in_order(run.ranks.gather(rows), sets), k, (k,))
+    return metrics, sum(metrics[f"eval/{name}/mean@{k}"] for name in sets) / len(sets)
 
 
 if __name__ == "__main__":

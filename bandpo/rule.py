@@ -170,6 +170,11 @@ class Objective(NamedTuple):
     lower: Tensor | None
     upper: Tensor | None
 
+    def bounds(self) -> dict[str, Tensor]:
+        """The weight, and the interval of a rule that gives one, by name."""
+        named = {"weight": self.weights, "lower": self.lower, "upper": self.upper}
+        return {name: values for name, values in named.items() if values is not None}
+
     def statistics(self, view: View) -> ClipStatistics:
         """What the rule did to the tokens of `view`; nothing is read back from the device."""
         weights, bounds = self.weights, (self.lower, self.upper)

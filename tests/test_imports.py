@@ -32,6 +32,7 @@ TRAINER = {
     "checkpoint": set(),
     "checks": set(),
     "clock": set(),
+    "schedules": set(),
     "policy": set(),
     "ranks": set(),
     "rollout": set(),

@@ -20,7 +20,7 @@ from typing import NoReturn
 import torch
 
 from bandpo.objective import aggregation_weights
-from trainer.policy import MicroBatch
+from trainer.policy import MicroBatch, Policy
 from trainer.run import Run
 from trainer.state import Sample
 
@@ -121,6 +121,14 @@ def tokens_of(run: Run, rows: list[TokenRow], sequences_of_update: int, tokens_o
         weights=weights,
         sampler_logprobs=torch.tensor([x for row in rows for x in row.logprobs], dtype=torch.float32, device=device),
     )
+
+
+def forward(
+    run: Run, policy: Policy, minibatches: Sequence[Sequence[Tokens]], phase: str
+) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """(log-probs, entropy) of every micro-batch, behind a progress bar."""
+    with run.tracker.progress(sum(map(len, minibatches)), f"step {run.step + 1} {phase}", "micro-batches") as bar:
+        return [[(policy(tokens.batch), bar.update())[0] for tokens in minibatch] for minibatch in minibatches]
 
 
 def cut(lengths: Sequence[int], *, groups: Sequence[int], budget: int, padded: bool, parts: int) -> list[list[int]]:

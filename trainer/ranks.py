@@ -7,7 +7,8 @@
 All of it is collective: every rank calls it, with the same keys.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -33,6 +34,11 @@ class Ranks:
         stacked = torch.stack([torch.as_tensor(n, dtype=torch.float64, device=self.device) for n in numbers])
         added: Any = self.accelerator.reduce(stacked, "sum")
         return dict(zip(pairs, map(tuple, added.view(-1, 2).tolist()), strict=True))
+
+    def mean(self, values: Sequence[torch.Tensor]) -> float:
+        """Mean over all elements of all ranks, in float64; NaN where there are none."""
+        total, count = self.add({"": (sum(v.double().sum() for v in values), sum(map(len, values)))})[""]
+        return total / count if count else math.nan
 
     def add_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Each tensor added over all ranks, on the device."""

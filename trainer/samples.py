@@ -6,9 +6,10 @@ step: nothing is computed for the page.
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rewards import REASONS, GraderError
@@ -20,12 +21,17 @@ TAKEN = {"mean", "accuracy", "solved_all", "solved_none", "no_signal", *REASONS}
 DIGITS = 5  # significant ones of a token's numbers: a row of 4,096 tokens then has some 300 kB
 
 
-def log_samples(run: Run, samples: list[Sample], measured: Iterable[tuple[Tokens, Mapping[str, Tensor]]]) -> None:
-    """The first answer of `samples_logged` groups of the first rank, to the log; collective.
+def log_samples(run: Run, samples: list[Sample], measured: Sequence[tuple[Tokens, Mapping[str, Tensor]]]) -> None:
+    """The first answer of `samples_logged` groups of the first rank, and how wide all intervals were, to the log.
+
+    Collective.
 
     measured: of each micro-batch, (T,) values by name.
     """
     cfg = run.cfg
+    widths = [(values["upper"] - values["lower"]).cpu() for _, values in measured if "upper" in values]
+    if widths:
+        run.tracker.histogram(run.step, "histogram/interval_width", torch.cat(widths))
     if cfg.samples_logged == 0:
         return
     shown = range(0, len(samples), cfg.samples_per_prompt)[: cfg.samples_logged]  # numbers of the first rank's samples

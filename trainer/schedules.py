@@ -1,0 +1,28 @@
+"""Pure functions of the step: nothing to save, nothing to restore when a run is resumed."""
+
+import hashlib
+import math
+
+from bandpo.radius import scheduled_delta
+from configs.schema import Config
+
+
+def learning_rate(cfg: Config, step: int) -> float:
+    """Of the step after `step` completed ones: a pure function of it."""
+    if step < cfg.lr_warmup_steps:
+        return cfg.lr * (step + 1) / cfg.lr_warmup_steps
+    done = (step - cfg.lr_warmup_steps) / max(1, cfg.max_steps - cfg.lr_warmup_steps)
+    return (
+        cfg.lr * {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[cfg.lr_schedule]
+    )
+
+
+def delta_at(cfg: Config, step: int) -> float:
+    """The Band's radius in the step after `step` completed ones."""
+    final = cfg.delta if cfg.delta_final is None else cfg.delta_final
+    return scheduled_delta(step, cfg.max_steps, delta=cfg.delta, delta_final=final, schedule=cfg.delta_schedule)
+
+
+def draw(*key: object) -> int:
+    """A seed of 31 bits that is a pure function of `key`: nothing to restore when a run is resumed."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:4], "big") >> 1
