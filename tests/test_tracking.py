@@ -1,5 +1,6 @@
 """tracking.py: the JSON record, the console, and the real wandb client: offline, refused, mute, resumed, killed."""
 
+import contextlib
 import fcntl
 import gzip
 import json
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -281,8 +283,9 @@ def test_an_environment_that_cannot_be_read_is_set_aside(tmp_path, text):
 # ---- wandb, in a process of its own as in a run ----
 
 RUN = """
-import json, os, signal, sys
+import json, os, signal, socket, sys, time
 from pathlib import Path
+from trainer import tracking
 from trainer.checkpoint import RunLock
 from trainer.metrics_log import open_log
 from trainer.tracking import Tracker
@@ -300,14 +303,22 @@ for step in range(int(first), int(last)):
             pid, parent, name = line.split(maxsplit=2)
             if parent == str(os.getpid()) and name.startswith("wandb-core"):
                 os.kill(int(pid), signal.SIGKILL)
+if event == "drip":
+    host, port = os.environ["WANDB_BASE_URL"].removeprefix("http://").split(":")
+    asked = socket.create_connection((host, int(port)))
+    asked.sendall(b"POST /drip HTTP/1.1\\r\\n\\r\\n")
+    asked.recv(1)
+    tracking.FINISH_TIMEOUT_S = tracking.SERVICE_TIMEOUT_S = 1.0
 it.samples(int(last) - 1, [{"problem": "1+1", "correct": True}, {"problem": None, "correct": "no"}])
 Path(run_dir, "table.md").write_text("| a |")
 it.artifact([Path(run_dir, "table.md")], "comparison")
+began = time.monotonic()
 try:
     if event == "crash":
         raise KeyError("a bug")
 finally:
     it.finish()
+print("finished after", time.monotonic() - began)
 print("id", it.run_id)
 """
 
@@ -424,7 +435,7 @@ def test_a_server_that_accepts_and_says_nothing_is_offline(tmp_path):
     with create_server(("127.0.0.1", 0), backlog=16) as mute:
         url = f"http://127.0.0.1:{mute.getsockname()[1]}"
         done = run(tmp_path, "auto", WANDB_BASE_URL=url, WANDB_API_KEY=KEY)
-    assert "offline, 127.0.0.1 does not answer (timed out)" in done.stdout
+    assert "offline, 127.0.0.1 does not answer (timed out" in done.stdout
     assert len(history(offline_files(tmp_path)[0])) == 3
 
 
@@ -444,6 +455,7 @@ class Server(ThreadingHTTPServer):
         self.upserts: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
         self.requests = 0
+        self.drips = False
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -458,6 +470,13 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.server.requests += 1
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.server.drips |= self.path == "/drip"
+        if self.server.drips:  # a byte every 0.3 s: no byte is late, the answer is
+            with contextlib.suppress(OSError):
+                for byte in b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n" + b" " * 9000:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.3)
+            return
         if self.headers.get("content-encoding") == "gzip":
             body = gzip.decompress(body)
         answer: Any = {}
@@ -535,6 +554,19 @@ def test_a_server_that_refuses_the_key_is_offline(tmp_path):
     assert "wandb: offline, " in done.stdout and "401" in done.stdout and "wandb sync" in done.stdout
     assert "does not answer" not in done.stdout
     assert len(history(offline_files(tmp_path)[0])) == 3
+
+
+def test_a_server_whose_answers_drip_holds_up_neither_start_nor_end(tmp_path):
+    server, began = Server(resumed=None, refuses=False), time.monotonic()
+    server.drips = True
+    done = run(tmp_path / "start", "auto", WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    assert "wandb: offline, 127.0.0.1 does not answer (timed out" in done.stdout
+    assert time.monotonic() - began < 25  # was 155
+
+    server = Server(resumed=None, refuses=False)
+    done = run(tmp_path / "end", "auto", event="drip", WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    assert f"wandb: {server.url}" in done.stdout and "wandb: not all was uploaded within 1 s" in done.stdout
+    assert float(re.search("finished after (.*)", done.stdout)[1]) < 6  # twice more SERVICE_TIMEOUT_S, 1 s here
 
 
 def test_no_key_or_a_broken_one_is_offline_without_a_question(tmp_path):

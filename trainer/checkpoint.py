@@ -62,13 +62,15 @@ def begin(root: Path, step: int) -> Path:
 def writing() -> Iterator[None]:
     """Turns a failed write inside the block (disk full, quota, file size limit) into CheckpointError.
 
-    A full disk reaches Python as OSError from files, RuntimeError from torch.save, SafetensorError from safetensors.
+    A full disk reaches Python as OSError from files, SafetensorError from safetensors, and from torch.save as a
+    RuntimeError of its own ("unexpected pos 896 vs 790") that was raised while the file's OSError was on its way up.
     """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         words = ("No space", "quota exceeded", "File too large")  # of ENOSPC, EDQUOT, EFBIG, where no errno is kept
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        numbers = [getattr(each, "errno", None) for each in (error, error.__context__)]
+        full = any(number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) for number in numbers)
         full = full or any(word in str(error) for word in words)
         reason = "the disk is full or a quota is reached; free space or lower keep_last" if full else "writing failed"
         raise CheckpointError(f"checkpoint not saved: {reason} ({error})") from error

