@@ -22,6 +22,7 @@ from rewards import Verifier
 from trainer import checkpoint
 from trainer.resume import load_state
 from trainer.run import Run
+from trainer.stopping import is_launcher
 
 
 def argv(model: str, run: Path, **overrides: object) -> list[str]:
@@ -334,6 +335,32 @@ def test_a_stopped_launcher_takes_the_trainer_along_and_nothing_is_lost(toy_mode
     assert newest and not warnings  # a step whose evaluation was interrupted has its line when the run goes on
     unlogged = bool(load_state(newest, 0, 1).unlogged)
     assert checkpoint.step_of(newest) == metrics(trial.folder)[-1]["step"] + unlogged
+
+
+@pytest.mark.slow
+def test_an_orphan_of_the_first_seconds_trains_no_step(toy_model: str, tmp_path: Path):
+    """The launcher is killed while the trainer is still importing, before the trainer could ask to be told of it."""
+    trial = Trial(tmp_path / "run", "hf", launcher=(ACCELERATE, "launch", *ONE_PROCESS))
+    trial.launch()
+    trial.wait_until(lambda: trial.children(b"train.py") != [])
+    trial.send(signal.SIGKILL)
+    trial.code()
+    assert left_behind(str(trial.folder), patience_s=60) == []
+    assert "the launcher is gone: nothing is started without it" in trial.console()
+    assert trial.steps() == 0
+
+
+def test_a_launcher_is_known_by_torch_or_by_what_it_hands_down():
+    assert is_launcher(os.getpid())  # has torch loaded
+    for given, expected in (
+        ({}, False),
+        ({"TORCHELASTIC_RUN_ID": "1"}, True),
+    ):  # init; a script that starts the trainer
+        process = subprocess.Popen(["sleep", "60"], env=given)
+        assert is_launcher(process.pid) == expected
+        process.kill()
+        process.wait()
+        assert not is_launcher(process.pid)
 
 
 def test_a_schedule_keeps_its_length(toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
