@@ -111,7 +111,7 @@ def load_state(path: Path, rank: int, processes: int) -> State:
     file = path / f"state_rank_{rank if own else 0}.json"
     try:
         state = from_text(file.read_text(encoding="utf-8"))
-    except TypeError as error:
+    except (TypeError, KeyError) as error:
         raise ValueError(f"{file}: {error}; State had other fields when it was written") from None
     if state.step != checkpoint.step_of(path):
         raise ValueError(f"{file} is that of step {state.step}: {path.name} was put together from several checkpoints")

@@ -77,7 +77,7 @@ def start(cfg: Config, plan: Plan, task: Task, say: Callable[[str], None], clock
         if resumed:
             policy.load_optimizer(resumed / "optimizer.pt", optimizer)
         clock.done("policy")
-        verifier, eval_verifier = _verifiers(cfg)
+        verifier, eval_verifier = _verifiers(cfg, signals)
         with _told(folder, ranks):
             engine = _engine(cfg, plan, task, policy, ranks)
         run = Run(
@@ -209,12 +209,12 @@ def _optimizer(cfg: Config, policy: Policy) -> torch.optim.Optimizer:
     return torch.optim.AdamW(policy.parameters(), lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay, fused=True)
 
 
-def _verifiers(cfg: Config) -> tuple[Verifier, Verifier]:
-    """For rewards, and for evaluations."""
+def _verifiers(cfg: Config, signals: Signals) -> tuple[Verifier, Verifier]:
+    """For rewards, and for evaluations. Grading that is waited for is given up when a signal asks to stop."""
     workers = (cfg.verifier_workers, cfg.verifier_timeout_s, cfg.verifier_memory_gib)
     with one_clear_line(ValueError, code=2):  # a grader of the user's that loaded once and does not a second time
-        verifier = Verifier(*workers, cfg.reward)
-    return verifier, verifier if cfg.reward == "math" else Verifier(*workers, "math")
+        verifier = Verifier(*workers, cfg.reward, signals.check)
+    return verifier, verifier if cfg.reward == "math" else Verifier(*workers, "math", signals.check)
 
 
 def _engine(cfg: Config, plan: Plan, task: Task, policy: Policy, ranks: Ranks) -> Engine:

@@ -33,6 +33,11 @@ class Signals:
         self.number = 0
         self.parent = os.getppid()
 
+    def check(self) -> None:
+        """Raise Stopped when one has."""
+        if self.number:
+            raise Stopped
+
     @property
     def orphaned(self) -> bool:
         """Whether the SIGTERM came from the kernel, since the launcher died (die_with_launcher)."""
