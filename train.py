@@ -41,7 +41,7 @@ from eval.evaluate import Row, evaluate, in_order, summarize
 from eval.plots import plot_run
 from eval.view import write_page
 from rewards import Grade, Ticket, shape_reward
-from trainer.batching import Tokens, collate, forward, raise_not_finite
+from trainer.batching import Tokens, by_row, collate, forward, raise_not_finite
 from trainer.checks import check_engine
 from trainer.clock import Clock
 from trainer.ranks import Number, Pair
@@ -98,13 +98,14 @@ def train_step(run: Run) -> dict[str, float]:
     started_s = time.perf_counter()
     set_seed(draw(run.cfg.seed, run.step, run.plan.rank))  # whatever draws from a global generator: nothing to resume
     with run.phase("rollout"):  # answers are graded while others are still being sampled
-        samples, prompts_drawn = rollout(run)
+        batches, prompts_drawn = rollouts(run)
     with run.phase("advantage"):
-        samples = with_advantages(run.cfg, samples)
+        samples = with_advantages(run.cfg, batches[0])
     with run.phase("collate"):
         minibatches = collate(run, samples)
     with run.phase("old"), run.may_stop():
         run.engine.sleep()
+        queue = [with_old_logprobs(run, batch) for batch in batches[1:]]
         minibatches = reference_pass(run, minibatches)
         anchors = old_policy_pass(run, minibatches)
     with run.phase("optimize"):
@@ -119,6 +120,7 @@ def train_step(run: Run) -> dict[str, float]:
         prompts_drawn=prompts_drawn,
         tokens_seen=int(metrics["train/tokens_seen"]),
         skipped_in_a_row=updates.skipped_in_a_row,
+        queue=queue,
     )
     log_samples(run, samples, [pair for row in updates.measured.values() for pair in row])
     times = run.clock.take() | {"time/step_s": time.perf_counter() - started_s}
@@ -144,8 +146,21 @@ def finish_step(run: Run, metrics: dict[str, float]) -> None:
 # ---- rollout and reward ----
 
 
-def rollout(run: Run) -> tuple[list[Sample], int]:
-    """This rank's samples of the step, group after group, in the order of the plan, and how many prompts were drawn so
+def rollouts(run: Run) -> tuple[list[list[Sample]], int]:
+    """This step's samples, then those of the `lag` steps after it, and how many prompts were drawn. Raises Stopped.
+
+    The last were sampled now, by the policy as it is `lag` steps before they are trained on; the first step has to
+    sample them all.
+    """
+    batches, drawn = list(run.state.queue), run.state.prompts_drawn
+    while len(batches) <= run.cfg.lag:
+        samples, drawn = rollout(run, run.step + len(batches), drawn)
+        batches.append(samples)
+    return batches, drawn
+
+
+def rollout(run: Run, step: int, drawn: int) -> tuple[list[Sample], int]:
+    """This rank's samples for a step, group after group, in the order of the plan, and how many prompts were drawn so
     far. Raises Stopped.
 
     With dynamic sampling a group that is all right or all wrong, before any shaping of its rewards, gives its place to
@@ -153,12 +168,12 @@ def rollout(run: Run) -> tuple[list[Sample], int]:
     """
     cfg, order = run.cfg, {"n": len(run.task.train), "per_step": run.cfg.prompts_per_step, "seed": run.cfg.seed}
     slots = run.plan.slots(run.plan.rank)  # this rank's places in the batch of prompts
-    picks, drawn = next_problems(run.state.prompts_drawn, cfg.prompts_per_step, **order, taken=())
+    picks, drawn = next_problems(drawn, cfg.prompts_per_step, **order, taken=())
     asked, wanted = set(picks), dict(enumerate(picks))  # slot -> index of its problem, of all ranks
     groups: dict[int, list[Sample]] = {}
     for refill in range(cfg.max_refills + 1 if cfg.dynamic_sampling else 1):
         with run.may_stop():
-            groups |= sample_groups(run, {slot: wanted[slot] for slot in slots if slot in wanted}, refill)
+            groups |= sample_groups(run, {slot: wanted[slot] for slot in slots if slot in wanted}, (step, refill))
         if not cfg.dynamic_sampling or refill == cfg.max_refills:
             break
         without_signal = [slot for slot in slots if len({sample.grade.score for sample in groups[slot]}) == 1]
@@ -171,10 +186,10 @@ def rollout(run: Run) -> tuple[list[Sample], int]:
     return [sample for slot in slots for sample in groups[slot]], drawn
 
 
-def sample_groups(run: Run, wanted: dict[int, int], refill: int) -> dict[int, list[Sample]]:
-    """A graded group for every slot of `wanted` (slot -> index of its problem). Raises Stopped."""
+def sample_groups(run: Run, wanted: dict[int, int], when: tuple[int, int]) -> dict[int, list[Sample]]:
+    """A graded group for every slot of `wanted` (slot -> index of its problem). when: step, refill. Raises Stopped."""
     cfg, rows = run.cfg, [run.task.train[i] for i in wanted.values()]  # problem, prompt
-    seeds = [[draw(cfg.seed, run.step, refill, slot, j) for j in range(cfg.samples_per_prompt)] for slot in wanted]
+    seeds = [[draw(cfg.seed, *when, slot, j) for j in range(cfg.samples_per_prompt)] for slot in wanted]
     about = [{"problem": asdict(problem), "prompt": run.task.tokenizer.decode(prompt)} for problem, prompt in rows]
     tickets: dict[tuple[int, int], Ticket | Grade] = {}
 
@@ -190,7 +205,7 @@ def sample_groups(run: Run, wanted: dict[int, int], refill: int) -> dict[int, li
     order = [(i, j) for i in range(len(rows)) for j in range(cfg.samples_per_prompt)]
     grades = run.verifier.collect([tickets[key] for key in order])
     samples = [
-        Sample(*rows[i], completions[i][j], grade, reward_of(cfg, completions[i][j], grade))
+        Sample(*rows[i], completions[i][j], grade, reward_of(cfg, completions[i][j], grade), run.step)
         for (i, j), grade in zip(order, grades, strict=True)
     ]
     return {slot: samples[k * cfg.samples_per_prompt :][: cfg.samples_per_prompt] for k, slot in enumerate(wanted)}
@@ -275,10 +290,32 @@ def reference_pass(run: Run, minibatches: list[list[Tokens]]) -> list[list[Token
 
 
 @torch.no_grad()
+def with_old_logprobs(run: Run, samples: list[Sample]) -> list[Sample]:
+    """Samples that wait, with the trainer's log-probs and entropy of now, when they were sampled: their anchor then."""
+    if run.cfg.old_policy == "sampler" or samples[0].old_logprobs:
+        return samples
+    minibatches = collate(run, samples)
+    passes = forward(run, run.policy, minibatches, "log-probs for later steps")
+    everyone = range(len(samples) * run.plan.processes)  # samples are dealt out to ranks anew
+    found = [
+        item
+        for minibatch, row in zip(minibatches, passes, strict=True)
+        for tokens, (logprobs, entropy) in zip(minibatch, row, strict=True)
+        for item in by_row(tokens, {"old_logprobs": logprobs, "old_entropy": entropy}, wanted=everyone)
+    ]
+    values, first = dict(run.ranks.gather(found)), run.plan.rank * len(samples)
+    return [replace(sample, **values[first + i]) for i, sample in enumerate(samples)]
+
+
+@torch.no_grad()
 def old_policy_pass(run: Run, minibatches: list[list[Tokens]]) -> Anchors:
-    """Anchors from a pass of the policy about to be updated; None where the minibatch's first update makes its own."""
-    left = minibatches_left(run)
-    passes = forward(run, run.policy, minibatches[left:], "old log-probs")
+    """Anchors from a pass of the policy about to be updated; None where the minibatch's first update makes its own.
+
+    Samples that waited bring their own (with_old_logprobs).
+    """
+    kept = [[tokens.kept for tokens in minibatch if tokens.kept] for minibatch in minibatches]
+    left = 0 if kept[0] else minibatches_left(run)
+    passes = kept if kept[0] else forward(run, run.policy, minibatches[left:], "old log-probs")
     mean_entropy = run.ranks.mean([entropy for row in passes for _, entropy in row])
     none: Anchors = [[None] * len(minibatch) for minibatch in minibatches[:left]]
     return none + [
@@ -386,7 +423,7 @@ def rule_totals(run: Run, minibatch: list[Tokens], olds: list[Anchor | None], up
     if not run.rule.sums:
         return {}
     views = [
-        view_of(tokens, old, run.policy(tokens.batch)[0] if update else old.trainer_logprobs, update, {})
+        view_of(tokens, old, run.policy(tokens.batch)[0] if update or tokens.kept else old.trainer_logprobs, update, {})
         for tokens, old in zip(minibatch, olds, strict=True)
         if old  # all are: see minibatches_left
     ]
@@ -418,15 +455,17 @@ def step_metrics(
     cfg = run.cfg
     pairs = [pair for rows in zip(minibatches, updates.anchors, strict=True) for pair in zip(*rows, strict=True)]
     flat = [(tokens, old) for tokens, old in pairs if old]
-    # Log of trainer over sampler, both of the same policy: answers of this step, at passes before the first update.
+    # Log of trainer over sampler, both of the same policy: not after an update, nor of answers of an older one.
     same = flat[: len(minibatches[0])] if minibatches_left(run) > 1 else flat
-    gap = torch.cat([(old.trainer_logprobs - t.sampler_logprobs)[t.ages == 0] for t, old in same]).double()
+    gaps = [(old.trainer_logprobs - t.sampler_logprobs)[(t.ages == 0) | (t.kept is not None)] for t, old in same]
+    gap = torch.cat(gaps).double()
     entropy = torch.cat([old.entropy for _, old in flat]).double()
     positions = [tokens.batch.input_ids.numel() for tokens, _ in flat]
     masks = [tokens.batch.attention_mask for tokens, _ in flat]  # None: no padding
     tokens, once = len(entropy), 1 / run.plan.processes
     sums: dict[str, Pair] = {  # of this rank
         "train/entropy": (entropy.sum(), tokens),
+        "train/lag": (sum(t.ages.double().sum() for t, _ in flat), tokens),
         "train/loss": (updates.loss, cfg.updates_per_step * once),
         "train/tokens_seen": (tokens + run.state.tokens_seen * once, once),
         **answer_metrics(cfg, samples),
@@ -436,7 +475,6 @@ def step_metrics(
         "mismatch/kl": ((gap.expm1() - gap).sum(), len(gap)),  # k3 of KL(sampler, trainer)
         "optim/grad_norm": (sum(updates.grad_norms) * once, len(updates.grad_norms) * once),
         "optim/skipped": (updates.skipped * once, once),
-        "response/length_mean": (tokens, len(samples)),
         "throughput/tokens_per_s": (tokens, sum(run.clock.times.values()) * once),
         "throughput/real_token_share": (
             sum(n if mask is None else mask.sum() for n, mask in zip(positions, masks, strict=True)),
@@ -459,6 +497,7 @@ def answer_metrics(cfg: Config, samples: list[Sample]) -> dict[str, Pair]:
     of_answers = {
         "reward/mean": [s.reward for s in samples],
         "reward/accuracy": [s.grade.correct for s in samples],
+        "response/length_mean": [len(s.completion.token_ids) for s in samples],
         "response/truncated": [s.completion.finish_reason == "length" for s in samples],
     }
     for reason in ("timeout", "crash", "guard", "no_answer", "contradiction"):

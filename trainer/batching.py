@@ -12,9 +12,9 @@ parts. Masks come from lengths, never from token ids: the pad token may be the e
 
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NoReturn
 
 import torch
@@ -37,6 +37,7 @@ class Tokens:
     advantages: torch.Tensor
     weights: torch.Tensor  # of each token's loss in the loss of the update: the aggregation
     sampler_logprobs: torch.Tensor
+    kept: tuple[torch.Tensor, torch.Tensor] | None  # the trainer's log-probs and entropy when they were sampled (`lag`)
     ref_logprobs: torch.Tensor | None = None  # of the reference policy; None: no KL term
 
 
@@ -50,6 +51,7 @@ class TokenRow:
     advantage: float
     age: int
     number: int  # of the sample among those of all ranks
+    kept: tuple[array, array] | None = None  # the trainer's log-probs and entropy when it was sampled
 
 
 def collate(run: Run, samples: list[Sample]) -> list[list[Tokens]]:
@@ -61,9 +63,16 @@ def collate(run: Run, samples: list[Sample]) -> list[list[Tokens]]:
     cfg, size = run.cfg, len(samples) // run.plan.minibatches
     first = run.plan.rank * len(samples)
     rows = [
-        TokenRow(array("q", s.prompt), array("q", c.token_ids), array("d", c.logprobs), s.advantage, s.age, first + i)
+        TokenRow(
+            prompt=array("q", s.prompt),
+            response=array("q", s.completion.token_ids),
+            logprobs=array("d", s.completion.logprobs),
+            advantage=s.advantage,
+            age=run.step - s.step,
+            number=first + i,
+            kept=(array("d", s.old_logprobs), array("d", s.old_entropy)) if s.old_logprobs and s.old_entropy else None,
+        )
         for i, s in enumerate(samples)
-        for c in [s.completion]
     ]
     ranks = run.ranks.gather([rows])
     minibatches = [
@@ -111,6 +120,7 @@ def tokens_of(run: Run, rows: list[TokenRow], sequences_of_update: int, tokens_o
         tokens=tokens_of_update,
         max_response_tokens=cfg.max_response_tokens,
     )
+    kept = [row.kept for row in rows if row.kept]
     prompts, responses = [row.prompt.tolist() for row in rows], [row.response.tolist() for row in rows]
     return Tokens(
         batch=lay_out(prompts, responses, layout=run.layout, device=device),
@@ -119,8 +129,28 @@ def tokens_of(run: Run, rows: list[TokenRow], sequences_of_update: int, tokens_o
         ages=torch.tensor([row.age for row in rows], device=device).repeat_interleave(lengths),
         advantages=torch.tensor([row.advantage for row in rows], device=device).repeat_interleave(lengths),
         weights=weights,
-        sampler_logprobs=torch.tensor([x for row in rows for x in row.logprobs], dtype=torch.float32, device=device),
+        sampler_logprobs=flat([row.logprobs for row in rows], device),
+        kept=(flat([k[0] for k in kept], device), flat([k[1] for k in kept], device))
+        if len(kept) == len(rows)
+        else None,
     )
+
+
+def flat(parts: Sequence[array], device: torch.device) -> torch.Tensor:
+    """(T,) float32 of the numbers of sequences, one after another."""
+    return torch.tensor([x for part in parts for x in part], dtype=torch.float32, device=device)
+
+
+def by_row(
+    tokens: Tokens, values: Mapping[str, torch.Tensor], wanted: Container[int]
+) -> list[tuple[int, dict[str, list[float]]]]:
+    """(T,) values by name, cut into those of each sequence whose number is wanted: (number, name -> its tokens')."""
+    ends = list(accumulate(len(row.response) for row in tokens.rows))
+    return [
+        (row.number, {name: value[end - len(row.response) : end].tolist() for name, value in values.items()})
+        for row, end in zip(tokens.rows, ends, strict=True)
+        if row.number in wanted
+    ]
 
 
 def forward(

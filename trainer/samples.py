@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rewards import REASONS, GraderError
-from trainer.batching import Tokens
+from trainer.batching import Tokens, by_row
 from trainer.run import Run
 from trainer.state import Sample
 
@@ -35,7 +35,11 @@ def log_samples(run: Run, samples: list[Sample], measured: Sequence[tuple[Tokens
     if cfg.samples_logged == 0:
         return
     shown = range(0, len(samples), cfg.samples_per_prompt)[: cfg.samples_logged]  # numbers of the first rank's samples
-    found = [item for tokens, values in measured for item in _by_row(tokens, values, set(shown)).items()]
+    found = [
+        (number, {name: [_short(x) for x in numbers] for name, numbers in lists.items()})
+        for tokens, values in measured
+        for number, lists in by_row(tokens, values, wanted=shown)
+    ]
     of_tokens = dict(run.ranks.gather(found))
     rows = [_row(run, samples[number], of_tokens[number]) for number in shown if run.ranks.is_main]
     run.tracker.samples(run.step, rows)
@@ -54,19 +58,6 @@ def reward_parts(run: Run, samples: list[Sample]) -> dict[str, tuple[float, int]
         raise GraderError(f"{run.cfg.reward} returned {sorted(taken)}, which reward/ has already; choose other names")
     values = {name: [s.grade.parts[name] for s in samples if name in s.grade.parts] for name in names}
     return {f"reward/{name}": (sum(numbers), len(numbers)) for name, numbers in values.items()}
-
-
-def _by_row(tokens: Tokens, values: Mapping[str, Tensor], wanted: set[int]) -> dict[int, dict[str, list[Any]]]:
-    """Values of the sequences whose number is wanted, cut out of the micro-batch."""
-    found: dict[int, dict[str, list[Any]]] = {}
-    start = 0
-    for row in tokens.rows:
-        end = start + len(row.response)
-        if row.number in wanted:
-            lists = {name: value[start:end].tolist() for name, value in values.items()}
-            found[row.number] = {name: [_short(x) for x in numbers] for name, numbers in lists.items()}
-        start = end
-    return found
 
 
 def _short(number: float) -> float | None:
