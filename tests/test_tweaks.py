@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from launching import ROOT, metrics
+from launching import ROOT, metrics, without_clock
 
 import train
 from data.toy import toy_problems
@@ -136,7 +136,9 @@ def own_reward(run: Path, rows: Rows, base: Rows) -> None:
     exec(PAGE["Another reward"].files["my_rewards.py"], scope)
     seen = samples(run)
     assert {row["reward"] for row in seen} <= {-1.0, 0.0, 1.0} and len({row["reward"] for row in seen}) > 1
-    assert all(row["reward"] == 2 * scope["score"](row["answer"], row["gold"]) - 1 for row in seen)
+    for row in seen:
+        assert row["reward"] == 2 * scope["score"](row["answer"], row["gold"], row["truncated"])["score"] - 1
+    assert 0 < rows[0]["reward/found"] < 1  # logged beside the score
 
 
 def own_data(run: Path, rows: Rows, base: Rows) -> None:
@@ -154,6 +156,28 @@ def anchored_at_the_sampler(run: Path, rows: Rows, base: Rows) -> None:
     assert rows[0]["mismatch/kl"] != base[0]["mismatch/kl"]
 
 
+def sapo(run: Path, rows: Rows, base: Rows) -> None:
+    assert rows[0]["clip/up"] == 0 and "band/upper_mean" not in rows[0]  # a gate: no interval, nothing is cut off
+
+
+def asymmetric(run: Path, rows: Rows, base: Rows) -> None:
+    assert rows[0]["band/upper_mean"] > base[0]["band/upper_mean"]
+    assert rows[0]["band/lower_mean"] > base[0]["band/lower_mean"]
+
+
+def own_rule(run: Path, rows: Rows, base: Rows) -> None:
+    """Its interval is symmetric, and so is its mean."""
+    assert (
+        rows[0]["band/upper_mean"] - 1 == pytest.approx(1 - rows[0]["band/lower_mean"])
+        and rows[0]["band/upper_mean"] > 1
+    )
+
+
+def stale(run: Path, rows: Rows, base: Rows) -> None:
+    assert [row["train/lag"] for row in rows] == [0, 1] and [row["train/lag"] for row in base] == [0, 0]
+    assert rows[0]["reward/mean"] == base[0]["reward/mean"] and rows[1]["reward/mean"] != base[1]["reward/mean"]
+
+
 CONFIG_FACTS: dict[str, Callable[[Path, Rows, Rows], None]] = {
     "Tweaks": tweaked_delta,
     "Another advantage": rloo,
@@ -161,6 +185,10 @@ CONFIG_FACTS: dict[str, Callable[[Path, Rows, Rows], None]] = {
     "A radius schedule": schedule,
     "A radius by entropy": entropy_radius,
     "Another surrogate": other_loss,
+    "Another rule": sapo,
+    "An asymmetric Band": asymmetric,
+    "A rule of your own": own_rule,
+    "Stale answers": stale,
     "Another reward": own_reward,
     "Another data set": own_data,
     "Only groups with a signal": refilled,
@@ -178,8 +206,33 @@ CODE_FACTS: dict[str, tuple[str, object]] = {
         "band_bounds(torch.tensor([0.5]).log(), delta=0.05, divergence='le_cam')[1].tolist()",
         pytest.approx([1 + math.sqrt(0.2 / 2.05)], rel=1e-6),
     ),
+    "An entropy bonus": ("Config().entropy_coef", 0.0),
+    "A statistic of tokens": ("None", None),
+    "Replay": ("State().best", []),
     "A new prompt": ("TEMPLATES['exam'].user.format(problem='1+1=')", "1+1=\nEnd with your answer in \\boxed{}."),
 }
+
+
+def bonus(rows: dict[str, Rows]) -> None:
+    """The same answers, another gradient, and a policy that keeps more entropy."""
+    (first, second), (base, base_second) = rows["An entropy bonus"], rows["A statistic of tokens"]
+    assert first["reward/mean"] == base["reward/mean"]
+    assert first["optim/grad_norm"] != pytest.approx(base["optim/grad_norm"], rel=1e-4)
+    assert second["train/entropy"] > base_second["train/entropy"]
+
+
+def statistic(rows: dict[str, Rows]) -> None:
+    assert all(row["mine/log_ratio_squared"] > 0 for row in rows["A statistic of tokens"])
+
+
+def replay(rows: dict[str, Rows]) -> None:
+    """The second step trains on some answers of the first; a resume between them changes nothing."""
+    first, second = rows["Replay"]
+    assert first["train/lag"] == 0 < second["train/lag"] < 0.5
+    assert without_clock(rows["resumed"]) == without_clock(rows["Replay"])
+
+
+CODE_RUN_FACTS = (bonus, statistic, replay)
 
 
 def test_every_section_is_tried():
@@ -242,11 +295,15 @@ def test_tweaks_of_the_code(toy_model: str, tmp_path: Path):
     put_in_place(tmp_path, Tweak("code"))
     names = {f"code_{n}": tweak for n, tweak in enumerate(changed)}
     runs = [arguments(tmp_path, name, tweak.variants[0], toy_model) for name, tweak in names.items()]
+    cut = arguments(tmp_path, "resumed", "delta: 0.05\n", toy_model)
+    runs += [[*cut[: cut.index("--max_steps")], "--max_steps", "1", *cut[cut.index("--max_steps") + 2 :]], cut]
     facts = ", ".join(CODE_FACTS[tweak.title][0] for tweak in changed)
     script = (
         "import json, sys, torch, train\n"
         "from bandpo.band import band_bounds\n"
+        "from configs.schema import Config\n"
         "from data.prompts import TEMPLATES\n"
+        "from trainer.state import State\n"
         f"print('FACTS', json.dumps([{facts}]), flush=True)\n"
         "sys.exit(any([train.main(argv) for argv in json.loads(sys.argv[1])]))\n"
     )
@@ -257,5 +314,9 @@ def test_tweaks_of_the_code(toy_model: str, tmp_path: Path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     found = json.loads(done.stdout.partition("FACTS ")[2].splitlines()[0])
     assert found == [CODE_FACTS[tweak.title][1] for tweak in changed]
+    rows = {"resumed": metrics(tmp_path / "runs" / "resumed")}
     for name, tweak in names.items():
-        check_rows(tmp_path / "runs" / name, tweak.variants[0])
+        run = yaml.safe_load(tweak.variants[0]).get("run_name", name)
+        rows[tweak.title] = check_rows(tmp_path / "runs" / run, tweak.variants[0])
+    for fact in CODE_RUN_FACTS:
+        fact(rows)
