@@ -488,7 +488,10 @@ def step_metrics(
     }
     metrics = {name: total / count for name, (total, count) in run.ranks.add(sums).items() if count}
     used = {"train/delta": delta_at(cfg, run.step), "optim/lr": learning_rate(cfg, run.step)}
-    return metrics | run.ranks.largest(peaks) | used
+    largest = run.ranks.largest(peaks)
+    if "mismatch/kl" not in metrics:  # nothing to compare
+        del largest["mismatch/max"]
+    return metrics | largest | used
 
 
 def answer_metrics(cfg: Config, samples: list[Sample]) -> dict[str, Pair]:
