@@ -21,7 +21,6 @@ before the step's first update, or the engine's), `logprobs` (now).
 import math
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
@@ -33,7 +32,6 @@ from bandpo.objective import ClipStatistics, kl_estimate
 from bandpo.radius import token_radius
 from bandpo.rule import Objective, View
 from bandpo.rule import objective as clipped_objective
-from bandpo.rule import totals as add_up
 from configs import load_or_exit
 from configs.schema import Config, Plan
 from data import next_problems
@@ -41,14 +39,15 @@ from eval.evaluate import Row, evaluate, in_order, summarize
 from eval.plots import plot_run
 from eval.view import write_page
 from rewards import Grade, Ticket, shape_reward
-from trainer.batching import Tokens, by_row, collate, forward, raise_not_finite
+from trainer.batching import Tokens, collate, raise_not_finite
 from trainer.checks import check_engine
 from trainer.clock import Clock
+from trainer.passes import Anchor, Anchors, forward, reference_pass, rule_totals, view_of, with_old_logprobs
 from trainer.ranks import Number, Pair
 from trainer.resume import save
 from trainer.rollout import Completion
 from trainer.run import Run
-from trainer.samples import log_samples, reward_parts
+from trainer.samples import answer_metrics, log_samples, reward_parts
 from trainer.schedules import delta_at, draw, learning_rate
 from trainer.start import start
 from trainer.state import Sample
@@ -260,53 +259,6 @@ def group_advantages(rewards: Tensor, kind: str) -> Tensor:
 # ---- old policy ----
 
 
-@dataclass(frozen=True)
-class Anchor:
-    """What the policy is held to at the tokens of a micro-batch, (T,) each: made once in a step, before the first
-    update that uses the tokens."""
-
-    old_logprobs: Tensor  # under the old policy: the ratio is r = exp(logprobs - old_logprobs)
-    trainer_logprobs: Tensor  # of the pass that made it: old_logprobs, unless old_policy is the sampler
-    entropy: Tensor  # of that pass
-    radius: dict[str, float | Tensor]  # {"delta": the trust region's} for clip band and band_relaxed
-
-
-Anchors = list[list[Anchor | None]]  # as the micro-batches of minibatches; None: the first update's own pass makes it
-
-
-@torch.no_grad()
-def reference_pass(run: Run, minibatches: list[list[Tokens]]) -> list[list[Tokens]]:
-    """The micro-batches with the log-probs of the model started from; as they are when kl_coef is 0."""
-    if not run.reference:
-        return minibatches
-    run.reference.to(run.ranks.device)
-    passes = forward(run, run.reference, minibatches, "reference")
-    if run.cfg.reference_offload:
-        run.reference.to("cpu")
-    return [
-        [replace(tokens, ref_logprobs=logprobs) for tokens, (logprobs, _) in zip(minibatch, row, strict=True)]
-        for minibatch, row in zip(minibatches, passes, strict=True)
-    ]
-
-
-@torch.no_grad()
-def with_old_logprobs(run: Run, samples: list[Sample]) -> list[Sample]:
-    """Samples that wait, with the trainer's log-probs and entropy of now, when they were sampled: their anchor then."""
-    if run.cfg.old_policy == "sampler" or samples[0].old_logprobs:
-        return samples
-    minibatches = collate(run, samples)
-    passes = forward(run, run.policy, minibatches, "log-probs for later steps")
-    everyone = range(len(samples) * run.plan.processes)  # samples are dealt out to ranks anew
-    found = [
-        item
-        for minibatch, row in zip(minibatches, passes, strict=True)
-        for tokens, (logprobs, entropy) in zip(minibatch, row, strict=True)
-        for item in by_row(tokens, {"old_logprobs": logprobs, "old_entropy": entropy}, wanted=everyone)
-    ]
-    values, first = dict(run.ranks.gather(found)), run.plan.rank * len(samples)
-    return [replace(sample, **values[first + i]) for i, sample in enumerate(samples)]
-
-
 @torch.no_grad()
 def old_policy_pass(run: Run, minibatches: list[list[Tokens]]) -> Anchors:
     """Anchors from a pass of the policy about to be updated; None where the minibatch's first update makes its own.
@@ -411,25 +363,6 @@ def token_loss(
     return losses, objective, means
 
 
-def view_of(tokens: Tokens, old: Anchor, logprobs: Tensor, update: int, totals: Mapping[str, Tensor]) -> View:
-    """What a rule may see of a micro-batch in the step's update number `update`."""
-    numbers = torch.tensor([row.number for row in tokens.rows], device=logprobs.device)
-    return View(logprobs, old.old_logprobs, tokens.advantages, old.entropy, tokens.lengths, numbers, update, totals)
-
-
-@torch.no_grad()
-def rule_totals(run: Run, minibatch: list[Tokens], olds: list[Anchor | None], update: int) -> dict[str, Tensor]:
-    """The sums over an update that some rules need: from the policy just before it. {} for the others."""
-    if not run.rule.sums:
-        return {}
-    views = [
-        view_of(tokens, old, run.policy(tokens.batch)[0] if update or tokens.kept else old.trainer_logprobs, update, {})
-        for tokens, old in zip(minibatch, olds, strict=True)
-        if old  # all are: see minibatches_left
-    ]
-    return add_up(run.rule, views, run.ranks.add_tensors, surrogate=run.cfg.surrogate)
-
-
 def apply_update(run: Run, updates: Updates, minibatch: list[Tokens]) -> None:
     """One optimizer step; skipped when the gradient is not finite, on all ranks alike since they share its norm."""
     norm = run.policy.clip_gradients(run.cfg.grad_clip).item()
@@ -492,25 +425,6 @@ def step_metrics(
     if "mismatch/kl" not in metrics:  # nothing to compare
         del largest["mismatch/max"]
     return metrics | largest | used
-
-
-def answer_metrics(cfg: Config, samples: list[Sample]) -> dict[str, Pair]:
-    """(sum, count) of what the verifier says of the answers and their groups."""
-    groups = [samples[i : i + cfg.samples_per_prompt] for i in range(0, len(samples), cfg.samples_per_prompt)]
-    of_answers = {
-        "reward/mean": [s.reward for s in samples],
-        "reward/accuracy": [s.grade.correct for s in samples],
-        "response/length_mean": [len(s.completion.token_ids) for s in samples],
-        "response/truncated": [s.completion.finish_reason == "length" for s in samples],
-    }
-    for reason in ("timeout", "crash", "guard", "no_answer", "contradiction"):
-        of_answers[f"reward/{reason}"] = [s.grade.reason == reason for s in samples]
-    of_groups = {
-        "reward/solved_all": [all(s.grade.correct for s in group) for group in groups],
-        "reward/solved_none": [not any(s.grade.correct for s in group) for group in groups],
-        "reward/no_signal": [len({s.reward for s in group}) == 1 for group in groups],
-    }
-    return {name: (sum(values), len(values)) for name, values in {**of_answers, **of_groups}.items()}
 
 
 def evaluate_policy(run: Run) -> tuple[dict[str, float], float]:

@@ -12,15 +12,15 @@ parts. Masks come from lengths, never from token ids: the pad token may be the e
 
 import json
 from array import array
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import NoReturn
 
 import torch
 
 from bandpo.objective import aggregation_weights
-from trainer.policy import MicroBatch, Policy
+from trainer.policy import MicroBatch
 from trainer.run import Run
 from trainer.state import Sample
 
@@ -139,26 +139,6 @@ def tokens_of(run: Run, rows: list[TokenRow], sequences_of_update: int, tokens_o
 def flat(parts: Sequence[array], device: torch.device) -> torch.Tensor:
     """(T,) float32 of the numbers of sequences, one after another."""
     return torch.tensor([x for part in parts for x in part], dtype=torch.float32, device=device)
-
-
-def by_row(
-    tokens: Tokens, values: Mapping[str, torch.Tensor], wanted: Container[int]
-) -> list[tuple[int, dict[str, list[float]]]]:
-    """(T,) values by name, cut into those of each sequence whose number is wanted: (number, name -> its tokens')."""
-    ends = list(accumulate(len(row.response) for row in tokens.rows))
-    return [
-        (row.number, {name: value[end - len(row.response) : end].tolist() for name, value in values.items()})
-        for row, end in zip(tokens.rows, ends, strict=True)
-        if row.number in wanted
-    ]
-
-
-def forward(
-    run: Run, policy: Policy, minibatches: Sequence[Sequence[Tokens]], phase: str
-) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """(log-probs, entropy) of every micro-batch, behind a progress bar."""
-    with run.tracker.progress(sum(map(len, minibatches)), f"step {run.step + 1} {phase}", "micro-batches") as bar:
-        return [[(policy(tokens.batch), bar.update())[0] for tokens in minibatch] for minibatch in minibatches]
 
 
 def cut(lengths: Sequence[int], *, groups: Sequence[int], budget: int, padded: bool, parts: int) -> list[list[int]]:
