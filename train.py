@@ -6,10 +6,11 @@ BandPO (arXiv 2603.04918) replaces GRPO's fixed interval for the probability rat
 trust region on each token: wide for rare tokens, narrow for confident ones, with one radius delta. Read `main`, then
 the phases of `train_step` in the order in which it calls them. Where to change what:
 
-    another advantage         group_advantages         another loss or clip rule   token_loss, bandpo/objective.py
-    which samples are kept    rollout                  another reward              reward: my_file.py:my_function
-    another optimizer         trainer/start.py         what is logged              token_loss, step_metrics
-    a new knob                configs/schema.py        what a resume remembers     trainer/state.py
+    another advantage         group_advantages         another clip rule           rule: my_file.py:my_rule
+    another loss              token_loss               another reward              reward: my_file.py:my_reward
+    which samples are kept    rollout                  what is logged              token_loss, step_metrics
+    another optimizer         trainer/start.py         what a resume remembers     trainer/state.py
+    a new knob                configs/schema.py        examples of all             docs/tweaks.md
 
 Left out: critics, reward models, asynchronous rollouts, tensor parallelism of the trainer.
 
@@ -24,9 +25,7 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
-from accelerate.utils import set_seed
 from torch import Tensor
-from torch.distributed.elastic.multiprocessing.errors import record
 
 from bandpo.objective import ClipStatistics, kl_estimate
 from bandpo.radius import token_radius
@@ -95,7 +94,7 @@ def main(argv: list[str]) -> int:
 def train_step(run: Run) -> dict[str, float]:
     """One step of the algorithm, a line per phase; its metrics. Raises Stopped, before the first update."""
     started_s = time.perf_counter()
-    set_seed(draw(run.cfg.seed, run.step, run.plan.rank))  # whatever draws from a global generator: nothing to resume
+    run.seed(draw(run.cfg.seed, run.step, run.plan.rank))  # whatever draws from a global generator: nothing to resume
     with run.phase("rollout"):  # answers are graded while others are still being sampled
         batches, prompts_drawn = rollouts(run)
     with run.phase("advantage"):
@@ -448,4 +447,6 @@ def evaluate_policy(run: Run) -> tuple[dict[str, float], float]:
 
 
 if __name__ == "__main__":
+    from torch.distributed.elastic.multiprocessing.errors import record
+
     sys.exit(record(main)(sys.argv[1:]))  # so that a launcher's summary shows the first error of several processes
