@@ -47,7 +47,7 @@ from trainer.resume import save
 from trainer.rollout import Completion
 from trainer.run import Run
 from trainer.samples import answer_metrics, log_samples, reward_parts
-from trainer.schedules import delta_at, draw, learning_rate
+from trainer.schedules import delta_at, learning_rate, seed_of
 from trainer.start import start
 from trainer.state import Sample
 from trainer.stopping import Stopped, die_with_launcher, one_clear_line
@@ -94,7 +94,9 @@ def main(argv: list[str]) -> int:
 def train_step(run: Run) -> dict[str, float]:
     """One step of the algorithm, a line per phase; its metrics. Raises Stopped, before the first update."""
     started_s = time.perf_counter()
-    run.seed(draw(run.cfg.seed, run.step, run.plan.rank))  # whatever draws from a global generator: nothing to resume
+    run.seed(
+        seed_of(run.cfg.seed, run.step, run.plan.rank)
+    )  # whatever draws from a global generator: nothing to resume
     with run.phase("rollout"):  # answers are graded while others are still being sampled
         batches, prompts_drawn = rollouts(run)
     with run.phase("advantage"):
@@ -187,7 +189,7 @@ def rollout(run: Run, step: int, drawn: int) -> tuple[list[Sample], int]:
 def sample_groups(run: Run, wanted: dict[int, int], when: tuple[int, int]) -> dict[int, list[Sample]]:
     """A graded group for every slot of `wanted` (slot -> index of its problem). when: step, refill. Raises Stopped."""
     cfg, rows = run.cfg, [run.task.train[i] for i in wanted.values()]  # problem, prompt
-    seeds = [[draw(cfg.seed, *when, slot, j) for j in range(cfg.samples_per_prompt)] for slot in wanted]
+    seeds = [[seed_of(cfg.seed, *when, slot, j) for j in range(cfg.samples_per_prompt)] for slot in wanted]
     about = [{"problem": asdict(problem), "prompt": run.task.tokenizer.decode(prompt)} for problem, prompt in rows]
     tickets: dict[tuple[int, int], Ticket | Grade] = {}
 

@@ -2,7 +2,7 @@
 
     minibatches = collate(run, samples)                         # of Tokens: all that the loss needs
 
-    shares = share(lengths, groups, ranks=8)                    # its parts: which sequences each rank trains on,
+    shares = deal(lengths, groups, ranks=8)                    # its parts: which sequences each rank trains on,
     parts = cut(lengths, groups=groups, budget=16384, ...)      # which of them go through the model together,
     batch = lay_out(prompts, responses, layout="padded", ...)   # their input tensors
 
@@ -82,7 +82,7 @@ def collate(run: Run, samples: list[Sample]) -> list[list[Tokens]]:
     for minibatch in minibatches:
         lengths = [len(row.prompt) + len(row.response) for row in minibatch]
         groups = group_numbers(minibatch) if run.layout == "by_sequence" else list(range(len(minibatch)))
-        shares = share(lengths, groups, run.plan.processes)
+        shares = deal(lengths, groups, run.plan.processes)
 
         def cuts(chosen: list[int], parts: int, lengths: list[int] = lengths, groups: list[int] = groups):
             found = cut(
@@ -170,7 +170,7 @@ def cut(lengths: Sequence[int], *, groups: Sequence[int], budget: int, padded: b
     return cuts
 
 
-def share(lengths: Sequence[int], groups: Sequence[int], ranks: int) -> list[list[int]]:
+def deal(lengths: Sequence[int], groups: Sequence[int], ranks: int) -> list[list[int]]:
     """Indices of `lengths` for each rank: as many sequences for each, and about as many tokens.
 
     Whole groups (of `groups`, a number for each sequence) where they are equally large and can be dealt out evenly,
