@@ -94,9 +94,7 @@ def main(argv: list[str]) -> int:
 def train_step(run: Run) -> dict[str, float]:
     """One step of the algorithm, a line per phase; its metrics. Raises Stopped, before the first update."""
     started_s = time.perf_counter()
-    run.seed(
-        seed_of(run.cfg.seed, run.step, run.plan.rank)
-    )  # whatever draws from a global generator: nothing to resume
+    run.seed(seed_of(run.cfg.seed, run.step, run.plan.rank))  # of all global generators: nothing to resume
     with run.phase("rollout"):  # answers are graded while others are still being sampled
         batches, prompts_drawn = rollouts(run)
     with run.phase("advantage"):

@@ -15,7 +15,9 @@ from tiny import VOCABULARY, ragged, tiny_model
 
 from bandpo.objective import aggregation_weights
 from trainer.batching import TokenRow, cut, deal, group_numbers, lay_out
-from trainer.policy import LogprobModel, PolicyOptions
+from trainer.policy import LogprobModel, PolicyOptions, register_attention
+
+register_attention()
 
 CPU = torch.device("cpu")
 # Three samples of every prompt, one after another.

@@ -105,6 +105,13 @@ def attention_by_sequence(
     return nn.functional.embedding(places, out.flatten(0, 1).flatten(1)).unflatten(-1, out.shape[2:])[None], None
 
 
+def register_attention() -> None:
+    """Makes `sdpa_by_sequence` an attn_implementation of transformers."""
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register("sdpa_by_sequence", attention_by_sequence)
+
+
 class LogprobModel(nn.Module):
     """A causal LM whose output is the log-prob and entropy of given tokens, never a tensor of logits.
 
@@ -159,9 +166,7 @@ class Policy:
         Weights become float32 group by group on the device: the host's memory holds the files, once for all ranks.
         Raises ValueError when weights are missing, RuntimeError when the sharding asked for is not the one obtained.
         """
-        from transformers.modeling_utils import AttentionInterface
-
-        AttentionInterface.register("sdpa_by_sequence", attention_by_sequence)
+        register_attention()
         causal_lm = _read(path, options)
         causal_lm.eval().requires_grad_(trainable)
         _drop_nothing(causal_lm)
