@@ -6,10 +6,11 @@ BandPO (arXiv 2603.04918) replaces GRPO's fixed interval for the probability rat
 trust region on each token: wide for rare tokens, narrow for confident ones, with one radius delta. Read `main`, then
 the phases of `train_step` in the order in which it calls them. Where to change what:
 
-    another advantage         group_advantages         another loss or clip rule   token_loss, bandpo/objective.py
-    which samples are kept    rollout                  another reward              reward: my_file.py:my_function
-    another optimizer         trainer/start.py         what is logged              token_loss, step_metrics
-    a new knob                configs/schema.py        what a resume remembers     trainer/state.py
+    another advantage         group_advantages         another clip rule           rule: my_file.py:my_rule
+    another loss              token_loss               another reward              reward: my_file.py:my_reward
+    which samples are kept    rollout                  what is logged              token_loss, step_metrics
+    another optimizer         trainer/start.py         what a resume remembers     trainer/state.py
+    a new knob                configs/schema.py        examples of all             docs/tweaks.md
 
 Left out: critics, reward models, asynchronous rollouts, tensor parallelism of the trainer.
 
@@ -21,19 +22,15 @@ before the step's first update, or the engine's), `logprobs` (now).
 import math
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
-from accelerate.utils import set_seed
 from torch import Tensor
-from torch.distributed.elastic.multiprocessing.errors import record
 
 from bandpo.objective import ClipStatistics, kl_estimate
 from bandpo.radius import token_radius
 from bandpo.rule import Objective, View
 from bandpo.rule import objective as clipped_objective
-from bandpo.rule import totals as add_up
 from configs import load_or_exit
 from configs.schema import Config, Plan
 from data import next_problems
@@ -41,15 +38,16 @@ from eval.evaluate import Row, evaluate, in_order, summarize
 from eval.plots import plot_run
 from eval.view import write_page
 from rewards import Grade, Ticket, shape_reward
-from trainer.batching import Tokens, collate, forward, raise_not_finite
+from trainer.batching import Tokens, collate, raise_not_finite
 from trainer.checks import check_engine
 from trainer.clock import Clock
+from trainer.passes import Anchor, Anchors, forward, reference_pass, rule_totals, view_of, with_old_logprobs
 from trainer.ranks import Number, Pair
 from trainer.resume import save
 from trainer.rollout import Completion
 from trainer.run import Run
-from trainer.samples import log_samples, reward_parts
-from trainer.schedules import delta_at, draw, learning_rate
+from trainer.samples import answer_metrics, log_samples, reward_parts
+from trainer.schedules import delta_at, learning_rate, seed_of
 from trainer.start import start
 from trainer.state import Sample
 from trainer.stopping import Stopped, die_with_launcher, one_clear_line
@@ -96,15 +94,16 @@ def main(argv: list[str]) -> int:
 def train_step(run: Run) -> dict[str, float]:
     """One step of the algorithm, a line per phase; its metrics. Raises Stopped, before the first update."""
     started_s = time.perf_counter()
-    set_seed(draw(run.cfg.seed, run.step, run.plan.rank))  # whatever draws from a global generator: nothing to resume
+    run.seed(seed_of(run.cfg.seed, run.step, run.plan.rank))  # of all global generators: nothing to resume
     with run.phase("rollout"):  # answers are graded while others are still being sampled
-        samples, prompts_drawn = rollout(run)
+        batches, prompts_drawn = rollouts(run)
     with run.phase("advantage"):
-        samples = with_advantages(run.cfg, samples)
+        samples = with_advantages(run.cfg, batches[0])
     with run.phase("collate"):
         minibatches = collate(run, samples)
     with run.phase("old"), run.may_stop():
         run.engine.sleep()
+        queue = [with_old_logprobs(run, batch) for batch in batches[1:]]
         minibatches = reference_pass(run, minibatches)
         anchors = old_policy_pass(run, minibatches)
     with run.phase("optimize"):
@@ -119,6 +118,7 @@ def train_step(run: Run) -> dict[str, float]:
         prompts_drawn=prompts_drawn,
         tokens_seen=int(metrics["train/tokens_seen"]),
         skipped_in_a_row=updates.skipped_in_a_row,
+        queue=queue,
     )
     log_samples(run, samples, [pair for row in updates.measured.values() for pair in row])
     times = run.clock.take() | {"time/step_s": time.perf_counter() - started_s}
@@ -144,8 +144,21 @@ def finish_step(run: Run, metrics: dict[str, float]) -> None:
 # ---- rollout and reward ----
 
 
-def rollout(run: Run) -> tuple[list[Sample], int]:
-    """This rank's samples of the step, group after group, in the order of the plan, and how many prompts were drawn so
+def rollouts(run: Run) -> tuple[list[list[Sample]], int]:
+    """This step's samples, then those of the `lag` steps after it, and how many prompts were drawn. Raises Stopped.
+
+    The last were sampled now, by the policy as it is `lag` steps before they are trained on; the first step has to
+    sample them all.
+    """
+    batches, drawn = list(run.state.queue), run.state.prompts_drawn
+    while len(batches) <= run.cfg.lag:
+        samples, drawn = rollout(run, run.step + len(batches), drawn)
+        batches.append(samples)
+    return batches, drawn
+
+
+def rollout(run: Run, step: int, drawn: int) -> tuple[list[Sample], int]:
+    """This rank's samples for a step, group after group, in the order of the plan, and how many prompts were drawn so
     far. Raises Stopped.
 
     With dynamic sampling a group that is all right or all wrong, before any shaping of its rewards, gives its place to
@@ -153,12 +166,12 @@ def rollout(run: Run) -> tuple[list[Sample], int]:
     """
     cfg, order = run.cfg, {"n": len(run.task.train), "per_step": run.cfg.prompts_per_step, "seed": run.cfg.seed}
     slots = run.plan.slots(run.plan.rank)  # this rank's places in the batch of prompts
-    picks, drawn = next_problems(run.state.prompts_drawn, cfg.prompts_per_step, **order, taken=())
+    picks, drawn = next_problems(drawn, cfg.prompts_per_step, **order, taken=())
     asked, wanted = set(picks), dict(enumerate(picks))  # slot -> index of its problem, of all ranks
     groups: dict[int, list[Sample]] = {}
     for refill in range(cfg.max_refills + 1 if cfg.dynamic_sampling else 1):
         with run.may_stop():
-            groups |= sample_groups(run, {slot: wanted[slot] for slot in slots if slot in wanted}, refill)
+            groups |= sample_groups(run, {slot: wanted[slot] for slot in slots if slot in wanted}, (step, refill))
         if not cfg.dynamic_sampling or refill == cfg.max_refills:
             break
         without_signal = [slot for slot in slots if len({sample.grade.score for sample in groups[slot]}) == 1]
@@ -171,10 +184,10 @@ def rollout(run: Run) -> tuple[list[Sample], int]:
     return [sample for slot in slots for sample in groups[slot]], drawn
 
 
-def sample_groups(run: Run, wanted: dict[int, int], refill: int) -> dict[int, list[Sample]]:
-    """A graded group for every slot of `wanted` (slot -> index of its problem). Raises Stopped."""
+def sample_groups(run: Run, wanted: dict[int, int], when: tuple[int, int]) -> dict[int, list[Sample]]:
+    """A graded group for every slot of `wanted` (slot -> index of its problem). when: step, refill. Raises Stopped."""
     cfg, rows = run.cfg, [run.task.train[i] for i in wanted.values()]  # problem, prompt
-    seeds = [[draw(cfg.seed, run.step, refill, slot, j) for j in range(cfg.samples_per_prompt)] for slot in wanted]
+    seeds = [[seed_of(cfg.seed, *when, slot, j) for j in range(cfg.samples_per_prompt)] for slot in wanted]
     about = [{"problem": asdict(problem), "prompt": run.task.tokenizer.decode(prompt)} for problem, prompt in rows]
     tickets: dict[tuple[int, int], Ticket | Grade] = {}
 
@@ -190,7 +203,7 @@ def sample_groups(run: Run, wanted: dict[int, int], refill: int) -> dict[int, li
     order = [(i, j) for i in range(len(rows)) for j in range(cfg.samples_per_prompt)]
     grades = run.verifier.collect([tickets[key] for key in order])
     samples = [
-        Sample(*rows[i], completions[i][j], grade, reward_of(cfg, completions[i][j], grade))
+        Sample(*rows[i], completions[i][j], grade, reward_of(cfg, completions[i][j], grade), run.step)
         for (i, j), grade in zip(order, grades, strict=True)
     ]
     return {slot: samples[k * cfg.samples_per_prompt :][: cfg.samples_per_prompt] for k, slot in enumerate(wanted)}
@@ -245,40 +258,15 @@ def group_advantages(rewards: Tensor, kind: str) -> Tensor:
 # ---- old policy ----
 
 
-@dataclass(frozen=True)
-class Anchor:
-    """What the policy is held to at the tokens of a micro-batch, (T,) each: made once in a step, before the first
-    update that uses the tokens."""
-
-    old_logprobs: Tensor  # under the old policy: the ratio is r = exp(logprobs - old_logprobs)
-    trainer_logprobs: Tensor  # of the pass that made it: old_logprobs, unless old_policy is the sampler
-    entropy: Tensor  # of that pass
-    radius: dict[str, float | Tensor]  # {"delta": the trust region's} for clip band and band_relaxed
-
-
-Anchors = list[list[Anchor | None]]  # as the micro-batches of minibatches; None: the first update's own pass makes it
-
-
-@torch.no_grad()
-def reference_pass(run: Run, minibatches: list[list[Tokens]]) -> list[list[Tokens]]:
-    """The micro-batches with the log-probs of the model started from; as they are when kl_coef is 0."""
-    if not run.reference:
-        return minibatches
-    run.reference.to(run.ranks.device)
-    passes = forward(run, run.reference, minibatches, "reference")
-    if run.cfg.reference_offload:
-        run.reference.to("cpu")
-    return [
-        [replace(tokens, ref_logprobs=logprobs) for tokens, (logprobs, _) in zip(minibatch, row, strict=True)]
-        for minibatch, row in zip(minibatches, passes, strict=True)
-    ]
-
-
 @torch.no_grad()
 def old_policy_pass(run: Run, minibatches: list[list[Tokens]]) -> Anchors:
-    """Anchors from a pass of the policy about to be updated; None where the minibatch's first update makes its own."""
-    left = minibatches_left(run)
-    passes = forward(run, run.policy, minibatches[left:], "old log-probs")
+    """Anchors from a pass of the policy about to be updated; None where the minibatch's first update makes its own.
+
+    Samples that waited bring their own (with_old_logprobs).
+    """
+    kept = [[tokens.kept for tokens in minibatch if tokens.kept] for minibatch in minibatches]
+    left = 0 if kept[0] else minibatches_left(run)
+    passes = kept if kept[0] else forward(run, run.policy, minibatches[left:], "old log-probs")
     mean_entropy = run.ranks.mean([entropy for row in passes for _, entropy in row])
     none: Anchors = [[None] * len(minibatch) for minibatch in minibatches[:left]]
     return none + [
@@ -374,25 +362,6 @@ def token_loss(
     return losses, objective, means
 
 
-def view_of(tokens: Tokens, old: Anchor, logprobs: Tensor, update: int, totals: Mapping[str, Tensor]) -> View:
-    """What a rule may see of a micro-batch in the step's update number `update`."""
-    numbers = torch.tensor([row.number for row in tokens.rows], device=logprobs.device)
-    return View(logprobs, old.old_logprobs, tokens.advantages, old.entropy, tokens.lengths, numbers, update, totals)
-
-
-@torch.no_grad()
-def rule_totals(run: Run, minibatch: list[Tokens], olds: list[Anchor | None], update: int) -> dict[str, Tensor]:
-    """The sums over an update that some rules need: from the policy just before it. {} for the others."""
-    if not run.rule.sums:
-        return {}
-    views = [
-        view_of(tokens, old, run.policy(tokens.batch)[0] if update else old.trainer_logprobs, update, {})
-        for tokens, old in zip(minibatch, olds, strict=True)
-        if old  # all are: see minibatches_left
-    ]
-    return add_up(run.rule, views, run.ranks.add_tensors, surrogate=run.cfg.surrogate)
-
-
 def apply_update(run: Run, updates: Updates, minibatch: list[Tokens]) -> None:
     """One optimizer step; skipped when the gradient is not finite, on all ranks alike since they share its norm."""
     norm = run.policy.clip_gradients(run.cfg.grad_clip).item()
@@ -418,15 +387,17 @@ def step_metrics(
     cfg = run.cfg
     pairs = [pair for rows in zip(minibatches, updates.anchors, strict=True) for pair in zip(*rows, strict=True)]
     flat = [(tokens, old) for tokens, old in pairs if old]
-    # Log of trainer over sampler, both of the same policy: answers of this step, at passes before the first update.
+    # Log of trainer over sampler, both of the same policy: not after an update, nor of answers of an older one.
     same = flat[: len(minibatches[0])] if minibatches_left(run) > 1 else flat
-    gap = torch.cat([(old.trainer_logprobs - t.sampler_logprobs)[t.ages == 0] for t, old in same]).double()
+    gaps = [(old.trainer_logprobs - t.sampler_logprobs)[(t.ages == 0) | (t.kept is not None)] for t, old in same]
+    gap = torch.cat(gaps).double()
     entropy = torch.cat([old.entropy for _, old in flat]).double()
     positions = [tokens.batch.input_ids.numel() for tokens, _ in flat]
     masks = [tokens.batch.attention_mask for tokens, _ in flat]  # None: no padding
     tokens, once = len(entropy), 1 / run.plan.processes
     sums: dict[str, Pair] = {  # of this rank
         "train/entropy": (entropy.sum(), tokens),
+        "train/lag": (sum(t.ages.double().sum() for t, _ in flat), tokens),
         "train/loss": (updates.loss, cfg.updates_per_step * once),
         "train/tokens_seen": (tokens + run.state.tokens_seen * once, once),
         **answer_metrics(cfg, samples),
@@ -436,7 +407,6 @@ def step_metrics(
         "mismatch/kl": ((gap.expm1() - gap).sum(), len(gap)),  # k3 of KL(sampler, trainer)
         "optim/grad_norm": (sum(updates.grad_norms) * once, len(updates.grad_norms) * once),
         "optim/skipped": (updates.skipped * once, once),
-        "response/length_mean": (tokens, len(samples)),
         "throughput/tokens_per_s": (tokens, sum(run.clock.times.values()) * once),
         "throughput/real_token_share": (
             sum(n if mask is None else mask.sum() for n, mask in zip(positions, masks, strict=True)),
@@ -450,25 +420,10 @@ def step_metrics(
     }
     metrics = {name: total / count for name, (total, count) in run.ranks.add(sums).items() if count}
     used = {"train/delta": delta_at(cfg, run.step), "optim/lr": learning_rate(cfg, run.step)}
-    return metrics | run.ranks.largest(peaks) | used
-
-
-def answer_metrics(cfg: Config, samples: list[Sample]) -> dict[str, Pair]:
-    """(sum, count) of what the verifier says of the answers and their groups."""
-    groups = [samples[i : i + cfg.samples_per_prompt] for i in range(0, len(samples), cfg.samples_per_prompt)]
-    of_answers = {
-        "reward/mean": [s.reward for s in samples],
-        "reward/accuracy": [s.grade.correct for s in samples],
-        "response/truncated": [s.completion.finish_reason == "length" for s in samples],
-    }
-    for reason in ("timeout", "crash", "guard", "no_answer", "contradiction"):
-        of_answers[f"reward/{reason}"] = [s.grade.reason == reason for s in samples]
-    of_groups = {
-        "reward/solved_all": [all(s.grade.correct for s in group) for group in groups],
-        "reward/solved_none": [not any(s.grade.correct for s in group) for group in groups],
-        "reward/no_signal": [len({s.reward for s in group}) == 1 for group in groups],
-    }
-    return {name: (sum(values), len(values)) for name, values in {**of_answers, **of_groups}.items()}
+    largest = run.ranks.largest(peaks)
+    if "mismatch/kl" not in metrics:  # nothing to compare
+        del largest["mismatch/max"]
+    return metrics | largest | used
 
 
 def evaluate_policy(run: Run) -> tuple[dict[str, float], float]:
@@ -492,4 +447,6 @@ def evaluate_policy(run: Run) -> tuple[dict[str, float], float]:
 
 
 if __name__ == "__main__":
+    from torch.distributed.elastic.multiprocessing.errors import record
+
     sys.exit(record(main)(sys.argv[1:]))  # so that a launcher's summary shows the first error of several processes

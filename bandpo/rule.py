@@ -192,7 +192,7 @@ def objective(rule: Rule, view: View, *, surrogate: str, dual_clip: float | None
 
     Raises ValueError for cispo with a rule of weights, and as `policy_loss` and the rule do.
     """
-    view = _judged(view, surrogate)
+    view = _by_sequence(view, surrogate)
     result, ratio, advantages = rule(view, **now), view.ratio, view.advantages
     above = torch.zeros_like(ratio, dtype=torch.bool) if dual_clip is None else (advantages < 0) & (ratio > dual_clip)
     if isinstance(result, tuple) and not isinstance(result, WithPenalty):
@@ -234,7 +234,7 @@ def totals(
     reduce: adds named tensors over ranks; called once for each of `rule.sums`. surrogate: as for `objective`.
     """
     found: dict[str, Tensor] = {}
-    views = [_judged(view, surrogate) for view in views]
+    views = [_by_sequence(view, surrogate) for view in views]
     for sums in rule.sums:
         given = {name: rule.arguments[name] for name in _keywords(sums)}
         parts = [sums(replace(view, totals=found), **given) for view in views]
@@ -242,7 +242,7 @@ def totals(
     return found
 
 
-def _judged(view: View, surrogate: str) -> View:
+def _by_sequence(view: View, surrogate: str) -> View:
     """The view that the rule judges: with the ratios of whole sequences for gspo."""
     if surrogate != "gspo":
         return view

@@ -75,6 +75,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     from configs.schema import Config, Plan
     from eval.compare import paired_interval
     from trainer import start as lifecycle
+    from trainer.checks import find_rule
     from trainer.clock import Clock
     from trainer.task import load_task
 
@@ -137,6 +138,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
             torch.Tensor.backward = timed(torch.Tensor.backward, spent, "backward")
             for number in range((options.steps + 1) * (2 if options.versus else 1)):
                 run.cfg = second if number % 2 and options.versus else cfg
+                run.rule = find_rule(run.cfg)
                 spent.update(dict.fromkeys(spent, 0.0))
                 computed.clear()
                 cpu = time.process_time()

@@ -76,6 +76,7 @@ class Config:
     top_k: int = knob(0, "sample among the k likeliest tokens; 0: off", source=PAPER, low=0)
     dynamic_sampling: bool = knob(False, "replace groups whose answers are all right or all wrong", source=DAPO)
     max_refills: int = knob(10, "of dynamic sampling in a step; then groups without signal stay", low=0)
+    lag: int = knob(0, "train on the answers that the policy gave so many steps ago", unit="steps", low=0)
     tensor_parallel: int = knob(1, "processes that share one engine", low=1)
     engine_memory_share: float = knob(0.6, "of a GPU's memory, for the engine while it samples", above=0, below=1)
     engine_cpu_cache_gib: float = knob(0.25, "KV cache of the engine on a CPU", unit="GiB", above=0)

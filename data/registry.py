@@ -100,10 +100,10 @@ def check_leaks(train_sets: str | list[str], eval_sets: str | list[str]) -> list
             if train == held_out:
                 lines.append(f"warning: train_data and eval_data both name {train}: its score is training accuracy")
             for leak in LEAKS:
-                if re.search(leak.train, _squeeze(train)) and re.search(leak.held_out, _squeeze(held_out)):
+                if re.search(leak.train, _plain(train)) and re.search(leak.held_out, _plain(held_out)):
                     lines.append(f"warning: {train} (train) leaks into {held_out} (eval): {leak.why}")
     return lines
 
 
-def _squeeze(name: str) -> str:
+def _plain(name: str) -> str:
     return re.sub(r"[-_ ]", "", name.lower())

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from tiny import VOCABULARY, ragged, tiny_model
 
 from bandpo.objective import aggregation_weights
-from trainer.batching import TokenRow, cut, group_numbers, lay_out, share
-from trainer.policy import LogprobModel, PolicyOptions
+from trainer.batching import TokenRow, cut, deal, group_numbers, lay_out
+from trainer.policy import LogprobModel, PolicyOptions, register_attention
+
+register_attention()
 
 CPU = torch.device("cpu")
 # Three samples of every prompt, one after another.
@@ -85,27 +87,27 @@ def test_groups_stay_together():
     assert cut([2, 5, 4, 1], groups=[0, 1, 2, 1], budget=8, padded=True, parts=1) == [[1], [3, 2], [0]]
 
 
-# ---- share ----
+# ---- deal ----
 
 
 @given(lengths=st.lists(st.integers(1, 4096), min_size=1, max_size=30), ranks=st.integers(1, 8))
 @settings(max_examples=300, deadline=None)
-def test_share_is_even(lengths: list[int], ranks: int):
+def test_deal_is_even(lengths: list[int], ranks: int):
     lengths = lengths * ranks
-    shares = share(lengths, list(range(len(lengths))), ranks)
+    shares = deal(lengths, list(range(len(lengths))), ranks)
     assert sorted(i for chosen in shares for i in chosen) == list(range(len(lengths)))
     assert {len(chosen) for chosen in shares} == {len(lengths) // ranks}
     tokens = [sum(lengths[i] for i in chosen) for chosen in shares]
     assert max(tokens) - min(tokens) <= max(lengths) - min(lengths)
 
 
-def test_share_by_hand():
-    assert share([1, 9, 3, 7, 5, 2], [0, 1, 2, 3, 4, 5], 2) == [[1, 2, 5], [3, 4, 0]]  # 9 3 2 and 7 5 1
-    assert share([1, 9, 3, 7, 5, 2, 1, 1], [0, 0, 1, 1, 2, 2, 3, 3], 2) == [[0, 1, 6, 7], [2, 3, 4, 5]]  # 10 2, 10 7
-    assert share([1, 9, 3, 7, 5, 2], [0, 0, 1, 1, 2, 2], 2) == [[1, 2, 5], [3, 4, 0]]  # three groups, two ranks
-    assert share([1, 9, 3, 7], [0, 0, 0, 1], 2) == [[1, 0], [3, 2]]  # groups of unequal size
+def test_deal_by_hand():
+    assert deal([1, 9, 3, 7, 5, 2], [0, 1, 2, 3, 4, 5], 2) == [[1, 2, 5], [3, 4, 0]]  # 9 3 2 and 7 5 1
+    assert deal([1, 9, 3, 7, 5, 2, 1, 1], [0, 0, 1, 1, 2, 2, 3, 3], 2) == [[0, 1, 6, 7], [2, 3, 4, 5]]  # 10 2, 10 7
+    assert deal([1, 9, 3, 7, 5, 2], [0, 0, 1, 1, 2, 2], 2) == [[1, 2, 5], [3, 4, 0]]  # three groups, two ranks
+    assert deal([1, 9, 3, 7], [0, 0, 0, 1], 2) == [[1, 0], [3, 2]]  # groups of unequal size
     with pytest.raises(AssertionError, match="3 sequences cannot be dealt out evenly to 2 ranks"):
-        share([1, 2, 3], [0, 1, 2], 2)
+        deal([1, 2, 3], [0, 1, 2], 2)
 
 
 def test_group_numbers():

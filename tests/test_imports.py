@@ -24,7 +24,8 @@ TRAINER = {
     "start": {"checkpoint", "checks", "clock", "policy", "ranks", "resume", "rollout", "run", "state", "stopping"}
     | {"task", "tracking"},
     "resume": {"checkpoint", "ranks", "run", "state"},
-    "samples": {"batching", "run", "state"},
+    "samples": {"batching", "passes", "ranks", "run", "state"},
+    "passes": {"batching", "policy", "run", "state"},
     "batching": {"policy", "run", "state"},
     "run": {"clock", "policy", "ranks", "rollout", "state", "stopping", "task", "tracking"},
     "task": {"checkpoint", "checks"},

@@ -49,6 +49,23 @@ METHODS: dict[str, dict[str, object]] = {
         **{"weight_decay": 0.1, "lr_warmup_steps": 10, "max_steps": 2040, "max_epochs": 20.0},
     },
 }
+ALONE = {"dual_clip": None}
+TO_SAMPLER = {**ALONE, "old_policy": "sampler"}
+METHODS |= {
+    **{
+        rule: {"rule": rule, **ALONE}
+        for rule in ("ripo", "bapo", "abc", "up", "sapo", "gppo", "ce_gppo", "cfpo", "pspo")
+    },
+    **{rule: {"rule": rule, **ALONE} for rule in ("clip_cov", "kl_cov")},
+    **{rule: {"rule": rule, **TO_SAMPLER} for rule in ("dppo_tv", "dppo_kl", "cppo", "drpo", "m2po")},
+    "atr": {"rule": "atr", "rule_parameters": {"delta": 0.02}, **ALONE},
+    "band_asymmetric": {
+        **{"rule": "band_asymmetric", "rule_parameters": {"delta_low": 0.05, "delta_high": 0.1}, **ALONE}
+    },
+    "cispo": {"surrogate": "cispo", "clip": "fixed", "clip_low": 1.0, "clip_high": 2.0, **ALONE},
+    "gspo": {"surrogate": "gspo", "clip": "fixed", "clip_low": 3e-4, "clip_high": 4e-4, **ALONE},
+    "maxrl": {"advantage": "maxrl", "clip": "fixed", "reward_wrong": 0.0},
+}
 NAMES = {"paper", "demo_band", "demo_grpo", "qwen0.5b_band_1gpu", *MODELS}
 NAMES |= {f"{model}_{method}" for model in MODELS for method in METHODS}
 # The main run, written down from the published scripts apart from the YAML files.

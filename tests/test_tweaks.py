@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
-from launching import ROOT, metrics
+from launching import ROOT, metrics, without_clock
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import train
 from data.toy import toy_problems
@@ -136,7 +139,9 @@ def own_reward(run: Path, rows: Rows, base: Rows) -> None:
     exec(PAGE["Another reward"].files["my_rewards.py"], scope)
     seen = samples(run)
     assert {row["reward"] for row in seen} <= {-1.0, 0.0, 1.0} and len({row["reward"] for row in seen}) > 1
-    assert all(row["reward"] == 2 * scope["score"](row["answer"], row["gold"]) - 1 for row in seen)
+    for row in seen:
+        assert row["reward"] == 2 * scope["score"](row["answer"], row["gold"], row["truncated"])["score"] - 1
+    assert 0 < rows[0]["reward/found"] < 1  # logged beside the score
 
 
 def own_data(run: Path, rows: Rows, base: Rows) -> None:
@@ -154,6 +159,28 @@ def anchored_at_the_sampler(run: Path, rows: Rows, base: Rows) -> None:
     assert rows[0]["mismatch/kl"] != base[0]["mismatch/kl"]
 
 
+def sapo(run: Path, rows: Rows, base: Rows) -> None:
+    assert rows[0]["clip/up"] == 0 and "band/upper_mean" not in rows[0]  # a gate: no interval, nothing is cut off
+
+
+def asymmetric(run: Path, rows: Rows, base: Rows) -> None:
+    assert rows[0]["band/upper_mean"] > base[0]["band/upper_mean"]
+    assert rows[0]["band/lower_mean"] > base[0]["band/lower_mean"]
+
+
+def own_rule(run: Path, rows: Rows, base: Rows) -> None:
+    """Its interval is symmetric, and so is its mean."""
+    assert (
+        rows[0]["band/upper_mean"] - 1 == pytest.approx(1 - rows[0]["band/lower_mean"])
+        and rows[0]["band/upper_mean"] > 1
+    )
+
+
+def stale(run: Path, rows: Rows, base: Rows) -> None:
+    assert [row["train/lag"] for row in rows] == [0, 1] and [row["train/lag"] for row in base] == [0, 0]
+    assert rows[0]["reward/mean"] == base[0]["reward/mean"] and rows[1]["reward/mean"] != base[1]["reward/mean"]
+
+
 CONFIG_FACTS: dict[str, Callable[[Path, Rows, Rows], None]] = {
     "Tweaks": tweaked_delta,
     "Another advantage": rloo,
@@ -161,6 +188,10 @@ CONFIG_FACTS: dict[str, Callable[[Path, Rows, Rows], None]] = {
     "A radius schedule": schedule,
     "A radius by entropy": entropy_radius,
     "Another surrogate": other_loss,
+    "Another rule": sapo,
+    "An asymmetric Band": asymmetric,
+    "A rule of your own": own_rule,
+    "Stale answers": stale,
     "Another reward": own_reward,
     "Another data set": own_data,
     "Only groups with a signal": refilled,
@@ -178,8 +209,45 @@ CODE_FACTS: dict[str, tuple[str, object]] = {
         "band_bounds(torch.tensor([0.5]).log(), delta=0.05, divergence='le_cam')[1].tolist()",
         pytest.approx([1 + math.sqrt(0.2 / 2.05)], rel=1e-6),
     ),
+    "An entropy bonus": ("Config().entropy_coef", 0.0),
+    "A statistic of tokens": ("None", None),
+    "Replay": ("State().best", []),
+    "LoRA": ("None", None),
     "A new prompt": ("TEMPLATES['exam'].user.format(problem='1+1=')", "1+1=\nEnd with your answer in \\boxed{}."),
 }
+
+
+def bonus(rows: dict[str, Rows]) -> None:
+    """The same answers, another gradient, and a policy that keeps more entropy."""
+    (first, second), (base, base_second) = rows["An entropy bonus"], rows["A statistic of tokens"]
+    assert first["reward/mean"] == base["reward/mean"]
+    assert first["optim/grad_norm"] != pytest.approx(base["optim/grad_norm"], rel=1e-4)
+    assert second["train/entropy"] > base_second["train/entropy"]
+
+
+def statistic(rows: dict[str, Rows]) -> None:
+    assert all(row["mine/log_ratio_squared"] > 0 for row in rows["A statistic of tokens"])
+
+
+def replay(rows: dict[str, Rows]) -> None:
+    """The second step trains on some answers of the first; a resume between them changes nothing."""
+    first, second = rows["Replay"]
+    assert first["train/lag"] == 0 < second["train/lag"] < 0.5
+    assert without_clock(rows["resumed"]) == without_clock(rows["Replay"])
+
+
+def check_lora_policy(start: Path, policy: Path) -> None:
+    """Projections have moved by eight directions at most, everything else stayed; transformers loads the folder."""
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, policy))
+    assert before.keys() == after.keys()
+    for name, weight in after.items():
+        change = weight - before[name]
+        if "_proj.weight" in name and "self_attn" in name:
+            assert 0 < torch.linalg.matrix_rank(change, atol=1e-6) <= 8, name
+        else:
+            assert not change.any(), name
+    _, told = AutoModelForCausalLM.from_pretrained(policy, output_loading_info=True)
+    assert not told["missing_keys"] and not told["unexpected_keys"]
 
 
 def test_every_section_is_tried():
@@ -224,38 +292,66 @@ def apply(diff: str, text: str, where: str) -> str:
     return text.replace(before, after)
 
 
-def test_tweaks_of_the_code(toy_model: str, tmp_path: Path):
-    """All of them in one copy of the project, which also shows that they do not get in each other's way."""
-    for source in [
-        *ROOT.glob("*.py"),
-        *(ROOT / d for d in ("bandpo", "configs", "data", "eval", "rewards", "trainer")),
-    ]:
+CHANGED = {title: tweak for title, tweak in PAGE.items() if tweak.diffs}
+
+
+def run_in_a_copy(folder: Path, changed: list[Tweak], model: str, more: list[list[str]]) -> dict[str, Rows]:
+    """Metrics by title of runs in a copy of the project with these changes, after which `more` are run there."""
+    rooms = ("bandpo", "configs", "data", "eval", "rewards", "trainer")
+    for source in [*ROOT.glob("*.py"), *(ROOT / room for room in rooms)]:
         if source.is_dir():
-            shutil.copytree(source, tmp_path / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(source, tmp_path)
-    changed = [tweak for tweak in PAGE.values() if tweak.diffs]
+            shutil.copy(source, folder)
     for tweak in changed:
         for name, diff in tweak.diffs:
-            path = tmp_path / name
+            path = folder / name
             path.write_text(apply(diff, path.read_text(), name))
-    put_in_place(tmp_path, Tweak("code"))
+    put_in_place(folder, Tweak("code"))
     names = {f"code_{n}": tweak for n, tweak in enumerate(changed)}
-    runs = [arguments(tmp_path, name, tweak.variants[0], toy_model) for name, tweak in names.items()]
+    runs = [arguments(folder, name, tweak.variants[0], model) for name, tweak in names.items()]
     facts = ", ".join(CODE_FACTS[tweak.title][0] for tweak in changed)
     script = (
         "import json, sys, torch, train\n"
         "from bandpo.band import band_bounds\n"
+        "from configs.schema import Config\n"
         "from data.prompts import TEMPLATES\n"
+        "from trainer.state import State\n"
         f"print('FACTS', json.dumps([{facts}]), flush=True)\n"
         "sys.exit(any([train.main(argv) for argv in json.loads(sys.argv[1])]))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, json.dumps(runs)],
-        cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
+        [sys.executable, "-c", script, json.dumps([*runs, *more])],
+        cwd=folder, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     found = json.loads(done.stdout.partition("FACTS ")[2].splitlines()[0])
     assert found == [CODE_FACTS[tweak.title][1] for tweak in changed]
+    rows = {}
     for name, tweak in names.items():
-        check_rows(tmp_path / "runs" / name, tweak.variants[0])
+        run = yaml.safe_load(tweak.variants[0]).get("run_name", name)
+        rows[tweak.title] = check_rows(folder / "runs" / run, tweak.variants[0])
+    return rows
+
+
+def in_two_parts(folder: Path, name: str, model: str) -> list[list[str]]:
+    """The run that everything is compared with, stopped after its first step and resumed."""
+    words = arguments(folder, name, "delta: 0.05\n", model)
+    at = words.index("--max_steps") + 1
+    return [[*words[:at], "1", *words[at + 1 :]], words]
+
+
+def test_tweaks_of_the_code(toy_model: str, tmp_path: Path):
+    """All but one of them in one copy, which also shows that they do not get in each other's way."""
+    changed = [tweak for title, tweak in CHANGED.items() if title != "LoRA"]
+    rows = run_in_a_copy(tmp_path, changed, toy_model, in_two_parts(tmp_path, "resumed", toy_model))
+    rows["resumed"] = metrics(tmp_path / "runs" / "resumed")
+    for fact in (bonus, statistic, replay):
+        fact(rows)
+
+
+def test_lora(toy_model: str, tmp_path: Path):
+    rows = run_in_a_copy(tmp_path, [CHANGED["LoRA"]], toy_model, in_two_parts(tmp_path, "resumed", toy_model))["LoRA"]
+    assert all(row["mismatch/kl"] < 1e-9 for row in rows)  # the engine sampled from the merged weights
+    assert without_clock(metrics(tmp_path / "runs" / "resumed")) == without_clock(rows)
+    check_lora_policy(Path(toy_model), tmp_path / "runs" / "with_lora" / "checkpoints" / "step_000002" / "policy")

@@ -2,7 +2,7 @@
 
     minibatches = collate(run, samples)                         # of Tokens: all that the loss needs
 
-    shares = share(lengths, groups, ranks=8)                    # its parts: which sequences each rank trains on,
+    shares = deal(lengths, groups, ranks=8)                    # its parts: which sequences each rank trains on,
     parts = cut(lengths, groups=groups, budget=16384, ...)      # which of them go through the model together,
     batch = lay_out(prompts, responses, layout="padded", ...)   # their input tensors
 
@@ -20,7 +20,7 @@ from typing import NoReturn
 import torch
 
 from bandpo.objective import aggregation_weights
-from trainer.policy import MicroBatch, Policy
+from trainer.policy import MicroBatch
 from trainer.run import Run
 from trainer.state import Sample
 
@@ -37,6 +37,7 @@ class Tokens:
     advantages: torch.Tensor
     weights: torch.Tensor  # of each token's loss in the loss of the update: the aggregation
     sampler_logprobs: torch.Tensor
+    kept: tuple[torch.Tensor, torch.Tensor] | None  # the trainer's log-probs and entropy when they were sampled (`lag`)
     ref_logprobs: torch.Tensor | None = None  # of the reference policy; None: no KL term
 
 
@@ -50,6 +51,7 @@ class TokenRow:
     advantage: float
     age: int
     number: int  # of the sample among those of all ranks
+    kept: tuple[array, array] | None = None  # the trainer's log-probs and entropy when it was sampled
 
 
 def collate(run: Run, samples: list[Sample]) -> list[list[Tokens]]:
@@ -61,9 +63,16 @@ def collate(run: Run, samples: list[Sample]) -> list[list[Tokens]]:
     cfg, size = run.cfg, len(samples) // run.plan.minibatches
     first = run.plan.rank * len(samples)
     rows = [
-        TokenRow(array("q", s.prompt), array("q", c.token_ids), array("d", c.logprobs), s.advantage, s.age, first + i)
+        TokenRow(
+            prompt=array("q", s.prompt),
+            response=array("q", s.completion.token_ids),
+            logprobs=array("d", s.completion.logprobs),
+            advantage=s.advantage,
+            age=run.step - s.step,
+            number=first + i,
+            kept=(array("d", s.old_logprobs), array("d", s.old_entropy)) if s.old_logprobs and s.old_entropy else None,
+        )
         for i, s in enumerate(samples)
-        for c in [s.completion]
     ]
     ranks = run.ranks.gather([rows])
     minibatches = [
@@ -73,7 +82,7 @@ def collate(run: Run, samples: list[Sample]) -> list[list[Tokens]]:
     for minibatch in minibatches:
         lengths = [len(row.prompt) + len(row.response) for row in minibatch]
         groups = group_numbers(minibatch) if run.layout == "by_sequence" else list(range(len(minibatch)))
-        shares = share(lengths, groups, run.plan.processes)
+        shares = deal(lengths, groups, run.plan.processes)
 
         def cuts(chosen: list[int], parts: int, lengths: list[int] = lengths, groups: list[int] = groups):
             found = cut(
@@ -111,6 +120,7 @@ def tokens_of(run: Run, rows: list[TokenRow], sequences_of_update: int, tokens_o
         tokens=tokens_of_update,
         max_response_tokens=cfg.max_response_tokens,
     )
+    kept = [row.kept for row in rows if row.kept]
     prompts, responses = [row.prompt.tolist() for row in rows], [row.response.tolist() for row in rows]
     return Tokens(
         batch=lay_out(prompts, responses, layout=run.layout, device=device),
@@ -119,16 +129,16 @@ def tokens_of(run: Run, rows: list[TokenRow], sequences_of_update: int, tokens_o
         ages=torch.tensor([row.age for row in rows], device=device).repeat_interleave(lengths),
         advantages=torch.tensor([row.advantage for row in rows], device=device).repeat_interleave(lengths),
         weights=weights,
-        sampler_logprobs=torch.tensor([x for row in rows for x in row.logprobs], dtype=torch.float32, device=device),
+        sampler_logprobs=flat([row.logprobs for row in rows], device),
+        kept=(flat([k[0] for k in kept], device), flat([k[1] for k in kept], device))
+        if len(kept) == len(rows)
+        else None,
     )
 
 
-def forward(
-    run: Run, policy: Policy, minibatches: Sequence[Sequence[Tokens]], phase: str
-) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """(log-probs, entropy) of every micro-batch, behind a progress bar."""
-    with run.tracker.progress(sum(map(len, minibatches)), f"step {run.step + 1} {phase}", "micro-batches") as bar:
-        return [[(policy(tokens.batch), bar.update())[0] for tokens in minibatch] for minibatch in minibatches]
+def flat(parts: Sequence[array], device: torch.device) -> torch.Tensor:
+    """(T,) float32 of the numbers of sequences, one after another."""
+    return torch.tensor([x for part in parts for x in part], dtype=torch.float32, device=device)
 
 
 def cut(lengths: Sequence[int], *, groups: Sequence[int], budget: int, padded: bool, parts: int) -> list[list[int]]:
@@ -160,7 +170,7 @@ def cut(lengths: Sequence[int], *, groups: Sequence[int], budget: int, padded: b
     return cuts
 
 
-def share(lengths: Sequence[int], groups: Sequence[int], ranks: int) -> list[list[int]]:
+def deal(lengths: Sequence[int], groups: Sequence[int], ranks: int) -> list[list[int]]:
     """Indices of `lengths` for each rank: as many sequences for each, and about as many tokens.
 
     Whole groups (of `groups`, a number for each sequence) where they are equally large and can be dealt out evenly,

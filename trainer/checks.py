@@ -8,13 +8,15 @@ import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
-
-from accelerate import Accelerator
+from typing import TYPE_CHECKING
 
 from bandpo.rule import Rule, check_rule
 from bandpo.rules import load_rule
 from configs.schema import Config
 from data import HubUnreachable
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 HUB_TIMEOUT_S = 10.0
 
@@ -77,7 +79,7 @@ def find_kernels(cfg: Config) -> None:
             )
 
 
-def check_processes(accelerator: Accelerator) -> None:
+def check_processes(accelerator: "Accelerator") -> None:
     """Raise RuntimeError when Accelerate does not run the processes that were asked for, or wants to shard by itself.
 
     It says nothing when it does not recognise a launch of CPU processes: each would train on its own and overwrite the

@@ -22,28 +22,17 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
-from safetensors import safe_open
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM
-from transformers.modeling_outputs import MoeModelOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-from transformers.utils.hub import cached_file
 
 from bandpo.logprobs import token_logprobs
+
+# transformers and torch.distributed take two seconds to import: only where they are used, so that a mistake in the
+# configuration is told before.
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 # Fields of configurations that scale or cap logits: Granite, Cohere, Gemma, Falcon-H1.
 CHANGE_LOGITS = ("logits_scaling", "logit_scale", "final_logit_softcapping", "lm_head_multiplier", "output_multiplier")
@@ -104,6 +93,8 @@ def attention_by_sequence(
         rows = nn.functional.embedding(sequences, states[0].transpose(0, 1).flatten(1))  # (N, L, heads * d)
         return rows.unflatten(-1, states.shape[1::2]).transpose(1, 2)  # (N, heads, L, d)
 
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     mask = None
     if sliding_window is not None and sequences.shape[1] > sliding_window:
         position = torch.arange(sequences.shape[1], device=query.device)
@@ -114,7 +105,11 @@ def attention_by_sequence(
     return nn.functional.embedding(places, out.flatten(0, 1).flatten(1)).unflatten(-1, out.shape[2:])[None], None
 
 
-AttentionInterface.register("sdpa_by_sequence", attention_by_sequence)
+def register_attention() -> None:
+    """Makes `sdpa_by_sequence` an attn_implementation of transformers."""
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register("sdpa_by_sequence", attention_by_sequence)
 
 
 class LogprobModel(nn.Module):
@@ -156,7 +151,7 @@ class LogprobModel(nn.Module):
 class Policy:
     """The trained model with everything that depends on how it is cut over processes."""
 
-    def __init__(self, model: nn.Module, causal_lm: Any, options: PolicyOptions, accelerator: Accelerator):
+    def __init__(self, model: nn.Module, causal_lm: Any, options: PolicyOptions, accelerator: "Accelerator"):
         self.model = model  # what is called: LogprobModel, perhaps inside DDP, perhaps sharded in place
         self.causal_lm = causal_lm  # the transformers model inside it
         self.options = options
@@ -165,12 +160,13 @@ class Policy:
         self.tied = causal_lm.get_output_embeddings().weight is causal_lm.get_input_embeddings().weight
 
     @classmethod
-    def load(cls, path: str, options: PolicyOptions, accelerator: Accelerator, *, trainable: bool = True) -> "Policy":
+    def load(cls, path: str, options: PolicyOptions, accelerator: "Accelerator", *, trainable: bool = True) -> "Policy":
         """Load float32 weights from a folder or hub id and shard them as `options.sharding` says; collective.
 
         Weights become float32 group by group on the device: the host's memory holds the files, once for all ranks.
         Raises ValueError when weights are missing, RuntimeError when the sharding asked for is not the one obtained.
         """
+        register_attention()
         causal_lm = _read(path, options)
         causal_lm.eval().requires_grad_(trainable)
         _drop_nothing(causal_lm)
@@ -192,7 +188,7 @@ class Policy:
         return policy
 
     def _check_sharding(self, trainable: bool) -> None:
-        sharded = all(isinstance(p, DTensor) for p in self.causal_lm.parameters())
+        sharded = all(_is_sharded(p) for p in self.causal_lm.parameters())
         replicated = isinstance(self.model, nn.parallel.DistributedDataParallel)
         got = "fsdp2" if sharded else "ddp" if replicated else "none"
         if trainable and got != self.options.sharding:
@@ -247,6 +243,8 @@ class Policy:
 
     def full_weights(self) -> dict[str, torch.Tensor]:
         """All weights in float32 on rank 0's CPU under Hugging Face names, nothing on other ranks; collective."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
         state: dict[str, Any] = get_model_state_dict(
             self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
         )
@@ -263,11 +261,15 @@ class Policy:
 
     def full_optimizer(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Optimizer state by parameter names on rank 0's CPU, loadable by any number of processes; collective."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return get_optimizer_state_dict(self.model, optimizer, options=options)
 
     def load_optimizer(self, path: Path, optimizer: torch.optim.Optimizer) -> None:
         """The inverse of `full_optimizer`, from the file it was saved to; collective."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
         several = self.accelerator.num_processes > 1
         is_reader = self.accelerator.is_main_process or not several
         state = torch.load(path, weights_only=True, map_location="cpu") if is_reader else {}
@@ -295,6 +297,8 @@ def _read(path: str, options: PolicyOptions) -> Any:
 
     Raises ValueError when the files lack a weight, or when the model changes its logits after the head.
     """
+
+    from transformers import AutoModelForCausalLM
 
     def load(dtype: torch.dtype) -> Any:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -333,6 +337,8 @@ def check_head(causal_lm: Any, path: str) -> None:
     token_logprobs computes that product, without bias, scale or soft cap. The model's own forward is asked, with its
     decoder replaced by hidden states that give logits of up to 20.
     """
+    from transformers.modeling_outputs import MoeModelOutputWithPast
+
     decoder, head = causal_lm.get_decoder(), causal_lm.get_output_embeddings()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -357,6 +363,10 @@ def check_head(causal_lm: Any, path: str) -> None:
 def _stored_dtype(path: str) -> torch.dtype:
     """The dtype of all weights in the model's safetensors files; float32 where they differ or there are none."""
 
+    from safetensors import safe_open
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+    from transformers.utils.hub import cached_file
+
     def file(name: str) -> str | None:
         return cached_file(path, name, _raise_exceptions_for_missing_entries=False)
 
@@ -373,18 +383,21 @@ def _stored_dtype(path: str) -> torch.dtype:
 def _to_float32(module: nn.Module, device: torch.device) -> None:
     """Move a module to the device as float32; parameters that are sharded already stay."""
     for parameter in module.parameters():
-        if not isinstance(parameter, DTensor):
+        if not _is_sharded(parameter):
             parameter.data = parameter.data.to(device, torch.float32)
     for owner in module.modules():
         for name, buffer in owner._buffers.items():
             owner._buffers[name] = buffer if buffer is None else buffer.to(device)
 
 
-def _fully_shard(model: nn.Module, causal_lm: Any, options: PolicyOptions, accelerator: Accelerator) -> None:
+def _fully_shard(model: nn.Module, causal_lm: Any, options: PolicyOptions, accelerator: "Accelerator") -> None:
     """FSDP2 in place: one group per decoder layer, one for the rest (embeddings, final norm, head).
 
     A group is whole on the device only while it is cut.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
     if not torch.distributed.is_initialized():  # one process, started without a group: a mesh of one
         backend = "nccl" if accelerator.device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
@@ -413,10 +426,16 @@ def _bytes(size: float) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+def _is_sharded(tensor: torch.Tensor) -> bool:
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
-def _full(tensor: torch.Tensor) -> torch.Tensor:
+def _local(tensor: Any) -> torch.Tensor:
+    return tensor.to_local() if _is_sharded(tensor) else tensor
+
+
+def _full(tensor: Any) -> torch.Tensor:
     tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_sharded(tensor) else tensor

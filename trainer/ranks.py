@@ -9,10 +9,12 @@ All of it is collective: every rank calls it, with the same keys.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from accelerate import Accelerator
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Number = int | float | torch.Tensor
 Pair = tuple[Number, Number]  # sum, count
@@ -21,7 +23,7 @@ Pair = tuple[Number, Number]  # sum, count
 class Ranks:
     """What Accelerate started."""
 
-    def __init__(self, accelerator: Accelerator):
+    def __init__(self, accelerator: "Accelerator"):
         self.accelerator = accelerator
         self.device = accelerator.device
         self.rank = accelerator.process_index

@@ -80,6 +80,12 @@ class Run:
         cfg = self.cfg
         return Sampling(cfg.temperature, cfg.top_p, cfg.top_k, cfg.max_response_tokens, self.task.stop_token_ids)
 
+    def seed(self, seed: int) -> None:
+        """Sets the global generators of Python, NumPy and torch, on every device."""
+        from accelerate.utils import set_seed
+
+        set_seed(seed)
+
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Times a phase as time/<name>_s, GPU work included."""
         return self.clock.phase(name, self.ranks.device)

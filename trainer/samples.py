@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from configs.schema import Config
 from rewards import REASONS, GraderError
 from trainer.batching import Tokens
+from trainer.passes import by_row
+from trainer.ranks import Pair
 from trainer.run import Run
 from trainer.state import Sample
 
@@ -35,10 +38,33 @@ def log_samples(run: Run, samples: list[Sample], measured: Sequence[tuple[Tokens
     if cfg.samples_logged == 0:
         return
     shown = range(0, len(samples), cfg.samples_per_prompt)[: cfg.samples_logged]  # numbers of the first rank's samples
-    found = [item for tokens, values in measured for item in _by_row(tokens, values, set(shown)).items()]
+    found = [
+        (number, {name: [_short(x) for x in numbers] for name, numbers in lists.items()})
+        for tokens, values in measured
+        for number, lists in by_row(tokens, values, wanted=shown)
+    ]
     of_tokens = dict(run.ranks.gather(found))
     rows = [_row(run, samples[number], of_tokens[number]) for number in shown if run.ranks.is_main]
     run.tracker.samples(run.step, rows)
+
+
+def answer_metrics(cfg: Config, samples: list[Sample]) -> dict[str, Pair]:
+    """(sum, count) of what the verifier says of the answers and their groups."""
+    groups = [samples[i : i + cfg.samples_per_prompt] for i in range(0, len(samples), cfg.samples_per_prompt)]
+    of_answers = {
+        "reward/mean": [s.reward for s in samples],
+        "reward/accuracy": [s.grade.correct for s in samples],
+        "response/length_mean": [len(s.completion.token_ids) for s in samples],
+        "response/truncated": [s.completion.finish_reason == "length" for s in samples],
+    }
+    for reason in ("timeout", "crash", "guard", "no_answer", "contradiction"):
+        of_answers[f"reward/{reason}"] = [s.grade.reason == reason for s in samples]
+    of_groups = {
+        "reward/solved_all": [all(s.grade.correct for s in group) for group in groups],
+        "reward/solved_none": [not any(s.grade.correct for s in group) for group in groups],
+        "reward/no_signal": [len({s.reward for s in group}) == 1 for group in groups],
+    }
+    return {name: (sum(values), len(values)) for name, values in {**of_answers, **of_groups}.items()}
 
 
 def reward_parts(run: Run, samples: list[Sample]) -> dict[str, tuple[float, int]]:
@@ -54,19 +80,6 @@ def reward_parts(run: Run, samples: list[Sample]) -> dict[str, tuple[float, int]
         raise GraderError(f"{run.cfg.reward} returned {sorted(taken)}, which reward/ has already; choose other names")
     values = {name: [s.grade.parts[name] for s in samples if name in s.grade.parts] for name in names}
     return {f"reward/{name}": (sum(numbers), len(numbers)) for name, numbers in values.items()}
-
-
-def _by_row(tokens: Tokens, values: Mapping[str, Tensor], wanted: set[int]) -> dict[int, dict[str, list[Any]]]:
-    """Values of the sequences whose number is wanted, cut out of the micro-batch."""
-    found: dict[int, dict[str, list[Any]]] = {}
-    start = 0
-    for row in tokens.rows:
-        end = start + len(row.response)
-        if row.number in wanted:
-            lists = {name: value[start:end].tolist() for name, value in values.items()}
-            found[row.number] = {name: [_short(x) for x in numbers] for name, numbers in lists.items()}
-        start = end
-    return found
 
 
 def _short(number: float) -> float | None:

@@ -23,6 +23,6 @@ def delta_at(cfg: Config, step: int) -> float:
     return scheduled_delta(step, cfg.max_steps, delta=cfg.delta, delta_final=final, schedule=cfg.delta_schedule)
 
 
-def draw(*key: object) -> int:
+def seed_of(*key: object) -> int:
     """A seed of 31 bits that is a pure function of `key`: nothing to restore when a run is resumed."""
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:4], "big") >> 1

@@ -26,8 +26,10 @@ class Sample:
     completion: Completion
     grade: Grade
     reward: float
+    step: int  # completed ones of the policy that sampled it
     advantage: float = math.nan
-    age: int = 0  # steps since it was sampled
+    old_logprobs: list[float] | None = None  # the trainer's when it was sampled; with `lag`, while it waits
+    old_entropy: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class State:
     skipped_in_a_row: int = 0  # updates without a finite gradient
     score: float | None = None  # mean@k of the latest evaluation, over the evaluation sets
     score_step: int = -1  # its step
+    queue: list[list[Sample]] = field(default_factory=list)  # this rank's, of the next `lag` steps
     unlogged: dict[str, float] = field(default_factory=dict)  # the last step's metrics while its evaluation is to come
 
 

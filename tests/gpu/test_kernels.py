@@ -17,7 +17,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from bandpo.logprobs import token_logprobs
 from trainer.batching import lay_out
-from trainer.policy import LogprobModel, Policy, PolicyOptions
+from trainer.policy import LogprobModel, Policy, PolicyOptions, register_attention
+
+register_attention()
 
 OPTIONS = PolicyOptions(
     sharding="none",

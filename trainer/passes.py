@@ -1,0 +1,101 @@
+"""Forward passes over the micro-batches of a step, and what they are for: anchors, references, what a rule needs."""
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from bandpo.rule import View
+from bandpo.rule import totals as add_up
+from trainer.batching import Tokens, collate
+from trainer.policy import Policy
+from trainer.run import Run
+from trainer.state import Sample
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """What the policy is held to at the tokens of a micro-batch, (T,) each: made once in a step, before the first
+    update that uses the tokens."""
+
+    old_logprobs: Tensor  # under the old policy: the ratio is r = exp(logprobs - old_logprobs)
+    trainer_logprobs: Tensor  # of the pass that made it: old_logprobs, unless old_policy is the sampler
+    entropy: Tensor  # of that pass
+    radius: dict[str, float | Tensor]  # {"delta": the trust region's} for clip band and band_relaxed
+
+
+Anchors = list[list[Anchor | None]]  # as the micro-batches of minibatches; None: the first update's own pass makes it
+
+
+def forward(
+    run: Run, policy: Policy, minibatches: Sequence[Sequence[Tokens]], phase: str
+) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """(log-probs, entropy) of every micro-batch, behind a progress bar."""
+    with run.tracker.progress(sum(map(len, minibatches)), f"step {run.step + 1} {phase}", "micro-batches") as bar:
+        return [[(policy(tokens.batch), bar.update())[0] for tokens in minibatch] for minibatch in minibatches]
+
+
+@torch.no_grad()
+def reference_pass(run: Run, minibatches: list[list[Tokens]]) -> list[list[Tokens]]:
+    """The micro-batches with the log-probs of the model started from; as they are when kl_coef is 0."""
+    if not run.reference:
+        return minibatches
+    run.reference.to(run.ranks.device)
+    passes = forward(run, run.reference, minibatches, "reference")
+    if run.cfg.reference_offload:
+        run.reference.to("cpu")
+    return [
+        [replace(tokens, ref_logprobs=logprobs) for tokens, (logprobs, _) in zip(minibatch, row, strict=True)]
+        for minibatch, row in zip(minibatches, passes, strict=True)
+    ]
+
+
+@torch.no_grad()
+def with_old_logprobs(run: Run, samples: list[Sample]) -> list[Sample]:
+    """Samples that wait, with the trainer's log-probs and entropy of now, when they were sampled: their anchor then."""
+    if run.cfg.old_policy == "sampler" or samples[0].old_logprobs:
+        return samples
+    minibatches = collate(run, samples)
+    passes = forward(run, run.policy, minibatches, "log-probs for later steps")
+    everyone = range(len(samples) * run.plan.processes)  # samples are dealt out to ranks anew
+    found = [
+        item
+        for minibatch, row in zip(minibatches, passes, strict=True)
+        for tokens, (logprobs, entropy) in zip(minibatch, row, strict=True)
+        for item in by_row(tokens, {"old_logprobs": logprobs, "old_entropy": entropy}, wanted=everyone)
+    ]
+    values, first = dict(run.ranks.gather(found)), run.plan.rank * len(samples)
+    return [replace(sample, **values[first + i]) for i, sample in enumerate(samples)]
+
+
+def by_row(
+    tokens: Tokens, values: Mapping[str, torch.Tensor], wanted: Container[int]
+) -> list[tuple[int, dict[str, list[float]]]]:
+    """(T,) values by name, cut into those of each sequence whose number is wanted: (number, name -> its tokens')."""
+    ends = list(accumulate(len(row.response) for row in tokens.rows))
+    return [
+        (row.number, {name: value[end - len(row.response) : end].tolist() for name, value in values.items()})
+        for row, end in zip(tokens.rows, ends, strict=True)
+        if row.number in wanted
+    ]
+
+
+def view_of(tokens: Tokens, old: Anchor, logprobs: Tensor, update: int, totals: Mapping[str, Tensor]) -> View:
+    """What a rule may see of a micro-batch in the step's update number `update`."""
+    numbers = torch.tensor([row.number for row in tokens.rows], device=logprobs.device)
+    return View(logprobs, old.old_logprobs, tokens.advantages, old.entropy, tokens.lengths, numbers, update, totals)
+
+
+@torch.no_grad()
+def rule_totals(run: Run, minibatch: list[Tokens], olds: list[Anchor | None], update: int) -> dict[str, Tensor]:
+    """The sums over an update that some rules need: from the policy just before it. {} for the others."""
+    if not run.rule.sums:
+        return {}
+    views = [
+        view_of(tokens, old, run.policy(tokens.batch)[0] if update or tokens.kept else old.trainer_logprobs, update, {})
+        for tokens, old in zip(minibatch, olds, strict=True)
+        if old  # all are: see minibatches_left
+    ]
+    return add_up(run.rule, views, run.ranks.add_tensors, surrogate=run.cfg.surrogate)
