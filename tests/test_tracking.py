@@ -62,7 +62,8 @@ def log(tmp_path: Path) -> Iterator[MetricsLog]:
 
 
 def tracker(run_dir: Path, log: MetricsLog | None) -> Tracker:
-    return Tracker(run_dir, {}, log, mode="disabled", project="p", run_id=None, max_steps=10)
+    words = {"project": "p", "run_id": None, "max_steps": 10}
+    return Tracker(run_dir, {}, mode="disabled", is_main=log is not None, log=log, **words)
 
 
 # ---- the record and the console ----
@@ -233,7 +234,8 @@ from trainer.checkpoint import RunLock
 from trainer.metrics_log import open_log
 from trainer.tracking import Tracker
 log, _ = open_log(Path({0!r}) / "metrics.jsonl", b"", RunLock(Path({0!r})))
-it = Tracker(Path({0!r}), {{}}, log, mode="disabled", project="p", run_id=None, max_steps=10)
+keys = dict(project="p", run_id=None, max_steps=10, is_main=True, log=log)
+it = Tracker(Path({0!r}), {{}}, mode="disabled", **keys)
 for _ in it.progress(range(3), "optimize", "micro-batches"):
     it.say("a line")
 with it.progress(5, "rollout", "sequences") as bar:
@@ -293,7 +295,8 @@ run_dir, mode, run_id, first, last, event = sys.argv[1:]
 config = {"delta": 0.05, "eval_data": ["a", "b"]}
 path, lock = Path(run_dir, "metrics.jsonl"), RunLock(Path(run_dir))
 log, _ = open_log(path, path.read_bytes() if path.exists() else b"", lock)
-it = Tracker(Path(run_dir), config, log, mode=mode, project="bandpo", run_id=run_id or None, max_steps=9)
+keys = dict(project="bandpo", run_id=run_id or None, max_steps=9, is_main=True, log=log)
+it = Tracker(Path(run_dir), config, mode=mode, **keys)
 for step in range(int(first), int(last)):
     it.log(step, json.loads(os.environ["METRICS"]))
     it.histogram(step, "histogram/ratio", [0.5, 1.0, 1.0, float("inf"), float("nan")])

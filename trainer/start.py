@@ -61,11 +61,12 @@ def start(cfg: Config, plan: Plan, task: Task, say: Callable[[str], None], clock
         tracker = Tracker(
             folder,
             dataclasses.asdict(cfg),
-            log,
             mode=cfg.wandb,
             project=cfg.wandb_project,
             run_id=checkpoint.info(resumed)["wandb_run_id"] if resumed else None,
             max_steps=cfg.max_steps,
+            is_main=ranks.is_main,
+            log=log,
         )
         clock.done("processes and log")
         with one_clear_line(ValueError, code=2):

