@@ -95,8 +95,9 @@ class Tracker:
 
         Raises CheckpointError when the run's folder is not ours any more.
         """
-        if not self._log:
+        if not self._is_main:
             return
+        assert self._log, "this tracker was made without a log of metrics"
         if warning := self._log.append({"step": step, **metrics}):
             self.say(f"warning: {warning}")
         glance = {f"at_a_glance/{k.replace('/', '_')}": v for k, v in metrics.items() if AT_A_GLANCE.fullmatch(k)}
