@@ -44,7 +44,7 @@ from eval.compare import (
     text_table,
 )
 from eval.plots import COLOURS, STYLE, Curve, Panel, draw
-from eval.runs import Series, load_run
+from eval.records import Series, load_record
 
 Keys = dict[str, Any]
 
@@ -253,7 +253,7 @@ def train_job(job: Job) -> tuple[int, float]:
             console.flush()
             (folder / "failed.txt").write_text((folder / "console.txt").read_text().splitlines()[-1])
             code = int(stop.code or 1)
-    if code == 0 and load_run(folder).last_step < job.keys["max_steps"]:  # SIGTERM, which is no failure
+    if code == 0 and load_record(folder).last_step < job.keys["max_steps"]:  # SIGTERM, which is no failure
         code = STOPPED
     if code == STOPPED:
         _asked_to_stop.set()
@@ -365,7 +365,7 @@ def load_groups(study: Study, part: Part, seeds: Sequence[int], out: Path) -> tu
             if not (folder / "metrics.jsonl").exists():
                 missing.append(str(seed))
                 continue
-            run = load_run(folder)
+            run = load_record(folder)
             if (folder / "failed.txt").exists():
                 notes.append(f"{variant}, seed {seed}: failed: {(folder / 'failed.txt').read_text().splitlines()[-1]}")
             elif not (folder / "done.json").exists():

@@ -21,17 +21,18 @@ from itertools import product
 from math import sqrt
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from eval.plots import Curve, Panel, describe, draw, sort_keys, stderr_of
-from eval.runs import Run, Series, load_run
+from eval.records import Record, Series, load_record
 
 # Config keys that do not make another experiment: a run that differs in these alone is a repeat.
 REPEAT_KEYS = ("run_name", "seed", "output_dir", "wandb", "wandb_project", "dry_run")
 # With fewer paired seeds nothing can be told: by luck alone all n differences have one sign in 2 of 2**n cases.
 MIN_SEEDS = 5
+SUFFIXES = (".png", ".svg", ".pdf")
 OVERVIEW = (r"train/entropy", r"reward/mean", r"clip/up", r"eval/.+/mean@\d+")
 MEAN_AT_K = r"eval/(?P<set>.+)/(?P<line>mean@\d+)"
 
@@ -39,7 +40,7 @@ MEAN_AT_K = r"eval/(?P<set>.+)/(?P<line>mean@\d+)"
 @dataclass(frozen=True)
 class Group:
     label: str
-    runs: tuple[Run, ...]
+    runs: tuple[Record, ...]
 
 
 @dataclass(frozen=True)
@@ -56,44 +57,70 @@ def compare(run_dirs: Sequence[Path], out: Path | None, until: int | None = None
     """The table as text. With `out`, also writes the figures and the table there (see the head of this file).
 
     `until` cuts every run after that step, to compare a running run with a finished one at equal steps.
-    Raises ValueError for a path that is no folder, or no paths at all.
+    Raises ValueError for a path that is no run, or no paths at all.
     """
-    if not run_dirs:
-        raise ValueError("give at least one run folder, such as runs/NAME")
-    runs = [load_run(Path(path)) for path in dict.fromkeys(Path(path) for path in run_dirs)]
-    if until is not None:
-        runs = [cut(run, until) for run in runs]
-    groups = group_runs(runs)
-    keys = sort_keys(list(dict.fromkeys(key for run in runs for key in run.keys)))
-    text = "\n\n".join(
-        part for part in (*_tables(groups, keys), _differences(groups, keys), _notes(groups, keys)) if part
-    )
+    groups = load_groups(run_dirs, until)
+    text = tables(groups)
     if out is not None:
-        out = Path(out)
-        caption = "line: mean over seeds; band: lowest to highest seed (one seed: ± standard error over problems)"
-        figures: dict[str, list[str]] = {"": [k for pattern in OVERVIEW for k in keys if re.fullmatch(pattern, k)]}
-        for key in keys:
-            if not key.endswith("_stderr"):
-                figures.setdefault(f"_{describe(key)[0]}", []).append(key)
-        for name, members in figures.items():
-            path = out.with_name(f"{out.stem}{name}.png")
-            draw([panel for key in members if (panel := panel_of(groups, key))], path, caption, (".png", ".svg"))
-        out.with_suffix(".md").write_text(text + "\n")
+        save(groups, text, Path(out))
     return text
 
 
-def cut(run: Run, until: int) -> Run:
+def load_groups(run_dirs: Sequence[Path], until: int | None) -> list[Group]:
+    """The runs, each once, by group. Raises ValueError for a path that is no run, or no paths at all."""
+    if not run_dirs:
+        raise ValueError("give at least one run folder, such as runs/NAME")
+    runs = [load_record(path) for path in dict.fromkeys(map(Path, run_dirs))]
+    return group_runs(runs if until is None else [cut(run, until) for run in runs])
+
+
+def keys_of(groups: Sequence[Group]) -> list[str]:
+    """Every metric of any run, in the order in which they are shown."""
+    return sort_keys(list(dict.fromkeys(key for group in groups for run in group.runs for key in run.keys)))
+
+
+def tables(groups: Sequence[Group]) -> str:
+    """All that is told in words and numbers."""
+    keys = keys_of(groups)
+    parts = (*_tables(groups, keys), _differences(groups, keys), _notes(groups, keys))
+    return "\n\n".join(part for part in parts if part)
+
+
+def save(groups: Sequence[Group], text: str, out: Path) -> list[Path]:
+    """Writes the figures that have something to show, and the text beside them; the files, the text's first.
+
+    Raises ValueError for a kind of picture that cannot be drawn.
+    """
+    if out.suffix not in ("", *SUFFIXES):
+        raise ValueError(f"--out: {out} is not a picture; end it in one of {', '.join(SUFFIXES)}")
+    keys = keys_of(groups)
+    figures: dict[str, list[str]] = {"": [key for pattern in OVERVIEW for key in keys if re.fullmatch(pattern, key)]}
+    for key in keys:
+        if not key.endswith("_stderr"):
+            figures.setdefault(f"_{describe(key)[0]}", []).append(key)
+    caption = "line: mean over seeds; band: lowest to highest seed (one seed: ± standard error over problems)"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    written = [out.with_suffix(".md")]
+    written[0].write_text(text + "\n")
+    for name, members in figures.items():
+        panels = [panel for key in members if (panel := panel_of(groups, key))]
+        suffixes = tuple(dict.fromkeys((".png", ".svg", out.suffix or ".png")))
+        written += draw(panels, out.with_name(f"{out.stem}{name}.png"), caption, suffixes)
+    return written
+
+
+def cut(run: Record, until: int) -> Record:
     """The run as it was after step `until`."""
     rows = {step: row for step, row in run.rows.items() if step <= until}
-    return Run(run.path, run.name, run.config, rows, (*run.notes, f"cut after step {until}"))
+    return Record(run.path, run.name, run.config, rows, (*run.notes, f"cut after step {until}"))
 
 
 # Groups and their labels
 
 
-def group_runs(runs: Sequence[Run]) -> list[Group]:
+def group_runs(runs: Sequence[Record]) -> list[Group]:
     """Seeds of one config together, groups in the order of their first run. A run without config is its own group."""
-    members: dict[str, list[Run]] = {}
+    members: dict[str, list[Record]] = {}
     for run in runs:
         kept = {key: value for key, value in run.config.items() if key not in REPEAT_KEYS}
         members.setdefault(json.dumps(kept, sort_keys=True, default=str) if kept else str(run.path), []).append(run)
@@ -357,12 +384,12 @@ def _difference(
     return str(len(values)), shown, f"{low:+.{decimals}f} .. {high:+.{decimals}f}", verdict
 
 
-def pair_by_seed(base: Group, group: Group) -> list[tuple[Run, Run]]:
+def pair_by_seed(base: Group, group: Group) -> list[tuple[Record, Record]]:
     """Runs of both groups with the same config seed; of a repeated seed, the first."""
-    ours: dict[Any, Run] = {}
+    ours: dict[Any, Record] = {}
     for run in reversed(group.runs):
         ours[run.config.get("seed")] = run
-    theirs: dict[Any, Run] = {}
+    theirs: dict[Any, Record] = {}
     for run in reversed(base.runs):
         theirs[run.config.get("seed")] = run
     return [(theirs[seed], ours[seed]) for seed in sorted(theirs, key=str) if seed in ours]
@@ -417,24 +444,39 @@ def panel_of(groups: Sequence[Group], key: str) -> Panel | None:
     return Panel(f"{title} {line}".strip(), unit, tuple(curves)) if curves else None
 
 
-def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+class Parser(argparse.ArgumentParser):
+    """Of a program `python -m MODULE`; a mistake is one line and exit code 2, as everywhere here."""
+
+    def __init__(self, module: str, description: str | None):
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(f"python -m {module}", description=description, formatter_class=raw)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = Parser("eval.compare", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders; the first one's group is the reference")
     parser.add_argument(
         "--out", type=Path, default=Path("compare/figure.png"), help="overview figure (default %(default)s)"
     )
-    parser.add_argument("--until", type=int, default=None, help="cut every run after this step")
+    parser.add_argument("--until", type=int, metavar="STEP", help="cut every run after this step")
     parser.add_argument("--wandb", choices=["auto", "online", "offline"], help="keep table and figures on wandb")
-    parser.add_argument("--wandb_project", default="bandpo")
+    parser.add_argument("--wandb_project", default="bandpo", metavar="NAME", help="where (default %(default)s)")
     args = parser.parse_args(argv)
     try:
-        print(compare(args.runs, args.out, args.until))
-    except ValueError as error:
+        groups = load_groups(args.runs, args.until)
+        text = tables(groups)
+        print(text)
+        files = save(groups, text, args.out)
+    except (ValueError, OSError) as error:
         parser.error(str(error))
-    print(f"\nFigures: {args.out.with_suffix('')}*.png and .svg")
+    pictures = len(files) - 1
+    print(f"\n{pictures} pictures and the table: {args.out.with_suffix('')}*" if pictures else "\nNothing to draw yet")
     if args.wandb:
-        files = [file for kind in ("md", "png", "svg") for file in args.out.parent.glob(f"{args.out.stem}*.{kind}")]
         keep_on_wandb(files, args.out.with_name(f"{args.out.stem}_wandb"), args.wandb, args.wandb_project)
+    return 0
 
 
 def keep_on_wandb(files: Sequence[Path], folder: Path, mode: Any, project: str) -> None:
@@ -448,4 +490,4 @@ def keep_on_wandb(files: Sequence[Path], folder: Path, mode: Any, project: str) 
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

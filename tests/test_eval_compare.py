@@ -19,7 +19,7 @@ from test_tracking import records
 
 from eval.compare import compare, group_runs, label_configs, main, paired_interval
 from eval.plots import FIGURES, Curve, describe, line_style, plot_run, sort_keys, spread
-from eval.runs import _wandb_records, load_run
+from eval.records import _wandb_records, load_record
 
 RECORDED = Path(__file__).parent / "data" / "compare"
 FIXED = [RECORDED / f"fixed_seed{seed}" for seed in range(5)]
@@ -168,7 +168,7 @@ def test_labels_are_short_and_unique() -> None:
 def test_every_config_key_but_the_repeats_makes_a_group(tmp_path: Path) -> None:
     rows = [{"step": 1, "reward/mean": 0.5}]
     configs = [{"seed": 0, "lr": 1e-4}, {"seed": 1, "lr": 1e-4, "output_dir": "elsewhere"}, {"seed": 0, "lr": 3e-4}]
-    runs = [load_run(write_run(tmp_path / f"r{i}", rows, **config)) for i, config in enumerate(configs)]
+    runs = [load_record(write_run(tmp_path / f"r{i}", rows, **config)) for i, config in enumerate(configs)]
     assert [(g.label, len(g.runs)) for g in group_runs(runs)] == [("lr=0.0001", 2), ("lr=0.0003", 1)]
 
 
@@ -214,8 +214,8 @@ def test_odd_runs_are_noted_and_kept(tmp_path: Path) -> None:
     assert cells(text, "Evaluation", "none")["aime24 mean@8 final"] == "-"
     assert cells(text, "Training", "empty")["reward AUC"] == "-"
     assert cells(text, "Training", "x")["steps"] == "3"
-    assert load_run(tmp_path / "resumed").series("reward/mean")[1].tolist() == [0.5, 0.5, 0.5, 0.7]
-    assert load_run(tmp_path / "nan").series("reward/mean")[0].tolist() == [1, 2, 3, 4]
+    assert load_record(tmp_path / "resumed").series("reward/mean")[1].tolist() == [0.5, 0.5, 0.5, 0.7]
+    assert load_record(tmp_path / "nan").series("reward/mean")[0].tolist() == [1, 2, 3, 4]
     assert (tmp_path / "out" / "figure.md").read_text() == text + "\n"
 
 
@@ -259,7 +259,7 @@ for step in range(1, 301):
 run.finish()
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True)
-    loaded = load_run(tmp_path)
+    loaded = load_record(tmp_path)
     assert loaded.config["clip"] == "band" and loaded.config["seed"] == 3
     steps, values = loaded.series("train/entropy")
     assert steps.tolist() == list(range(1, 301)) and values[99] == pytest.approx(0.01)
@@ -269,7 +269,7 @@ run.finish()
     # A file cut in the middle of a record, as while it is being written: the rows before it are there.
     (file,) = tmp_path.glob("**/*.wandb")
     file.write_bytes(file.read_bytes()[:40_000])
-    cut = load_run(tmp_path)
+    cut = load_record(tmp_path)
     assert 30 < len(cut.rows) < 300 and any("no end: killed" in note for note in cut.notes)
 
 

@@ -17,7 +17,7 @@ from bench.study import CPU, GPU, RARE, VARIANTS, Part, Setting, Study, job_of, 
 from configs import load
 from configs.schema import Config
 from eval.compare import Group
-from eval.runs import Run
+from eval.records import Record
 
 LOG_P = torch.tensor([0.005, 0.1, 0.5, 0.95]).log()
 BAND_KEYS: dict[str, Any] = dict(clip="band", delta=0.05, divergence="kl", ratio_cap=10.0, clip_low=0.2, clip_high=0.2)
@@ -28,7 +28,7 @@ def group(label: str, rewards: dict[int, list[float]]) -> Group:
     runs = []
     for seed, values in rewards.items():
         rows = {step: {"reward/mean": value} for step, value in enumerate(values, start=1)}
-        runs.append(Run(Path(label), label, {"seed": seed}, rows, ()))
+        runs.append(Record(Path(label), label, {"seed": seed}, rows, ()))
     return Group(label, tuple(runs))
 
 
@@ -113,7 +113,7 @@ def test_a_table_shows_spread_and_difference():
 
 def evaluated(label: str, scores: list[float], entropy: float) -> Group:
     rows = [{4: {"eval/toy_eval/mean@32": score, "train/entropy": entropy}} for score in scores]
-    return Group(label, tuple(Run(Path(label), label, {"seed": i}, row, ()) for i, row in enumerate(rows)))
+    return Group(label, tuple(Record(Path(label), label, {"seed": i}, row, ()) for i, row in enumerate(rows)))
 
 
 def test_the_headline_needs_points_and_entropy_and_five_pairs():
