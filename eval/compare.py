@@ -87,12 +87,7 @@ def tables(groups: Sequence[Group]) -> str:
 
 
 def save(groups: Sequence[Group], text: str, out: Path) -> list[Path]:
-    """Writes the figures that have something to show, and the text beside them; the files, the text's first.
-
-    Raises ValueError for a kind of picture that cannot be drawn.
-    """
-    if out.suffix not in ("", *SUFFIXES):
-        raise ValueError(f"--out: {out} is not a picture; end it in one of {', '.join(SUFFIXES)}")
+    """Writes the figures that have something to show, and the text beside them; the files, the text's first."""
     keys = keys_of(groups)
     figures: dict[str, list[str]] = {"": [key for pattern in OVERVIEW for key in keys if re.fullmatch(pattern, key)]}
     for key in keys:
@@ -455,11 +450,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
+def picture(text: str) -> Path:
+    """What --out names."""
+    if Path(text).suffix not in ("", *SUFFIXES):
+        raise argparse.ArgumentTypeError(f"{text} is not a picture; end it in one of {', '.join(SUFFIXES)}")
+    return Path(text)
+
+
 def main(argv: Sequence[str]) -> int:
     parser = Parser("eval.compare", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders; the first one's group is the reference")
     parser.add_argument(
-        "--out", type=Path, default=Path("compare/figure.png"), help="overview figure (default %(default)s)"
+        "--out", type=picture, default=Path("compare/figure.png"), help="overview figure (default %(default)s)"
     )
     parser.add_argument("--until", type=int, metavar="STEP", help="cut every run after this step")
     parser.add_argument("--wandb", choices=["auto", "online", "offline"], help="keep table and figures on wandb")

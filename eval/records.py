@@ -92,20 +92,25 @@ def nearest(path: Path) -> str:
     return f"did you mean {path.with_name(near[0])}?" if near else ""
 
 
+def runs_in(folder: Path) -> str:
+    """For messages: the first runs in a folder, "" where there are none."""
+    found = sorted(str(folder / file.parent.name) for file in folder.resolve().glob("*/metrics.jsonl"))
+    return ", ".join(found[:3]) + ", ..." * (len(found) > 3)
+
+
 def _check_is_run(path: Path) -> None:
     whole = path.resolve()
-    around = [parent for parent in whole.parents[:3] if (parent / "metrics.jsonl").is_file()]
-    inside = sorted(str(path / file.parent.name) for file in whole.glob("*/metrics.jsonl"))
+    around = [each for each in (*path.parents[:3], *whole.parents[:3]) if (each / "metrics.jsonl").is_file()]
     if (whole / "metrics.jsonl").is_file():
         return
     if not whole.exists():
-        fix = nearest(path) or "give folders that hold metrics.jsonl, such as runs/NAME"
+        fix = nearest(path) or "it is not there; give folders such as runs/NAME"
     elif around:
-        fix = f"it is inside one, {around[0]}"
-    elif inside:
-        fix = f"it holds runs: give {', '.join(inside[:3])}{', ...' * (len(inside) > 3)}"
-    elif not whole.is_dir():
-        fix = "it is a file"
+        fix = f"it is inside one; give {around[0]}"
+    elif inside := runs_in(path):
+        fix = f"it holds runs; give {inside}"
+    elif not (whole / "config.yaml").is_file() and not any(whole.rglob("*.wandb")):
+        fix = "it has neither metrics.jsonl nor config.yaml; give folders such as runs/NAME"
     else:
         return  # of a run that has logged nothing yet, or to wandb alone
     raise ValueError(f"{path} is no run folder: {fix}")
