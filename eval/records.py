@@ -40,9 +40,13 @@ class Record:
         """Every metric seen, in the order of first appearance."""
         return list(dict.fromkeys(key for row in self.rows.values() for key in row))
 
+    def value(self, key: str, step: int) -> float:
+        """One metric at one step; nan where there is none."""
+        return self.rows.get(step, {}).get(key, np.nan)
+
     def series(self, key: str) -> Series:
         """The finite values of one metric, by step."""
-        found = [(step, row[key]) for step, row in self.rows.items() if key in row and np.isfinite(row[key])]
+        found = [(step, row[key]) for step, row in self.rows.items() if np.isfinite(row.get(key, np.nan))]
         return np.array([step for step, _ in found], dtype=int), np.array([value for _, value in found], dtype=float)
 
 
