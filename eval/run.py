@@ -110,7 +110,7 @@ class EvalConfig:
 
 # What is another key in the configuration of a run: the rest of IN_RUN has the same name here.
 NAMES_IN_RUN = {"sets": "eval_data", "samples": "eval_samples"}
-# Not among them: `seed`, so that the answers are others than those the run was stopped or chosen by;
+# Not among them: `seed`, so that runs of several seeds are sampled by the same random streams;
 # `trust_remote_code`, which only its user may give; `engine_memory_share`, since no trainer shares the GPU here.
 IN_RUN = """
     sets samples prompt_template system_prompt chat_template max_prompt_tokens temperature top_p top_k
