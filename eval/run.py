@@ -28,7 +28,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, fields, make_dataclass, replace
 from functools import partial
 from hashlib import sha256
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal
@@ -102,10 +102,16 @@ class EvalConfig:
 
     def problems(self) -> list[str]:
         """Mistakes between keys, one line each."""
-        names = list(map(set_name, self.set_names))
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        lines = [f"sets: two would both be {name} in the results; name it once, or rename one file" for name in twice]
-        return lines if names else ["sets: names no set; name one, for example aime24"]
+        called: dict[str, list[str]] = {}
+        for each in self.set_names:
+            called.setdefault(set_name(each), []).append(each)
+        if not called:
+            return ["sets: names no set; name one, for example aime24"]
+        return [
+            f"sets: {' and '.join(same)} would both be {name} in the results; leave one out, or rename a file"
+            for name, same in called.items()
+            if len(same) > 1
+        ]
 
 
 # What is another key in the configuration of a run: the rest of IN_RUN has the same name here.
@@ -125,7 +131,10 @@ def configure(argv: Sequence[str]) -> EvalConfig:
 
     Mistakes of `argv` end the process (see load_or_exit). Raises ValueError as find_policy does.
     """
-    argv = ["--model", *argv] if argv and not argv[0].startswith("-") else argv
+    bare = list(takewhile(lambda word: not word.startswith("-"), argv))
+    if len(bare) > 1:
+        raise ValueError(f"model: one at a time, not {' and '.join(bare)}")
+    argv = ["--model", *argv] if bare else argv
     config = load_or_exit(EvalConfig, argv)
     policy = find_policy(config.model)
     if policy is None:

@@ -239,7 +239,7 @@ def test_mistakes_are_one_line(trained: Path, tiny_model: Path, capsys: pytest.C
     for argv, told in (
         ([*run_of, "--sets", "aime42"], "error: unknown set 'aime42'"),
         ([*run_of, "--sets", "toy_evla"], "error: 'toy_evla' is not a generated set"),
-        ([*run_of, "--sets", "a/test.jsonl,b/test.jsonl"], "sets: two would both be test in the results"),
+        ([*run_of, "--sets", "a/test.jsonl,b/test.jsonl"], "sets: a/test.jsonl and b/test.jsonl would both be test"),
         ([*run_of, "--sets", ","], "sets: names no set"),
         ([*run_of, "--sample", "3"], "did you mean samples?"),
         ([*run_of, "--seed", str(2**32)], "seed: '4294967296' is not a whole number from 0 and up to 4294967295"),
@@ -248,6 +248,7 @@ def test_mistakes_are_one_line(trained: Path, tiny_model: Path, capsys: pytest.C
         ([str(trained.with_name("bnad"))], f"is not there; did you mean {trained}?"),
         ([str(trained.parent)], f"holds runs: name one, {trained}, {young}"),
         ([str(young)], "has no whole checkpoint yet: one is written every 5 steps"),
+        ([str(trained), str(young)], f"model: one at a time, not {trained} and {young}"),
         (["--model", "nothing"], "model: nothing is not a folder that exists, nor a hub id"),
     ):
         try:
