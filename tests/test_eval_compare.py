@@ -362,13 +362,14 @@ def test_matplotlib_is_not_imported_before_something_is_drawn() -> None:
 
 
 def test_command_line(tmp_path: Path) -> None:
-    runs = [str(FIXED[0]), str(BAND[0])]
+    rows = [{"step": step, "train/entropy": 1 / step} for step in (1, 2)]
+    runs = [str(write_run(tmp_path / "runs" / clip, rows, clip=clip)) for clip in ("fixed", "band")]
     command = [sys.executable, "-m", "eval.compare", *runs, "--out", str(tmp_path / "f.pdf")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert done.returncode == 0 and "| band " in done.stdout
-    pictures = [path for path in tmp_path.iterdir() if path.suffix != ".md"]
-    assert f"{len(pictures)} pictures and the table: {tmp_path}/f*" in done.stdout
-    assert {"f.md", "f.pdf", "f.png", "f.svg"} <= {path.name for path in tmp_path.iterdir()}
+    assert f"6 pictures and the table: {tmp_path}/f*" in done.stdout
+    pictures = {f"{name}.{kind}" for name in ("f", "f_entropy") for kind in ("pdf", "png", "svg")}
+    assert {path.name for path in tmp_path.glob("f*")} == pictures | {"f.md"}
 
 
 def test_a_run_without_curves_draws_nothing_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
