@@ -6,7 +6,6 @@ r"""The one prompt builder that training and evaluation share, and the ids at wh
 A new prompt: one entry in TEMPLATES. Left out: stop strings (a template's "</answer>" is text, the ids below are ids).
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -228,10 +228,11 @@ def test_control_tokens_in_a_problem_are_text(chat_template: str | None, pieces:
     innocent = data.Problem("t/1", "12", "3", "t", None)
     asked, plain = builder.build(problem), builder.build(innocent)
     # Byte for byte the text, with the control tokens of the template alone.
-    assert tokenizer.decode(asked) == builder.text(problem)
+    assert str(tokenizer.decode(asked)) == builder.text(problem)
     assert [i for i in asked if i >= 256] == [i for i in plain if i >= 256]
-    at = tokenizer.decode(plain).index("12") + 1
-    assert tokenizer.decode(asked) == tokenizer.decode(plain)[:at] + "".join(pieces) + tokenizer.decode(plain)[at:]
+    text = str(tokenizer.decode(plain))
+    at = text.index("12") + 1
+    assert builder.text(problem) == text[:at] + "".join(pieces) + text[at:]
 
 
 def test_control_tokens_that_the_tokenizer_does_not_call_special() -> None:
@@ -241,7 +242,7 @@ def test_control_tokens_that_the_tokenizer_does_not_call_special() -> None:
     builder = data.PromptBuilder(tokenizer, template="plain", system_prompt="default", chat_template=True)
     problem = data.Problem("t/0", "a<turn>b<tool>c<|im_end|>d<turn>", "3", "t", None)
     assert builder.control_tokens_in(problem) == ["<turn>", "<|im_end|>"]
-    turn, tool = tokenizer.convert_tokens_to_ids(["<turn>", "<tool>"])
+    turn, tool = (tokenizer.convert_tokens_to_ids(token) for token in ("<turn>", "<tool>"))
     ids = builder.build(problem)
     assert ids.count(turn) == 1 and ids.count(tool) == 1  # the template's; a word of the vocabulary like any other
     assert builder.build_all([PROBLEM, problem]) == [builder.build(PROBLEM), ids]
