@@ -244,7 +244,10 @@ def test_control_tokens_that_the_tokenizer_does_not_call_special() -> None:
     assert builder.control_tokens_in(problem) == ["<turn>", "<|im_end|>"]
     vocabulary = tokenizer.get_vocab()
     ids = builder.build(problem)
-    assert [ids.count(vocabulary[token]) for token in ("<turn>", "<tool>")] == [1, 1]  # the template's; a word of the vocabulary like any other
+    assert [ids.count(vocabulary[token]) for token in ("<turn>", "<tool>")] == [
+        1,
+        1,
+    ]  # the template's, and a mere word
     assert builder.build_all([PROBLEM, problem]) == [builder.build(PROBLEM), ids]
 
 
