@@ -9,6 +9,7 @@ Only headers of weights are read, so that a model of any size takes a moment.
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,19 @@ def read_config(model: str, *, trust_remote_code: bool) -> Any:
             read_json_object(path)
     try:
         return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except StrictDataclassError as error:
-        raise ValueError(f"model: {folder / 'config.json'}: {' '.join(str(error).split())[:300]}") from None
+    except (StrictDataclassError, ValueError, OSError) as error:
+        raise ValueError(f"model: {folder / 'config.json'}: {_in_a_line(error)}") from None
+
+
+def read_tokenizer(model: str, *, trust_remote_code: bool) -> Any:
+    """The tokenizer of a folder or hub id. Raises ValueError when its files are not those of one."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:  # of whatever tokenizer this is
+        told = f"{type(error).__name__}: {_in_a_line(error)}"
+        raise ValueError(f"model: {model}: its tokenizer cannot be read ({told}); get its files again") from None
 
 
 def check_context(cfg: Config, config: Any) -> None:
@@ -86,19 +98,31 @@ def check_weights(model: str, config: Any, *, trust_remote_code: bool) -> None:
                 raise ValueError(f"model: {file} is not a whole safetensors file ({error}); get it again") from None
     if not stored:
         return
-    with torch.device("meta"):
-        described: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    try:
+        with torch.device("meta"):
+            described: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, TypeError, RuntimeError, ArithmeticError) as error:  # of whatever model this is
+        told = f"config.json describes no model that can be built ({type(error).__name__}: {_in_a_line(error)})"
+        raise ValueError(f"model: {model}: {told}") from None
     needed = {name: list(weight.shape) for name, weight in described.named_parameters()}  # a tied head is not listed
-    for name in needed.keys() & stored.keys():
-        if needed[name] != stored[name]:
+    for name, shape in needed.items():
+        if stored.get(name, shape) != shape:
             raise ValueError(
-                f"model: {model}: {name} has the shape {stored[name]} in its file and {needed[name]} by config.json "
+                f"model: {model}: {name} has the shape {stored[name]} in its file and {shape} by config.json "
                 f"(vocab_size {config.get_text_config().vocab_size}, hidden_size "
                 f"{config.get_text_config().hidden_size}); the two do not belong together"
             )
-    missing = sorted(needed.keys() - stored.keys())
-    if missing and not [name for name in stored.keys() - needed.keys() if "rotary" not in name]:
+    missing = [name for name in needed if name not in stored]
+    extra = [name for name in stored if name not in needed and "rotary" not in name]
+    unread = described._keys_to_ignore_on_load_unexpected or ()
+    layers = [name for name in extra if ".layers." in name and not any(re.search(each, name) for each in unread)]
+    if missing and not extra:
         raise ValueError(f"model: {model} lacks {len(missing)} weights, such as {missing[0]}; get its files again")
+    if layers and not missing:
+        raise ValueError(
+            f"model: {model} has {len(layers)} weights that config.json does not describe, such as {layers[0]}; the "
+            "two do not belong together"
+        )
 
 
 def files_hash(model: str) -> str:
@@ -142,6 +166,10 @@ def weight_files(model: str) -> list[Path]:
                 raise ValueError(f"model: {index} has no weight_map from weights to files; get the file again")
             return [folder / name for name in sorted(set(names.values()))]
     return []
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).partition(" Errors:")[0].split())[:250]
 
 
 def _folder(model: str) -> Path:

@@ -34,7 +34,7 @@ from rewards.golds import NOT_CHECKED
 from trainer import checkpoint
 from trainer.checks import cache_too_small, find_kernels, find_model, find_room, find_rule
 from trainer.fingerprint import changed, fingerprint_of_data, own_files, tokenizer_hash
-from trainer.model_files import check_context, check_weights, files_hash, read_config
+from trainer.model_files import check_context, check_weights, files_hash, read_config, read_tokenizer
 from trainer.ranks import Ranks
 
 Say = Callable[[str], None]
@@ -245,13 +245,11 @@ def _eval_sets(cfg: Config) -> list[str]:
 
 def _model(cfg: Config) -> Model:
     """Its configuration, tokenizer and prompts, once its files are seen to be whole and to fit `cfg`."""
-    from transformers import AutoTokenizer
-
     find_model(cfg.model)
     config = read_config(cfg.model, trust_remote_code=cfg.trust_remote_code)
     check_context(cfg, config)
     check_weights(cfg.model, config, trust_remote_code=cfg.trust_remote_code)
-    tokenizer = AutoTokenizer.from_pretrained(cfg.model, trust_remote_code=cfg.trust_remote_code)
+    tokenizer = read_tokenizer(cfg.model, trust_remote_code=cfg.trust_remote_code)
     builder = PromptBuilder(
         tokenizer, template=cfg.prompt_template, system_prompt=cfg.system_prompt, chat_template=cfg.chat_template
     )
