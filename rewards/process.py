@@ -45,7 +45,7 @@ class Worker:
     """One process running rewards.worker, spoken to over a socket.
 
     `asked`: what a user's reward asks for (own.Asked). Raises WorkerNotStarted, or WorkerKilled when it is killed
-    before it has.
+    before it is ready.
     """
 
     def __init__(self, grader: str, timeout_s: float, memory_gib: float):
