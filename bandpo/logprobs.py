@@ -129,7 +129,7 @@ def _liger(states: Tensor, weight: Tensor, targets: Tensor, temperature: float) 
 
 
 class _WithoutGradient(torch.autograd.Function):
-    """An entropy that says so when a gradient is asked of it; silently, a bonus would change nothing."""
+    """An entropy that raises when a gradient is asked of it: without one, a bonus would silently change nothing."""
 
     @staticmethod
     def forward(ctx, entropy, attached_to):

@@ -249,7 +249,7 @@ def train_job(job: Job) -> tuple[int, float]:
         except (RuntimeError, ArithmeticError, ValueError, OSError):
             (folder / "failed.txt").write_text(traceback.format_exc())
             code = 1
-        except SystemExit as stop:  # told in the last line of the console
+        except SystemExit as stop:  # the last line of the console says why
             console.flush()
             (folder / "failed.txt").write_text((folder / "console.txt").read_text().splitlines()[-1])
             code = int(stop.code or 1)

@@ -160,7 +160,7 @@ class Config:
         """Mistakes between keys, one line each."""
         try:
             plan = Plan(self)
-        except ConfigError as error:  # the launcher's variables: nothing below can be told
+        except ConfigError as error:  # the launcher's variables: nothing below can be checked
             return error.problems
         whole = self.max_prompt_tokens + self.max_response_tokens
         unit = plan.minibatches * plan.processes
