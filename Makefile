@@ -59,11 +59,11 @@ demo: $(STAMP) ## the main job on a bare machine: GRPO against Band on the synth
 $(VENV)/triton: $(STAMP)
 	@rm -rf $@ && $(BIN)/python -m pip install -qq --no-deps --target $@ $(TRITON)
 
-test: $(STAMP) $(VENV)/triton ## all tests
-	@$(BIN)/python -m pytest
+test: $(STAMP) $(VENV)/triton ## all tests, on all cores
+	@$(BIN)/python -m pytest -n auto --dist worksteal --durations=10
 
 quick: $(STAMP) ## tests without the slow ones
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --durations=10
 
 browser: $(STAMP) ## tests of the page in a real browser; installs Chromium where apt is
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \
