@@ -9,8 +9,8 @@
     result = objective(rule, view, surrogate="ppo", dual_clip=10.0)            # losses, weights, what was cut
 
 An interval (lower, upper) goes through the clipped surrogate (bandpo/objective.py). A weight is the gradient itself,
-w A grad log pi, with w a constant: every published rule can be said so. A rule's parameters are keyword-only arguments
-with the published values as defaults, and stand nowhere else.
+w A grad log pi, with w a constant: every published rule can be written so. A rule's parameters are keyword-only
+arguments with the published values as defaults, and stand nowhere else.
 
 A rule that needs more than single tokens (a quantile, a balance of sums) has functions of sums, `Rule.sums`: see
 `totals`. They are sums over tokens, so that nothing depends on how an update is cut into micro-batches and ranks.
@@ -123,7 +123,7 @@ class Rule:
         return {**self.defaults, **self.parameters}
 
     def with_parameters(self, given: Mapping[str, object]) -> "Rule":
-        """The rule with these parameters. Raises ValueError for unknown and missing ones and for what is no number."""
+        """The rule with these parameters. Raises ValueError for unknown and missing ones and wrong types."""
         known = self.defaults
         listed = ", ".join(f"{k}" if v is ... else f"{k} ({v})" for k, v in known.items()) or "none"
         for name, value in given.items():
@@ -228,9 +228,9 @@ def totals(
     """What the rule's sums add up to over the update, for `View.totals`; {} for a rule without sums.
 
     views: all micro-batches of this rank for one update, with `logprobs` under the policy as it is before that update.
-    For the first update of a step on the trainer's own anchor they are the old log-probs; every other update of such a
-    rule needs a forward pass without gradient first. (Statistics of the update before would be free, but are of other
-    sequences and an older policy, and would have to be kept in checkpoints.)
+    For the first update of a step these are known where the old policy has just been evaluated on its tokens; every
+    other update of such a rule needs a forward pass without gradient first. (Statistics of the update before would be
+    free, but are of other sequences and an older policy, and would have to be kept in checkpoints.)
     reduce: adds named tensors over ranks; called once for each of `rule.sums`. surrogate: as for `objective`.
     """
     found: dict[str, Tensor] = {}

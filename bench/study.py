@@ -1,12 +1,12 @@
 """Does Band do what it claims? Every run of docs/study.md, its tables and its figures, from nothing.
 
-    python -m bench.study                                # all parts, about half an hour on two cores (`make study`)
+    python -m bench.study                                # all parts but search_*, half an hour on two cores
     python -m bench.study --part methods --seeds 0,1     # one part, fewer seeds
     python -m bench.study --report --figures docs/figures    # tables and figures of what is there, no training
     python -m bench.study --gpu                          # ~25M parameters and a longer task, one GPU (`make study-gpu`)
 
 A run is (setting, variant, seed) and lives in OUT/SETTING/VARIANT_seedN; parts that share a run share its folder. A
-finished run is never run again, an interrupted one goes on from its checkpoint, one that failed is named in the tables.
+finished run is never run again, an interrupted one goes on from its checkpoint, a failed one is named below the tables.
 Each worker process trains one run after the other through train.main, on one thread, with `engine: hf`: at this size
 transformers' generate samples four times faster than vLLM on a CPU, and starts at once.
 
@@ -255,7 +255,7 @@ def train_job(job: Job) -> tuple[int, float]:
         except (RuntimeError, ArithmeticError, ValueError, OSError):
             (folder / "failed.txt").write_text(traceback.format_exc())
             code = 1
-        except SystemExit as stop:  # told in the last line of the console
+        except SystemExit as stop:  # the last line of the console says why
             console.flush()
             (folder / "failed.txt").write_text((folder / "console.txt").read_text().splitlines()[-1])
             code = int(stop.code or 1)
