@@ -29,8 +29,7 @@ from torch import Tensor
 
 from bandpo.objective import ClipStatistics, kl_estimate
 from bandpo.radius import token_radius
-from bandpo.rule import Objective, View
-from bandpo.rule import objective as clipped_objective
+from bandpo.rule import ClippedLoss, View, clipped_loss
 from configs import load_or_exit
 from configs.schema import Config, Plan
 from data import next_problems
@@ -254,6 +253,10 @@ def group_advantages(rewards: Tensor, kind: str) -> Tensor:
     if kind == "rloo":
         return centred * rewards.shape[1] / (rewards.shape[1] - 1)
     if kind == "maxrl":
+        if (rewards < 0).any():
+            raise ValueError(
+                f"advantage: maxrl needs rewards from 0, a reward is {rewards.min():g}; use reward_wrong: 0"
+            )
         return centred / mean.where(mean > 0, 1.0)
     raise ValueError(f"advantage: {kind!r} is not known; use group_std, group_mean, rloo or maxrl")
 
@@ -270,9 +273,10 @@ def old_policy_pass(run: Run, minibatches: list[list[Tokens]]) -> Anchors:
     left = 0 if kept[0] else minibatches_left(run)
     passes = kept if kept[0] else forward(run, run.policy, minibatches[left:], "old log-probs")
     mean_entropy = run.ranks.mean([entropy for row in passes for _, entropy in row])
+    of_step = {"mean_entropy": mean_entropy, "before_updates": True}
     none: Anchors = [[None] * len(minibatch) for minibatch in minibatches[:left]]
     return none + [
-        [anchor(run, tokens, *seen, mean_entropy) for tokens, seen in zip(minibatch, row, strict=True)]
+        [anchor(run, tokens, *seen, **of_step) for tokens, seen in zip(minibatch, row, strict=True)]
         for minibatch, row in zip(minibatches[left:], passes, strict=True)
     ]
 
@@ -289,13 +293,16 @@ def minibatches_left(run: Run) -> int:
     return 1 if run.cfg.old_policy == "trainer" else run.plan.minibatches
 
 
-def anchor(run: Run, tokens: Tokens, logprobs: Tensor, entropy: Tensor, mean_entropy: float) -> Anchor:
+def anchor(
+    run: Run, tokens: Tokens, logprobs: Tensor, entropy: Tensor, *, mean_entropy: float, before_updates: bool
+) -> Anchor:
     """The anchor of a micro-batch. logprobs, entropy: (T,), detached, of a forward pass of the trainer; mean_entropy:
     over the step's tokens, read for a radius by entropy alone."""
     cfg, delta = run.cfg, delta_at(run.cfg, run.step)
     old_logprobs = tokens.sampler_logprobs if cfg.old_policy == "sampler" else logprobs
     radius = {"delta": token_radius(entropy, delta=delta, radius=cfg.radius, mean_entropy=mean_entropy)}
-    return Anchor(old_logprobs, logprobs, entropy, radius if "delta" in run.rule.defaults and not cfg.rule else {})
+    has_radius = "delta" in run.rule.defaults and not cfg.rule
+    return Anchor(old_logprobs, logprobs, entropy, radius if has_radius else {}, before_updates)
 
 
 # ---- optimize ----
@@ -326,9 +333,10 @@ def optimize(run: Run, minibatches: list[list[Tokens]], anchors: Anchors) -> Upd
         for k, tokens in enumerate(minibatch):
             with run.policy.accumulating(last=k == len(minibatch) - 1):
                 logprobs, entropy = run.policy(tokens.batch)  # (T,), (T,)
-                old = olds[k] = olds[k] or anchor(run, tokens, logprobs.detach(), entropy.detach(), math.nan)
+                first = {"mean_entropy": math.nan, "before_updates": update == 0}
+                old = olds[k] = olds[k] or anchor(run, tokens, logprobs.detach(), entropy.detach(), **first)
                 view = view_of(tokens, old, logprobs, update, totals)
-                losses, objective, means = token_loss(run, tokens, old, view, entropy)  # (T,)
+                losses, clipped, means = token_loss(run, tokens, old, view, entropy)  # (T,)
                 loss = (tokens.weights * losses).sum()
                 # DDP and FSDP average gradients over processes; the weights already divide by global counts.
                 (loss * run.plan.processes).backward()
@@ -336,10 +344,10 @@ def optimize(run: Run, minibatches: list[list[Tokens]], anchors: Anchors) -> Upd
             for name, values in means.items():
                 total, count = updates.means.get(name, (0.0, 0))
                 updates.means[name] = (total + values.detach().double().sum(), count + len(values))
-            statistics = objective.statistics(view)
+            statistics = clipped.statistics(view)
             updates.clip = updates.clip.merge(statistics) if updates.clip else statistics
             seen = {"old_logprobs": old.old_logprobs, "logprobs": view.logprobs.detach(), "entropy": old.entropy}
-            measured.append((tokens, seen | objective.bounds()))
+            measured.append((tokens, seen | clipped.bounds()))
         updates.measured[m] = measured
         apply_update(run, updates, minibatch)
     return updates
@@ -347,7 +355,7 @@ def optimize(run: Run, minibatches: list[list[Tokens]], anchors: Anchors) -> Upd
 
 def token_loss(
     run: Run, tokens: Tokens, old: Anchor, view: View, entropy: Tensor
-) -> tuple[Tensor, Objective, dict[str, Tensor]]:
+) -> tuple[Tensor, ClippedLoss, dict[str, Tensor]]:
     """(T,) loss of every response token; what the rule made of it; (T,) values by name, to be logged as their means.
 
     With r = exp(logprobs - old_logprobs), A the advantage and [lower, upper] the interval that the rule gives to the
@@ -356,14 +364,14 @@ def token_loss(
     `view.logprobs` and `entropy` carry gradients.
     """
     cfg, means = run.cfg, dict[str, Tensor]()
-    objective = clipped_objective(run.rule, view, surrogate=cfg.surrogate, dual_clip=cfg.dual_clip, **old.radius)
-    losses = objective.losses
+    clipped = clipped_loss(run.rule, view, surrogate=cfg.surrogate, dual_clip=cfg.dual_clip, **old.parameters)
+    losses = clipped.losses
     if cfg.mismatch_correction == "token_truncate":
         losses = losses * (old.old_logprobs - tokens.sampler_logprobs).exp().clamp(max=cfg.mismatch_cap)
     if tokens.ref_logprobs is not None:
         means["kl/reference"] = kl_estimate(view.logprobs, tokens.ref_logprobs, estimator=cfg.kl_estimator)
         losses = losses + cfg.kl_coef * means["kl/reference"]
-    return losses, objective, means
+    return losses, clipped, means
 
 
 def apply_update(run: Run, updates: Updates, minibatch: list[Tokens]) -> None:
@@ -395,8 +403,11 @@ def step_metrics(
     pairs = [pair for rows in zip(minibatches, updates.anchors, strict=True) for pair in zip(*rows, strict=True)]
     flat = [(tokens, old) for tokens, old in pairs if old]
     # ln(trainer / sampler) where both are the same policy: before any update, and not for answers of an older one.
-    same = flat[: len(minibatches[0])] if minibatches_left(run) > 1 else flat
-    gaps = [(old.trainer_logprobs - t.sampler_logprobs)[(t.ages == 0) | (t.kept is not None)] for t, old in same]
+    gaps = [
+        (old.trainer_logprobs - t.sampler_logprobs)[(t.ages == 0) | (t.kept is not None)]
+        for t, old in flat
+        if old.before_updates
+    ]
     gap = torch.cat(gaps).double()
     entropy = torch.cat([old.entropy for _, old in flat]).double()
     positions = [tokens.batch.input_ids.numel() for tokens, _ in flat]

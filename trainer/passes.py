@@ -23,7 +23,8 @@ class Anchor:
     old_logprobs: Tensor  # under the old policy: the ratio is r = exp(logprobs - old_logprobs)
     trainer_logprobs: Tensor  # of the pass that made it; the same as old_logprobs unless old_policy is sampler
     entropy: Tensor  # of that pass
-    radius: dict[str, float | Tensor]  # {"delta": the trust region's} for clip band and band_relaxed
+    parameters: dict[str, float | Tensor]  # of the rule, for these tokens: {"delta": the radius} of a Band
+    before_updates: bool  # whether the pass was made by the policy that sampled, before an update of it
 
 
 Anchors = list[list[Anchor | None]]  # [minibatch][micro-batch]; None: the first update's own pass makes it
