@@ -17,12 +17,12 @@ DRIVER := 580# the oldest NVIDIA driver that runs CUDA 13, which the wheels of r
 TRITON := triton==3.7.1# the release that torch 2.13.0 takes on a GPU
 
 .DEFAULT_GOAL := help
-.PHONY: help install resolve demo test quick browser gpu check smoke fuzz chaos study study-gpu bench bench-env clean
+.PHONY: help install resolve demo test quick browser gpu check fuzz chaos study study-gpu bench bench-env clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-install: $(STAMP) ## the environment alone
+install: $(STAMP) ## set up the environment, no more
 
 $(STAMP): $(REQUIREMENTS) requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=python3.12 ..."; exit 1; }
@@ -59,11 +59,11 @@ demo: $(STAMP) ## the main job on a bare machine: GRPO against Band on the synth
 $(VENV)/triton: $(STAMP)
 	@rm -rf $@ && $(BIN)/python -m pip install -qq --no-deps --target $@ $(TRITON)
 
-test: $(STAMP) $(VENV)/triton ## all tests
-	@$(BIN)/python -m pytest
+test: $(STAMP) $(VENV)/triton ## all tests, on all cores
+	@$(BIN)/python -m pytest -n auto --dist worksteal --durations=10
 
 quick: $(STAMP) ## tests without the slow ones
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --durations=10
 
 browser: $(STAMP) ## tests of the page in a real browser; installs Chromium where apt is
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \
@@ -83,7 +83,7 @@ fuzz: $(STAMP) ## the verifier under two minutes of random input
 chaos: $(STAMP) ## runs killed, damaged and starved, then resumed and compared bit for bit
 	@$(BIN)/python -m bench.chaos --runs 20 --seed 0
 
-study: $(STAMP) ## docs/study.md again: all methods, five seeds (about half an hour on two cores; resumable)
+study: $(STAMP) ## docs/study.md again but its search: all methods, five seeds (half an hour on two cores; resumable)
 	@$(BIN)/python -m bench.study
 
 study-gpu: $(STAMP) ## the same at 25M parameters on one GPU
@@ -95,7 +95,7 @@ bench: $(STAMP) ## operator, log-prob memory, verifier, whole step
 	@$(BIN)/python -m bench.verifier
 	@$(BIN)/python -m bench.step
 
-bench-env: $(STAMP) ## TRL beside our packages, for python -m bench.vs_trl
+bench-env: $(STAMP) ## an environment with TRL, for python -m bench.vs_trl and bench.verifier --against
 	@test -x .venv.bench/bin/python || $(PYTHON) -m venv .venv.bench
 	@echo "$(CURDIR)/$(VENV)/lib/$$($(BIN)/python -c "import sys; print(f'python{sys.version_info[0]}.{sys.version_info[1]}')")/site-packages" > $$(ls -d .venv.bench/lib/python*/site-packages)/ours.pth
 	@.venv.bench/bin/python -m pip install -qq --no-deps trl==1.16.0

@@ -29,8 +29,7 @@ from torch import Tensor
 
 from bandpo.objective import ClipStatistics, kl_estimate
 from bandpo.radius import token_radius
-from bandpo.rule import Objective, View
-from bandpo.rule import objective as clipped_objective
+from bandpo.rule import ClippedLoss, View, clipped_loss
 from configs import load_or_exit
 from configs.schema import Config, Plan
 from data import next_problems
@@ -55,7 +54,7 @@ from trainer.task import dry_run, load_task
 
 
 def main(argv: list[str]) -> int:
-    """Train as `argv` says; the exit code: 0, 130 after Ctrl-C.
+    """Train as `argv` says; returns the exit code: 0, 130 after Ctrl-C, 1 when a launcher died.
 
     Exits with 2 for a mistake in the configuration or the data, with 1 when a step or its checkpoint failed.
     """
@@ -82,19 +81,23 @@ def main(argv: list[str]) -> int:
                 finish_step(run, run.state.unlogged)
             while not run.finished:
                 finish_step(run, train_step(run))
-        except Stopped:  # by SIGTERM or Ctrl-C, on all ranks; a step before its first update leaves no trace
+        except Stopped:  # by SIGTERM or Ctrl-C, on all ranks; an interrupted step leaves no trace
             pass
         save(run)
-        if run.ranks.is_main and cfg.plots and not run.signals.number:  # who asked to stop may not wait for pictures
+        if run.ranks.is_main and cfg.plots and not run.signals.number:  # a stopped run does not wait for pictures
             write_page([run.folder], run.folder / "page.html")
             run.tracker.artifact([run.folder / "page.html", *plot_run(run.folder)], "page")
         return run.exit_code()
 
 
 def train_step(run: Run) -> dict[str, float]:
-    """One step of the algorithm, a line per phase; its metrics. Raises Stopped, before the first update."""
+    """One step of the algorithm, a line per phase; returns its metrics.
+
+    Raises Stopped (before the first update only), GraderError, EngineError, FloatingPointError (`max_skipped` updates
+    in a row without a finite gradient), and what check_engine raises.
+    """
     started_s = time.perf_counter()
-    run.seed(seed_of(run.cfg.seed, run.step, run.plan.rank))  # of all global generators: nothing to resume
+    run.seed(seed_of(run.cfg.seed, run.step, run.plan.rank))  # all global generators: a checkpoint needs none
     with run.phase("rollout"):  # answers are graded while others are still being sampled
         batches, prompts_drawn = rollouts(run)
     with run.phase("advantage"):
@@ -126,7 +129,7 @@ def train_step(run: Run) -> dict[str, float]:
 
 
 def finish_step(run: Run, metrics: dict[str, float]) -> None:
-    """Evaluate when due, log, save when due. Interrupted while evaluating, the metrics wait in the checkpoint."""
+    """Evaluate when due, log, save when due. If the evaluation is interrupted, the metrics wait in the checkpoint."""
     cfg = run.cfg
     run.state = replace(run.state, unlogged=metrics)
     if run.is_due(cfg.eval_every) or (cfg.eval_every and run.finished):
@@ -145,10 +148,9 @@ def finish_step(run: Run, metrics: dict[str, float]) -> None:
 
 
 def rollouts(run: Run) -> tuple[list[list[Sample]], int]:
-    """This step's samples, then those of the `lag` steps after it, and how many prompts were drawn. Raises Stopped.
+    """The samples of this step and of the `lag` steps after it, a list each, and how many prompts were drawn so far.
 
-    The last were sampled now, by the policy as it is `lag` steps before they are trained on; the first step has to
-    sample them all.
+    A step samples what is trained on `lag` steps later; the first one samples for all steps up to then. Raises Stopped.
     """
     batches, drawn = list(run.state.queue), run.state.prompts_drawn
     while len(batches) <= run.cfg.lag:
@@ -158,11 +160,11 @@ def rollouts(run: Run) -> tuple[list[list[Sample]], int]:
 
 
 def rollout(run: Run, step: int, drawn: int) -> tuple[list[Sample], int]:
-    """This rank's samples for a step, group after group, in the order of the plan, and how many prompts were drawn so
-    far. Raises Stopped.
+    """This rank's samples for a step, group after group in the order of `Plan.slots`, and how many prompts were drawn
+    so far. Raises Stopped.
 
-    With dynamic sampling a group that is all right or all wrong, before any shaping of its rewards, gives its place to
-    the next prompt in the order of training, `max_refills` times.
+    With dynamic sampling a group whose answers all have one score (all right, or all wrong), before any shaping, gives
+    its place to the next prompt in the order of training, in up to `max_refills` rounds. drawn: prompts drawn before.
     """
     cfg, order = run.cfg, {"n": len(run.task.train), "per_step": run.cfg.prompts_per_step, "seed": run.cfg.seed}
     slots = run.plan.slots(run.plan.rank)  # this rank's places in the batch of prompts
@@ -186,7 +188,7 @@ def rollout(run: Run, step: int, drawn: int) -> tuple[list[Sample], int]:
 
 def sample_groups(run: Run, wanted: dict[int, int], when: tuple[int, int]) -> dict[int, list[Sample]]:
     """A graded group for every slot of `wanted` (slot -> index of its problem). when: step, refill. Raises Stopped."""
-    cfg, rows = run.cfg, [run.task.train[i] for i in wanted.values()]  # problem, prompt
+    cfg, rows = run.cfg, [run.task.train[i] for i in wanted.values()]  # problem, prompt ids
     seeds = [[seed_of(cfg.seed, *when, slot, j) for j in range(cfg.samples_per_prompt)] for slot in wanted]
     about = [{"problem": asdict(problem), "prompt": run.task.tokenizer.decode(prompt)} for problem, prompt in rows]
     tickets: dict[tuple[int, int], Ticket | Grade] = {}
@@ -251,6 +253,10 @@ def group_advantages(rewards: Tensor, kind: str) -> Tensor:
     if kind == "rloo":
         return centred * rewards.shape[1] / (rewards.shape[1] - 1)
     if kind == "maxrl":
+        if (rewards < 0).any():
+            raise ValueError(
+                f"advantage: maxrl needs rewards from 0, a reward is {rewards.min():g}; use reward_wrong: 0"
+            )
         return centred / mean.where(mean > 0, 1.0)
     raise ValueError(f"advantage: {kind!r} is not known; use group_std, group_mean, rloo or maxrl")
 
@@ -260,39 +266,43 @@ def group_advantages(rewards: Tensor, kind: str) -> Tensor:
 
 @torch.no_grad()
 def old_policy_pass(run: Run, minibatches: list[list[Tokens]]) -> Anchors:
-    """Anchors from a pass of the policy about to be updated; None where the minibatch's first update makes its own.
-
-    Samples that waited bring their own (with_old_logprobs).
+    """The anchors of all micro-batches, from a pass of the policy before its first update; None where a minibatch's
+    first update makes them (minibatches_left). Samples that waited bring theirs (with_old_logprobs).
     """
     kept = [[tokens.kept for tokens in minibatch if tokens.kept] for minibatch in minibatches]
     left = 0 if kept[0] else minibatches_left(run)
     passes = kept if kept[0] else forward(run, run.policy, minibatches[left:], "old log-probs")
     mean_entropy = run.ranks.mean([entropy for row in passes for _, entropy in row])
+    of_step = {"mean_entropy": mean_entropy, "before_updates": True}
     none: Anchors = [[None] * len(minibatch) for minibatch in minibatches[:left]]
     return none + [
-        [anchor(run, tokens, *seen, mean_entropy) for tokens, seen in zip(minibatch, row, strict=True)]
+        [anchor(run, tokens, *seen, **of_step) for tokens, seen in zip(minibatch, row, strict=True)]
         for minibatch, row in zip(minibatches[left:], passes, strict=True)
     ]
 
 
 def minibatches_left(run: Run) -> int:
-    """How many minibatches, from the first, need no pass before the updates.
+    """How many minibatches, from the first on, need no pass before the updates.
 
     The first update's own forward pass is still under the old policy: the same numbers, one pass less. With
-    `old_policy: sampler` the engine's log-probs are the anchor, and none needs a pass. But a radius by entropy needs
-    the mean entropy of the step first, and some rules sums over the update.
+    `old_policy: sampler` the engine's log-probs are the anchor, and no minibatch needs a pass. But a radius by entropy
+    needs the step's mean entropy before the first update, and some rules need sums over an update: then all need one.
     """
     if run.cfg.radius == "entropy" or run.rule.sums:
         return 0
     return 1 if run.cfg.old_policy == "trainer" else run.plan.minibatches
 
 
-def anchor(run: Run, tokens: Tokens, logprobs: Tensor, entropy: Tensor, mean_entropy: float) -> Anchor:
-    """From a forward pass of the trainer, detached. `mean_entropy`: read for a radius by entropy."""
+def anchor(
+    run: Run, tokens: Tokens, logprobs: Tensor, entropy: Tensor, *, mean_entropy: float, before_updates: bool
+) -> Anchor:
+    """The anchor of a micro-batch. logprobs, entropy: (T,), detached, of a forward pass of the trainer; mean_entropy:
+    over the step's tokens, read for a radius by entropy alone."""
     cfg, delta = run.cfg, delta_at(run.cfg, run.step)
     old_logprobs = tokens.sampler_logprobs if cfg.old_policy == "sampler" else logprobs
     radius = {"delta": token_radius(entropy, delta=delta, radius=cfg.radius, mean_entropy=mean_entropy)}
-    return Anchor(old_logprobs, logprobs, entropy, radius if "delta" in run.rule.defaults and not cfg.rule else {})
+    has_radius = "delta" in run.rule.defaults and not cfg.rule
+    return Anchor(old_logprobs, logprobs, entropy, radius if has_radius else {}, before_updates)
 
 
 # ---- optimize ----
@@ -302,7 +312,7 @@ def anchor(run: Run, tokens: Tokens, logprobs: Tensor, entropy: Tensor, mean_ent
 class Updates:
     """What the updates of a step did; numbers stay on the device until the step's metrics are read."""
 
-    anchors: Anchors  # complete
+    anchors: Anchors  # complete once every minibatch had its first update
     skipped_in_a_row: int  # updates without a finite gradient, earlier steps included
     skipped: int = 0
     grad_norms: list[float] = field(default_factory=list)
@@ -323,9 +333,10 @@ def optimize(run: Run, minibatches: list[list[Tokens]], anchors: Anchors) -> Upd
         for k, tokens in enumerate(minibatch):
             with run.policy.accumulating(last=k == len(minibatch) - 1):
                 logprobs, entropy = run.policy(tokens.batch)  # (T,), (T,)
-                old = olds[k] = olds[k] or anchor(run, tokens, logprobs.detach(), entropy.detach(), math.nan)
+                first = {"mean_entropy": math.nan, "before_updates": update == 0}
+                old = olds[k] = olds[k] or anchor(run, tokens, logprobs.detach(), entropy.detach(), **first)
                 view = view_of(tokens, old, logprobs, update, totals)
-                losses, objective, means = token_loss(run, tokens, old, view, entropy)  # (T,)
+                losses, clipped, means = token_loss(run, tokens, old, view, entropy)  # (T,)
                 loss = (tokens.weights * losses).sum()
                 # DDP and FSDP average gradients over processes; the weights already divide by global counts.
                 (loss * run.plan.processes).backward()
@@ -333,10 +344,10 @@ def optimize(run: Run, minibatches: list[list[Tokens]], anchors: Anchors) -> Upd
             for name, values in means.items():
                 total, count = updates.means.get(name, (0.0, 0))
                 updates.means[name] = (total + values.detach().double().sum(), count + len(values))
-            statistics = objective.statistics(view)
+            statistics = clipped.statistics(view)
             updates.clip = updates.clip.merge(statistics) if updates.clip else statistics
             seen = {"old_logprobs": old.old_logprobs, "logprobs": view.logprobs.detach(), "entropy": old.entropy}
-            measured.append((tokens, seen | objective.bounds()))
+            measured.append((tokens, seen | clipped.bounds()))
         updates.measured[m] = measured
         apply_update(run, updates, minibatch)
     return updates
@@ -344,26 +355,30 @@ def optimize(run: Run, minibatches: list[list[Tokens]], anchors: Anchors) -> Upd
 
 def token_loss(
     run: Run, tokens: Tokens, old: Anchor, view: View, entropy: Tensor
-) -> tuple[Tensor, Objective, dict[str, Tensor]]:
+) -> tuple[Tensor, ClippedLoss, dict[str, Tensor]]:
     """(T,) loss of every response token; what the rule made of it; (T,) values by name, to be logged as their means.
 
-    With r = exp(logprobs - old_logprobs), the interval [lower, upper] that the rule gives to the token, and its
-    advantage A the policy's loss is max(-r A, -clip(r, lower, upper) A), at most -dual_clip A where A < 0. A rule that
-    gives a weight w in place of an interval has the loss -w A logprobs. `view.logprobs` and `entropy` have gradients.
+    With r = exp(logprobs - old_logprobs), A the advantage and [lower, upper] the interval that the rule gives to the
+    token, the policy's loss is max(-r A, -clip(r, lower, upper) A), at most -dual_clip A where A < 0; other surrogates:
+    bandpo/objective.py. A rule that gives a weight w in place of an interval has the loss -w A logprobs.
+    `view.logprobs` and `entropy` carry gradients.
     """
     cfg, means = run.cfg, dict[str, Tensor]()
-    objective = clipped_objective(run.rule, view, surrogate=cfg.surrogate, dual_clip=cfg.dual_clip, **old.radius)
-    losses = objective.losses
+    clipped = clipped_loss(run.rule, view, surrogate=cfg.surrogate, dual_clip=cfg.dual_clip, **old.parameters)
+    losses = clipped.losses
     if cfg.mismatch_correction == "token_truncate":
         losses = losses * (old.old_logprobs - tokens.sampler_logprobs).exp().clamp(max=cfg.mismatch_cap)
     if tokens.ref_logprobs is not None:
         means["kl/reference"] = kl_estimate(view.logprobs, tokens.ref_logprobs, estimator=cfg.kl_estimator)
         losses = losses + cfg.kl_coef * means["kl/reference"]
-    return losses, objective, means
+    return losses, clipped, means
 
 
 def apply_update(run: Run, updates: Updates, minibatch: list[Tokens]) -> None:
-    """One optimizer step; skipped when the gradient is not finite, on all ranks alike since they share its norm."""
+    """One optimizer step; skipped when the gradient is not finite, on all ranks alike since they share its norm.
+
+    Raises FloatingPointError after `max_skipped` in a row.
+    """
     norm = run.policy.clip_gradients(run.cfg.grad_clip).item()
     if math.isfinite(norm):
         run.optimizer.step()
@@ -383,13 +398,16 @@ def apply_update(run: Run, updates: Updates, minibatch: list[Tokens]) -> None:
 def step_metrics(
     run: Run, samples: list[Sample], minibatches: list[list[Tokens]], updates: Updates
 ) -> dict[str, float]:
-    """Everything of docs/metrics.md but evaluation and times: sums and counts of all ranks, divided once."""
+    """All of docs/metrics.md but train/epoch, times and evaluation: sums and counts of all ranks, divided once."""
     cfg = run.cfg
     pairs = [pair for rows in zip(minibatches, updates.anchors, strict=True) for pair in zip(*rows, strict=True)]
     flat = [(tokens, old) for tokens, old in pairs if old]
-    # Log of trainer over sampler, both of the same policy: not after an update, nor of answers of an older one.
-    same = flat[: len(minibatches[0])] if minibatches_left(run) > 1 else flat
-    gaps = [(old.trainer_logprobs - t.sampler_logprobs)[(t.ages == 0) | (t.kept is not None)] for t, old in same]
+    # ln(trainer / sampler) where both are the same policy: before any update, and not for answers of an older one.
+    gaps = [
+        (old.trainer_logprobs - t.sampler_logprobs)[(t.ages == 0) | (t.kept is not None)]
+        for t, old in flat
+        if old.before_updates
+    ]
     gap = torch.cat(gaps).double()
     entropy = torch.cat([old.entropy for _, old in flat]).double()
     positions = [tokens.batch.input_ids.numel() for tokens, _ in flat]

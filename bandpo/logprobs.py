@@ -9,10 +9,10 @@ such tensors. Here logits of `chunk_tokens` tokens exist at a time; backward com
 `python -m bench.memory`.
 
 `chunked` is the same code on every device. `liger` is liger-kernel's fused op (from 0.8.3 on, an optional package): on
-NVIDIA Hopper a kernel that never writes logits to memory, on anything else chunks of tokens of its own. It is held to
-our numbers by a test wherever it is installed; its speed was not measured by us.
+NVIDIA Hopper a kernel that never writes logits to memory, on anything else chunks of tokens of its own. A test
+holds it to our numbers wherever it is installed; we have not measured its speed.
 
-Left out: heads with a bias or with soft-capped logits (policy.check_head refuses them), a head cut over the vocabulary
+Left out: heads with a bias or with soft-capped logits (trainer/policy.py refuses them), a head cut over the vocabulary
 (tensor parallel), gradients of gradients.
 
 Axes: T tokens, H hidden size, V rows of the head, C tokens of a chunk.
@@ -39,15 +39,15 @@ def token_logprobs(
 
     hidden: (T, H) states that predict each target. head_weight: (V, H), tied to the embedding or not, a plain tensor:
     under FSDP call this inside the forward of the module whose parameter it is. targets: (T,) token ids below
-    `vocab_size`. Rows of the head from `vocab_size` on are no tokens (padded vocabularies): probability 0, gradient 0.
+    `vocab_size`. Rows of the head from `vocab_size` on (padded vocabularies) are not tokens: probability 0, gradient 0.
     Logits are divided by `temperature`, above 0; both results are of that distribution.
 
     Factors of products have the dtype of autocast where it is on, else that of `hidden`; the softmax and all sums are
     float32, and so is the head's gradient while it is summed over chunks. In bfloat16 a product keeps float32 on a GPU
     and is rounded on a CPU, which has no such kernel. A log-prob is never above 0.
 
-    kernel: chunked, or liger, which ignores `chunk_tokens` and whose entropy has no gradient: asking for it raises
-    NotImplementedError. ImportError where liger-kernel is missing.
+    kernel: chunked, or liger, which ignores `chunk_tokens` and whose entropy has no gradient: asking for one
+    raises NotImplementedError. Raises ImportError where liger-kernel is missing.
     """
     assert hidden.dim() == 2 and len(hidden) == len(targets), f"{tuple(hidden.shape)} states, {len(targets)} targets"
     assert vocab_size <= len(head_weight), f"vocab_size {vocab_size} is more than the head's {len(head_weight)} rows"
@@ -129,7 +129,7 @@ def _liger(states: Tensor, weight: Tensor, targets: Tensor, temperature: float) 
 
 
 class _WithoutGradient(torch.autograd.Function):
-    """An entropy that says so when a gradient is asked of it; silently, a bonus would change nothing."""
+    """An entropy that raises when a gradient is asked of it: without one, a bonus would silently change nothing."""
 
     @staticmethod
     def forward(ctx, entropy, attached_to):

@@ -173,7 +173,8 @@ def token_statistics(
 ) -> ClipStatistics:
     """Statistics of the tokens of one micro-batch, at least one, on their device; nothing is read back.
 
-    cut: by the rule. no_gradient: cut, or above the dual clip. No interval or no weights: no mean of them.
+    All (T,). cut: bool, by the rule. no_gradient: bool, cut or above the dual clip. lower, upper, weights: None where
+    the rule gives none; their means are left out then.
     """
     p, gains, losses = old_logprobs.exp(), advantages > 0, advantages < 0
     fifth = (p * 5).floor().clamp(max=4)

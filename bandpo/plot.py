@@ -27,7 +27,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor
 
-from bandpo.rule import Rule, View, objective, totals
+from bandpo.rule import Rule, View, clipped_loss, totals
 from bandpo.rules import RULES, load_rule, table
 
 # Okabe and Ito's palette, told apart with any colour vision; line styles repeat the distinction in grey.
@@ -107,7 +107,7 @@ def tokens(p: Tensor, ratio: Tensor, advantages: Tensor) -> View:
 def bounds(method: str, p: Tensor) -> tuple[Tensor, Tensor]:
     """(lower, upper) of the method at probabilities p, in what the simplex has room for."""
     one = torch.ones_like(p)
-    result = objective(METHODS[method], tokens(p, one, one), surrogate="ppo", dual_clip=None)
+    result = clipped_loss(METHODS[method], tokens(p, one, one), surrogate="ppo", dual_clip=None)
     assert result.lower is not None and result.upper is not None
     return result.lower, torch.minimum(result.upper, 1 / p)
 
@@ -184,7 +184,7 @@ def kept(rule: Rule, sign: float) -> Tensor:
     r = torch.minimum(r, 0.9999 / p)  # beyond, nothing is drawn
     view = tokens(p, r, torch.full_like(p, sign))
     view = replace(view, totals=totals(rule, [example_update()], lambda sums: sums, surrogate="ppo"))
-    losses = objective(rule, view, surrogate="ppo", dual_clip=None).losses
+    losses = clipped_loss(rule, view, surrogate="ppo", dual_clip=None).losses
     slope = torch.autograd.grad(losses.sum(), view.logprobs)[0]
     return (-slope / sign / r).view(len(RATIOS), len(PROBABILITIES))
 

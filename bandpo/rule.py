@@ -6,11 +6,11 @@
 
     rule = load_rule("my_rule.py:my_rule", {"width": 0.2})                     # or a name of bandpo/rules.py
     check_rule(rule)                                                           # clear errors before training
-    result = objective(rule, view, surrogate="ppo", dual_clip=10.0)            # losses, weights, what was cut
+    result = clipped_loss(rule, view, surrogate="ppo", dual_clip=10.0)            # losses, weights, what was cut
 
 An interval (lower, upper) goes through the clipped surrogate (bandpo/objective.py). A weight is the gradient itself,
-w A grad log pi, with w a constant: every published rule can be said so. A rule's parameters are keyword-only arguments
-with the published values as defaults, and stand nowhere else.
+w A grad log pi, with w a constant: every published rule can be written so. A rule's parameters are keyword-only
+arguments with the published values as defaults, and stand nowhere else.
 
 A rule that needs more than single tokens (a quantile, a balance of sums) has functions of sums, `Rule.sums`: see
 `totals`. They are sums over tokens, so that nothing depends on how an update is cut into micro-batches and ranks.
@@ -123,7 +123,7 @@ class Rule:
         return {**self.defaults, **self.parameters}
 
     def with_parameters(self, given: Mapping[str, object]) -> "Rule":
-        """The rule with these parameters. Raises ValueError for unknown and missing ones and for what is no number."""
+        """The rule with these parameters. Raises ValueError for unknown and missing ones and wrong types."""
         known = self.defaults
         listed = ", ".join(f"{k}" if v is ... else f"{k} ({v})" for k, v in known.items()) or "none"
         for name, value in given.items():
@@ -151,7 +151,7 @@ def _keywords(function: Callable[..., object]) -> tuple[str, ...]:
 # ---- from a rule to losses ----
 
 
-class Objective(NamedTuple):
+class ClippedLoss(NamedTuple):
     """The tokens' losses and what became of their gradients; all (T,), only `losses` has a gradient.
 
     losses        to be weighted and summed; their gradient is -w A grad log pi (and that of a penalty)
@@ -183,7 +183,7 @@ class Objective(NamedTuple):
         )
 
 
-def objective(rule: Rule, view: View, *, surrogate: str, dual_clip: float | None, **now: object) -> Objective:
+def clipped_loss(rule: Rule, view: View, *, surrogate: str, dual_clip: float | None, **now: object) -> ClippedLoss:
     """The losses that the rule makes of the tokens of `view`; `now` overrides parameters of the rule.
 
     surrogate: "ppo", "cispo" or "gspo", as for `policy_loss`. Weights are the gradient already, so "cispo" is for
@@ -207,7 +207,7 @@ def objective(rule: Rule, view: View, *, surrogate: str, dual_clip: float | None
                 weights = torch.where(advantages < 0, weights.clamp(max=dual_clip), weights)
         else:
             weights = torch.where(cut | above, 0.0, ratio)
-        return Objective(losses, weights, ratio, cut, cut | above, lower, upper)
+        return ClippedLoss(losses, weights, ratio, cut, cut | above, lower, upper)
     if surrogate == "cispo":
         raise ValueError(f"surrogate: cispo clips to an interval, and rule {rule.name} gives weights; use ppo or gspo")
     weights, penalty = result if isinstance(result, WithPenalty) else (result, None)
@@ -215,7 +215,7 @@ def objective(rule: Rule, view: View, *, surrogate: str, dual_clip: float | None
     weights = torch.where(above, 0.0, weights).detach()
     losses = -weights * advantages * view.logprobs
     losses = losses if penalty is None else losses + penalty
-    return Objective(losses, weights, ratio, cut, cut | above, None, None)
+    return ClippedLoss(losses, weights, ratio, cut, cut | above, None, None)
 
 
 def totals(
@@ -228,10 +228,10 @@ def totals(
     """What the rule's sums add up to over the update, for `View.totals`; {} for a rule without sums.
 
     views: all micro-batches of this rank for one update, with `logprobs` under the policy as it is before that update.
-    For the first update of a step on the trainer's own anchor they are the old log-probs; every other update of such a
-    rule needs a forward pass without gradient first. (Statistics of the update before would be free, but are of other
-    sequences and an older policy, and would have to be kept in checkpoints.)
-    reduce: adds named tensors over ranks; called once for each of `rule.sums`. surrogate: as for `objective`.
+    For the first update of a step these are known where the old policy has just been evaluated on its tokens; every
+    other update of such a rule needs a forward pass without gradient first. (Statistics of the update before would be
+    free, but are of other sequences and an older policy, and would have to be kept in checkpoints.)
+    reduce: adds named tensors over ranks; called once for each of `rule.sums`. surrogate: as for `clipped_loss`.
     """
     found: dict[str, Tensor] = {}
     views = [_by_sequence(view, surrogate) for view in views]

@@ -2,13 +2,13 @@
 
     python -m bench.chaos --runs 20 --vllm 4 --seed 0      # or: make chaos
 
-`--runs` runs (of them `--vllm` with vLLM's engine, the others with transformers') are killed with SIGKILL at random
-moments, some of them twice, and resumed; after that every other fault of `FAULTS` is tried once. A run has survived
-when its metrics (times aside), final weights and optimizer state are those of the undisturbed run to the last bit and
-no process of it is left. The batch is the demo's, with all threads. Prints a table for docs/reliability.md; the exit
-code is 1 when a run has not survived.
+`--runs` runs (`--vllm` of them with vLLM's engine, the others with transformers') are killed with SIGKILL at random
+moments, some of them twice, and resumed; then one rank is killed in each of `--two` runs of two processes, and every
+other fault of `FAULTS` is tried once. A run has survived when its metrics (times aside), final weights and optimizer
+state are those of the undisturbed run to the last bit and no process of it is left. The batch is the demo's, with all
+threads. Prints a table for docs/reliability.md; the exit code is 1 when a run has not survived.
 
-Left out: GPUs, several processes (tests/test_resume.py), machines that disappear as a whole.
+Left out: GPUs, machines that disappear as a whole (tests/test_two_machines.py).
 """
 
 import argparse

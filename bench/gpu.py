@@ -7,7 +7,7 @@
 
 Parts: `operator`; `phases` on answers that are made up (geometric lengths with mean --mean), with what is configured by
 default and then with each of --variants; `steps` with vLLM: rollout, sleep and wake, sync, memory. Every measurement is
-a process of its own whose output is shown as it comes; one that fails is told and the next one goes on. Figures are
+a process of its own whose output is shown as it comes; one that fails is reported and the next one starts. Figures are
 appended to --out as well, a JSON line each, with hardware and versions.
 
 Aims on an H200 at 3B: update at least 300 model TFLOP/s, old log-probs 350, sync .25 s.

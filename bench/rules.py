@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from bandpo.rule import Rule, View, objective, totals
+from bandpo.rule import Rule, View, clipped_loss, totals
 from bandpo.rules import RULES, load_rule
 from bench.band import paired, sample
 
@@ -40,7 +40,7 @@ def update(rule: Rule, view: View) -> None:
     """All that a rule adds to an update of these tokens."""
     view = replace(view, logprobs=view.logprobs.detach().requires_grad_())
     view = replace(view, totals=totals(rule, [view], lambda sums: sums, surrogate="ppo"))
-    result = objective(rule, view, surrogate="ppo", dual_clip=10.0)
+    result = clipped_loss(rule, view, surrogate="ppo", dual_clip=10.0)
     result.losses.sum().backward()
     result.statistics(view)
 

@@ -2,9 +2,9 @@
 
     python -m bench.step --size 20m --prompts 16 --samples 8 --tokens 64 --updates 4 --steps 5 [--ragged]
     OMP_NUM_THREADS=1 taskset -c 0 python -m bench.step ...          # one core, for comparisons
-    python -m bench.gpu                                                             # what a GPU has to show
+    python -m bench.gpu                                              # what a GPU has to show
 
-The real loop runs (run.start, train.train_step) with the real engine and verifier; medians over the steps after the
+The real loop runs (trainer.start, train.train_step) with the real engine and verifier; medians over the steps after the
 first, which warms up. Prints a table: seconds and share of each phase, what is neither the engine nor the model's
 forward and backward, tokens per second, share of real tokens, peak memory, and model FLOPs per second (2 per weight and
 token computed in the old-log-prob pass, 6 in an update; recomputation and attention not counted).

@@ -1,12 +1,12 @@
 """Does Band do what it claims? Every run of docs/study.md, its tables and its figures, from nothing.
 
-    python -m bench.study                                # all parts, about half an hour on two cores (`make study`)
+    python -m bench.study                                # all parts but search_*, half an hour on two cores
     python -m bench.study --part methods --seeds 0,1     # one part, fewer seeds
     python -m bench.study --report --figures docs/figures    # tables and figures of what is there, no training
     python -m bench.study --gpu                          # ~25M parameters and a longer task, one GPU (`make study-gpu`)
 
 A run is (setting, variant, seed) and lives in OUT/SETTING/VARIANT_seedN; parts that share a run share its folder. A
-finished run is never run again, an interrupted one goes on from its checkpoint, one that failed is named in the tables.
+finished run is never run again, an interrupted one goes on from its checkpoint, a failed one is named below the tables.
 Each worker process trains one run after the other through train.main, on one thread, with `engine: hf`: at this size
 transformers' generate samples four times faster than vLLM on a CPU, and starts at once.
 
@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -34,17 +34,23 @@ import numpy as np
 from data.toy import save_start
 from eval.compare import (
     MIN_SEEDS,
+    Column,
     Group,
     area_under,
+    best,
+    differences,
     end_of,
     keep_on_wandb,
     last,
+    mean_of,
     pair_by_seed,
     paired_interval,
+    panel_of,
     text_table,
+    values_of,
 )
-from eval.plots import COLOURS, STYLE, Curve, Panel, draw
-from eval.runs import Series, load_run
+from eval.plots import COLOURS, STYLE, draw
+from eval.records import Series, load_record
 
 Keys = dict[str, Any]
 
@@ -249,11 +255,11 @@ def train_job(job: Job) -> tuple[int, float]:
         except (RuntimeError, ArithmeticError, ValueError, OSError):
             (folder / "failed.txt").write_text(traceback.format_exc())
             code = 1
-        except SystemExit as stop:  # told in the last line of the console
+        except SystemExit as stop:  # the last line of the console says why
             console.flush()
             (folder / "failed.txt").write_text((folder / "console.txt").read_text().splitlines()[-1])
             code = int(stop.code or 1)
-    if code == 0 and load_run(folder).last_step < job.keys["max_steps"]:  # SIGTERM, which is no failure
+    if code == 0 and load_record(folder).last_step < job.keys["max_steps"]:  # SIGTERM, which is no failure
         code = STOPPED
     if code == STOPPED:
         _asked_to_stop.set()
@@ -327,28 +333,17 @@ def half_reached(series: Series) -> float:
     return reached(series, 0.5)
 
 
-def mean_of(series: Series) -> float:
-    return float(series[1].mean())
-
-
-def largest_of(series: Series) -> float:
-    return float(series[1].max())
-
-
-Figure = tuple[str, str, Callable[[Series], float], float]  # heading, metric, figure of one run, scale
-
-
-def figures_of(setting: Setting) -> list[Figure]:
+def figures_of(setting: Setting) -> list[Column]:
     """The figures of a part's table, fixed beforehand; the first four are those that are tested and drawn."""
     at = f"eval/{setting.task}_eval"
     return [
-        ("reward AUC", "reward/mean", area_under, 1.0),
-        ("mean@32 final, %", f"{at}/mean@32", last, 100.0),
-        ("entropy end, nats", "train/entropy", end_of, 1.0),
-        ("step of reward .5", "reward/mean", half_reached, 1.0),
-        ("pass@32 final, %", f"{at}/pass@32", last, 100.0),
-        ("clipped up p<.01, %", "clip/up/p<0.01", mean_of, 100.0),
-        ("grad norm, largest", "optim/grad_norm", largest_of, 1.0),
+        Column("reward AUC", "reward/mean", area_under, 1.0),
+        Column("mean@32 final, %", f"{at}/mean@32", last, 100.0),
+        Column("entropy end, nats", "train/entropy", end_of, 1.0),
+        Column("step of reward .5", "reward/mean", half_reached, 1.0),
+        Column("pass@32 final, %", f"{at}/pass@32", last, 100.0),
+        Column("clipped up p<.01, %", "clip/up/p<0.01", mean_of, 100.0),
+        Column("grad norm, largest", "optim/grad_norm", best, 1.0),
     ]
 
 
@@ -365,7 +360,7 @@ def load_groups(study: Study, part: Part, seeds: Sequence[int], out: Path) -> tu
             if not (folder / "metrics.jsonl").exists():
                 missing.append(str(seed))
                 continue
-            run = load_run(folder)
+            run = load_record(folder)
             if (folder / "failed.txt").exists():
                 notes.append(f"{variant}, seed {seed}: failed: {(folder / 'failed.txt').read_text().splitlines()[-1]}")
             elif not (folder / "done.json").exists():
@@ -380,18 +375,6 @@ def load_groups(study: Study, part: Part, seeds: Sequence[int], out: Path) -> tu
     return groups, notes
 
 
-def values_of(group: Group, figure: Figure) -> dict[int, float]:
-    """Seed -> figure, for the seeds that have the metric."""
-    _, key, measure, scale = figure
-    return {run.config["seed"]: scale * measure(run.series(key)) for run in group.runs if len(run.series(key)[0])}
-
-
-def differences(base: Group, group: Group, figure: Figure) -> list[float]:
-    """group - base of one figure, a value for every seed of both."""
-    ours, theirs = values_of(group, figure), values_of(base, figure)
-    return [ours[seed] - theirs[seed] for seed in sorted(ours) if seed in theirs]
-
-
 def verdict(values: Sequence[float]) -> str:
     """Mean difference with its 95 % interval, starred when the interval leaves out zero and there are enough seeds."""
     if not values:
@@ -404,14 +387,14 @@ def verdict(values: Sequence[float]) -> str:
     return f"{mean:+.3g} [{low:+.3g}, {high:+.3g}]{star}"
 
 
-def table(groups: Sequence[Group], figures: Sequence[Figure]) -> str:
+def table(groups: Sequence[Group], figures: Sequence[Column]) -> str:
     """Mean and standard deviation over seeds of every figure, then the paired differences from the first group."""
-    header = ["variant", "seeds", *(f[0] for f in figures)]
+    header = ["variant", "seeds", *(figure.heading for figure in figures)]
     rows, against = [], []
     for group in groups:
         cells = []
         for figure in figures:
-            values = list(values_of(group, figure).values())
+            values = values_of(group, figure)
             spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.3g}{spread}" if values else "-")
         rows.append([group.label, str(len(group.runs)), *cells])
@@ -420,7 +403,7 @@ def table(groups: Sequence[Group], figures: Sequence[Figure]) -> str:
             against.append([group.label, pairs, *(verdict(differences(groups[0], group, f)) for f in figures[:TESTED])])
     text = text_table(header, rows)
     if against:
-        header = [f"minus {groups[0].label}", "pairs", *(f[0] for f in figures[:TESTED])]
+        header = [f"minus {groups[0].label}", "pairs", *(figure.heading for figure in figures[:TESTED])]
         text += "\n\n" + text_table(header, against)
     return text
 
@@ -440,11 +423,12 @@ def headline(groups: Sequence[Group], setting: Setting) -> str:
         cells = []
         for step in steps:
             pairs = [
-                (ours.rows.get(step, {}), base.rows.get(step, {})) for base, ours in pair_by_seed(groups[0], group)
+                (ours, base)
+                for base, ours in pair_by_seed(groups[0], group)
+                if np.isfinite(ours.value(key, step) - base.value(key, step))
             ]
-            pairs = [(a, b) for a, b in pairs if key in a and key in b]
-            points = [100 * (a[key] - b[key]) for a, b in pairs]
-            ratios = [a["train/entropy"] / b["train/entropy"] for a, b in pairs]
+            points = [100 * (ours.value(key, step) - base.value(key, step)) for ours, base in pairs]
+            ratios = [ours.value("train/entropy", step) / base.value("train/entropy", step) for ours, base in pairs]
             times = float(np.exp(np.mean(np.log(ratios)))) if pairs else math.nan
             holds = len(pairs) >= MIN_SEEDS and np.mean(points) >= POINTS and paired_interval(points, 0.95)[0] > 0
             word = " HOLDS" if holds and times >= TIMES else ""
@@ -455,21 +439,11 @@ def headline(groups: Sequence[Group], setting: Setting) -> str:
 
 def curves(groups: Sequence[Group], setting: Setting, path: Path, caption: str) -> None:
     """Reward, mean@32, entropy and clipped share over the steps: the mean over seeds, lowest to highest shaded."""
-    panels = []
-    for title, unit, key in (
-        ("Mean reward", "reward", "reward/mean"),
-        ("Evaluation, mean@32", "% of answers right", f"eval/{setting.task}_eval/mean@32"),
-        ("Policy entropy", "nats per token", "train/entropy"),
-        ("Clipped up, tokens with p < .01", "% of those with A > 0", "clip/up/p<0.01"),
-    ):
-        lines = [Curve(g.label, tuple(s for r in g.runs if len((s := r.series(key))[0])), None) for g in groups]
-        lines = [line for line in lines if line.seeds]
-        if lines:
-            panels.append(Panel(title, unit, tuple(lines)))
-    draw(panels, path, caption, (".png", ".svg"))
+    keys = ("reward/mean", f"eval/{setting.task}_eval/mean@32", "train/entropy", "clip/up/p<0.01")
+    draw([panel for key in keys if (panel := panel_of(groups, key))], path, caption, (".png", ".svg"))
 
 
-def dots(groups: Sequence[Group], figures: Sequence[Figure], path: Path, caption: str) -> None:
+def dots(groups: Sequence[Group], figures: Sequence[Column], path: Path, caption: str) -> None:
     """A row for each variant: its seeds as dots, their mean as a bar, one panel for each figure."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Canvas
@@ -479,12 +453,12 @@ def dots(groups: Sequence[Group], figures: Sequence[Figure], path: Path, caption
         axes = canvas.subplots(1, len(figures), sharey=True, squeeze=False)[0]
         for axis, figure in zip(axes, figures, strict=True):
             for row, group in enumerate(groups):
-                values = list(values_of(group, figure).values())
+                values = values_of(group, figure)
                 colour = COLOURS[0] if row == 0 else COLOURS[2]
                 axis.plot(values, [row] * len(values), "o", color=colour, markersize=4, alpha=0.45, markeredgewidth=0)
                 if values:
                     axis.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color=colour, linewidth=2)
-            axis.set_title(figure[0], fontsize=9.5)
+            axis.set_title(figure.heading, fontsize=9.5)
             axis.margins(x=0.1)
             axis.locator_params(axis="x", nbins=5)
             axis.set_yticks(range(len(groups)), [group.label for group in groups])

@@ -8,8 +8,7 @@
 Two kinds of item, each completion a solution of some 600 characters with a box at its end:
     integers    a right or wrong integer: the fast path, no process. Asked for: 20,000 a second.
     mixed       kinds in MATH's proportions: six in ten are numbers, the rest surds, expressions, intervals, matrices,
-    text.
-                Asked for: 150 a second.
+                text. Asked for: 150 a second.
 "ours, one process" runs extraction, comparison and algebra in this process; "ours, 1 worker" is the Verifier as a run
 uses it, wall clock, warm. "math-verify" is verify(parse(boxed gold), parse(completion)), its time limits on.
 

@@ -1,4 +1,4 @@
-"""What there is to train, and whether it is right: without a GPU, a model or a network.
+"""Lists the configurations and checks them; needs no GPU, model or network.
 
     python -m configs --list                           # every model with every method
     python -m configs --check                          # all of them on 8 processes: mistakes, batch arithmetic, memory

@@ -3,7 +3,7 @@
     python train.py --help          # all of them with type, unit, default, symbol and source
 
 A new knob is one line in `Config`; the code reads it as `cfg.name`. A YAML file beside this one sets what differs from
-the defaults, which are those of the paper's main run.
+the defaults, which are the paper's main run but for `reward` (the paper's is answer_line).
 """
 
 import os
@@ -34,7 +34,7 @@ class Config:
     dry_run: bool = knob(False, "print the configuration and every check; stop before a model is loaded")
     wandb: Literal["auto", "online", "offline", "disabled"] = knob("auto", "auto: online with a key and a network")
     wandb_project: str = knob("bandpo", "project on wandb")
-    samples_logged: int = knob(8, "sample answers a step, in runs/NAME/samples and on wandb", low=0)
+    samples_logged: int = knob(8, "answers logged a step, in runs/NAME/samples and on wandb", low=0)
     plots: bool = knob(True, "make runs/NAME/page.html and plots/entropy.png when the run ends")
 
     model: str = knob("Qwen/Qwen2.5-3B-Instruct", "folder or hub id to start from", section="Model")
@@ -75,7 +75,7 @@ class Config:
     top_p: float = knob(1.0, "nucleus sampling; 1: off", source=PAPER, above=0, high=1)
     top_k: int = knob(0, "sample among the k likeliest tokens; 0: off", source=PAPER, low=0)
     dynamic_sampling: bool = knob(False, "replace groups whose answers are all right or all wrong", source=DAPO)
-    max_refills: int = knob(10, "of dynamic sampling in a step; then groups without signal stay", low=0)
+    max_refills: int = knob(10, "rounds of dynamic sampling a step; groups still without signal stay", low=0)
     lag: int = knob(0, "train on the answers that the policy gave so many steps ago", unit="steps", low=0)
     tensor_parallel: int = knob(1, "processes that share one engine", low=1)
     engine_memory_share: float = knob(0.6, "of a GPU's memory, for the engine while it samples", above=0, below=1)
@@ -117,7 +117,7 @@ class Config:
     )
     rule_parameters: dict[str, float | str | None] = knob({}, "what differs from that rule's published values")
     advantage: Literal["group_std", "group_mean", "rloo", "maxrl"] = knob(
-        "group_std", "see group_advantages", source=PAPER
+        "group_std", "from a group's rewards to advantages: group_advantages in train.py", source=PAPER
     )
     loss_aggregation: Literal["seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"] = knob(
         "seq-mean-token-mean", "from token losses to one number", source=PAPER
@@ -130,7 +130,7 @@ class Config:
     mismatch_correction: Literal["none", "token_truncate"] = knob(
         "none", "weight tokens by min(trainer / sampler, mismatch_cap)"
     )
-    mismatch_cap: float = knob(2.0, "of that weight", above=0)
+    mismatch_cap: float = knob(2.0, "largest such weight", above=0)
     mismatch_limit: float = knob(0.2, "stop when KL(sampler, trainer) per token is above", unit="nats", above=0)
 
     updates_per_step: int = knob(4, "optimizer steps on a step's rollouts", source=PAPER, low=1, section="Optimizer")
@@ -146,12 +146,12 @@ class Config:
     max_skipped: int = knob(3, "updates in a row without a finite gradient; then the run stops", low=1)
 
     eval_every: int = knob(
-        5, "and before the first step; 0: never", source=PAPER, low=0, section="Eval and checkpoints"
+        5, "steps; and before the first, after the last; 0: never", source=PAPER, low=0, section="Eval and checkpoints"
     )
     eval_samples: int = knob(
         32, "answers to each problem, at the temperature of training", symbol="k", source=PAPER, low=1
     )
-    save_every: int = knob(10, "and after the last step; 0: then alone", source=PAPER, low=0)
+    save_every: int = knob(10, "steps; also after the last one; 0: then alone", source=PAPER, low=0)
     keep_last: int = knob(2, "newest checkpoints kept", low=1)
     keep_best: int = knob(1, "best checkpoints kept, by mean@k over the evaluation sets", low=0)
     on_save_failure: Literal["stop", "continue"] = knob("stop", "when a checkpoint cannot be written (disk full)")
@@ -160,7 +160,7 @@ class Config:
         """Mistakes between keys, one line each."""
         try:
             plan = Plan(self)
-        except ConfigError as error:  # the launcher's variables: nothing below can be told
+        except ConfigError as error:  # the launcher's variables: nothing below can be checked
             return error.problems
         whole = self.max_prompt_tokens + self.max_response_tokens
         unit = plan.minibatches * plan.processes

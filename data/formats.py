@@ -119,7 +119,7 @@ def _gold(row: Mapping[str, Any], column: str) -> tuple[str, str]:
 
 def _level(value: Any) -> int | None:
     """5 of 5, "5", "Level 5"; None of "Level ?" and of no level."""
-    digits = re.fullmatch(r"(?:Level )?(\d+)(?:\.0)?", str(value).strip())
+    digits = re.fullmatch(r"(?:Level )?(\d{1,9})(?:\.0)?", str(value).strip())
     return int(digits[1]) if digits else None
 
 

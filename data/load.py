@@ -107,6 +107,7 @@ def _clean(table: Table, source: str, spec: SetSpec | None) -> LoadReport:
     for n_rows, row in enumerate(table.rows(layout.columns(table.columns)), 1):
         try:
             parsed = layout.parse(row)
+            _check_text(parsed)
         except ValueError as error:
             raise ValueError(
                 f"{table.where}, row {n_rows}: {error} (read as {layout.name}). Correct or remove the row."
@@ -143,6 +144,16 @@ def _clean(table: Table, source: str, spec: SetSpec | None) -> LoadReport:
         lines += _compare(source, "rows", n_rows, spec.rows)
         lines += _compare(source, "problems", len(problems), spec.problems)
     return LoadReport(problems, dict(dropped), lines)
+
+
+def _check_text(parsed: Parsed) -> None:
+    """Raise ValueError for half of a surrogate pair, as JSON may spell it: no tokenizer and no file takes it."""
+    for what, text in (("problem", parsed.problem), ("gold answer", parsed.gold), ("id", str(parsed.key))):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            half = ascii(text[error.start])
+            raise ValueError(f"the {what} holds half of a surrogate pair, {half}, which is not text") from None
 
 
 def _reason_to_drop(parsed: Parsed, levels: tuple[int, ...] | None) -> str | None:

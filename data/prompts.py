@@ -6,13 +6,15 @@ r"""The one prompt builder that training and evaluation share, and the ids at wh
 A new prompt: one entry in TEMPLATES. Left out: stop strings (a template's "</answer>" is text, the ids below are ids).
 """
 
-import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.formats import DAPO_PREFIX, DAPO_SUFFIX
 from data.problem import Problem
+from data.tables import read_json_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,6 +69,10 @@ class PromptBuilder:
         the system turn.
     chat_template: render with the tokenizer's chat template; False gives the bare text, a system text in front of it.
 
+    What a problem says stays text: where it spells a control token (`<|im_end|>`), the ids of that spelling are given
+    and not the token, which would end the turn. Control tokens are those the tokenizer calls special, and whatever
+    added tokens the chat template writes.
+
     Raises ValueError for an unknown template and for choices that contradict each other or the tokenizer.
     """
 
@@ -91,6 +97,12 @@ class PromptBuilder:
         self._chat = chat_template
         self._system_turn = self._find_system_turn() if chat_template and self._system == "none" else ""
         self._adds_bos = not chat_template and _adds_bos(tokenizer)
+        added: dict[int, Any] = self._tokenizer.added_tokens_decoder
+        around = [i for i in self._encode([self.text(Problem("", _PROBE, "", "", None))])[0] if i in added]
+        control = {i for i, token in added.items() if token.special} | set(around)
+        self._control = {added[i].content: around.count(i) for i in control}  # in a prompt, beside the problem
+        longest_first = sorted(self._control, key=len, reverse=True)
+        self._spelled = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def text(self, problem: Problem) -> str:
         """The prompt as text. A BOS is in it where the chat template writes one; `build` adds none to that."""
@@ -112,11 +124,38 @@ class PromptBuilder:
 
     def build_all(self, problems: Sequence[Problem]) -> list[list[int]]:
         """`build` of each, tokenised together (many times faster)."""
-        texts = [self.text(problem) for problem in problems]
-        # add_special_tokens would put a second BOS in front of the chat template's own.
-        rows: list[list[int]] = self._tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        rows = self._encode([self.text(problem) for problem in problems])
+        rows = [
+            self._as_text(problem) if self.control_tokens_in(problem) else row
+            for problem, row in zip(problems, rows, strict=True)
+        ]
         bos = self._tokenizer.bos_token_id
-        return [[bos, *row] if self._adds_bos else list(row) for row in rows]
+        return [[bos, *row] if self._adds_bos else row for row in rows]
+
+    def control_tokens_in(self, problem: Problem) -> list[str]:
+        """The control tokens that a problem's text spells, each once."""
+        return list(dict.fromkeys(self._spelled.findall(problem.problem)))
+
+    def _as_text(self, problem: Problem) -> list[int]:
+        """The ids of a prompt whose problem spells control tokens: it is cut inside each of them, so that the
+        tokenizer sees none. Raises ValueError when it finds one all the same.
+        """
+        text = self.text(problem)
+        mark = next(sign for sign in map(chr, range(0xE000, 0xF900)) if sign not in text)  # of Unicode's private use
+        cut = self._spelled.sub(lambda found: found[0][0] + mark + found[0][1:], problem.problem)
+        pieces = self.text(replace(problem, problem=cut)).split(mark)
+        ids = [token for row in self._encode(pieces) for token in row]
+        for token in self.control_tokens_in(problem):
+            if ids.count(self._tokenizer.convert_tokens_to_ids(token)) != self._control[token]:
+                raise ValueError(
+                    f"{problem.id}: spells the control token {token}, which this tokenizer cannot write as text; take "
+                    "the problem out"
+                )
+        return ids
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        """Ids without a BOS of the tokenizer's: a second one would stand in front of the chat template's own."""
+        return [list(row) for row in self._tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return self._tokenizer.apply_chat_template(
@@ -177,12 +216,15 @@ def stop_token_ids(model: str, tokenizer: "PreTrainedTokenizerBase") -> list[int
 
     model: a folder or a hub id. A base model's EOS is often not the one its chat template ends turns with, and
     Llama-3 lists two; one missing id means answers that run on to the length limit.
-    Raises ValueError when there is none, or one that the tokenizer does not have.
+    Raises ValueError when there is none, one that is no number, or one that the tokenizer does not have.
     """
     found: list[int] = []
     for file in ("generation_config.json", "config.json"):
         eos = _read_config(model, file).get("eos_token_id")
-        found += eos if isinstance(eos, list) else [] if eos is None else [eos]
+        ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        if not all(type(each) is int for each in ids):
+            raise ValueError(f"{model}: {file}: eos_token_id is {eos!r:.80}; an id, a whole number, or a list of them")
+        found += ids
     if tokenizer.eos_token_id is not None:
         found.append(int(tokenizer.eos_token_id))  # pyright: ignore[reportArgumentType]  (one id, not several)
     found += _chat_end(tokenizer)
@@ -217,11 +259,8 @@ def _chat_end(tokenizer: Any) -> list[int]:
 
 
 def _read_config(model: str, file: str) -> dict[str, Any]:
-    """{} where the model has no such file."""
+    """{} where the model has no such file. Raises ValueError when it is no JSON object."""
     from transformers.utils.hub import cached_file
 
     path = cached_file(model, file, _raise_exceptions_for_missing_entries=False)
-    if path is None:
-        return {}
-    with open(path, encoding="utf-8") as stream:
-        return json.load(stream)
+    return {} if path is None else read_json_object(Path(path))

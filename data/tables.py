@@ -6,7 +6,7 @@ through `datasets`.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import datasets
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".arrow")
+MOST_DIGITS = 4300  # of a whole number in JSON: Python's own limit
 SPLIT_NAMES = ("train", "test", "validation")
 PROBE_TIMEOUT_S = 5.0  # one request to the hub before anything else: the libraries' own retries take half a minute
 
@@ -120,8 +121,7 @@ def _read_parquet(path: Path) -> Table:
     def rows(columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         try:
             with pyarrow.parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(columns=list(columns)):
-                    yield from batch.to_pylist()
+                yield from _dicts(file.iter_batches(columns=list(columns)), str(path))
         except (pyarrow.ArrowException, OSError) as error:
             raise broken(error) from error
 
@@ -133,22 +133,27 @@ def _read_parquet(path: Path) -> Table:
 
 def _read_json(path: Path) -> Table:
     """JSON lines, or one JSON list of objects; a missing key reads as None, the columns are those of all rows."""
+    content = path.read_bytes()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
     records: list[tuple[int, Any]] = []
     if text.lstrip().startswith("["):
         try:
-            records = list(enumerate(json.loads(text), 1))
+            records = list(enumerate(json.loads(text, parse_int=_whole), 1))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+            raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+        except RecursionError:
+            raise ValueError(f"{path}: not JSON that can be read (nested too deeply)") from None
     else:
         for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 may stand inside a string
             try:
-                records += [(number, json.loads(line))] if line.strip() else []
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error.msg}); one object per line") from error
+                records += [(number, json.loads(line, parse_int=_whole))] if line.strip() else []
+            except (json.JSONDecodeError, RecursionError) as error:
+                why = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+                raise ValueError(f"{path}, line {number}: not JSON ({why}); one object per line") from None
     for number, record in records:
         if not isinstance(record, dict):
             raise ValueError(f"{path}, record {number}: {type(record).__name__} found; an object per row is expected")
@@ -158,6 +163,39 @@ def _read_json(path: Path) -> Table:
         return ({name: record.get(name) for name in names} for _, record in records)
 
     return Table(str(path), columns, rows)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """What a small JSON file holds. Raises ValueError naming the file when that is not an object."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(f"{path}: not JSON ({why}); get the file again") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: {type(found).__name__} found, a JSON object is expected; get the file again")
+    return found
+
+
+def _whole(digits: str) -> int | str:
+    """A whole number of JSON; as text when it has more digits than Python converts."""
+    return int(digits) if len(digits) <= MOST_DIGITS else digits
+
+
+def _dicts(batches: Iterable[Any], where: str) -> Iterator[dict[str, Any]]:
+    """The rows of pyarrow batches. Raises ValueError naming the row whose text is not UTF-8."""
+    n_rows = 0
+    for batch in batches:
+        try:
+            yield from batch.to_pylist()
+        except UnicodeDecodeError:
+            for i in range(batch.num_rows):
+                try:
+                    batch.slice(i, 1).to_pylist()
+                except UnicodeDecodeError as error:
+                    row = f"{where}, row {n_rows + i + 1}"
+                    raise ValueError(f"{row}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+        n_rows += batch.num_rows
 
 
 def _read_arrow(path: Path) -> Table:
@@ -188,7 +226,6 @@ def _read_saved(path: Path, split: str | None) -> Table:
 
 def _dataset_table(dataset: "datasets.Dataset", where: str) -> Table:
     def rows(columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        for batch in dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=10_000):
-            yield from batch.to_pylist()  # pyright: ignore[reportAttributeAccessIssue]  (a pyarrow.Table)
+        yield from _dicts(dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=10_000), where)
 
     return Table(where, dataset.column_names, rows)

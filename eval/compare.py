@@ -21,17 +21,18 @@ from itertools import product
 from math import sqrt
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from eval.plots import Curve, Panel, describe, draw, sort_keys, stderr_of
-from eval.runs import Run, Series, load_run
+from eval.records import Record, Series, load_record
 
 # Config keys that do not make another experiment: a run that differs in these alone is a repeat.
 REPEAT_KEYS = ("run_name", "seed", "output_dir", "wandb", "wandb_project", "dry_run")
 # With fewer paired seeds nothing can be told: by luck alone all n differences have one sign in 2 of 2**n cases.
 MIN_SEEDS = 5
+SUFFIXES = (".png", ".svg", ".pdf")
 OVERVIEW = (r"train/entropy", r"reward/mean", r"clip/up", r"eval/.+/mean@\d+")
 MEAN_AT_K = r"eval/(?P<set>.+)/(?P<line>mean@\d+)"
 
@@ -39,7 +40,17 @@ MEAN_AT_K = r"eval/(?P<set>.+)/(?P<line>mean@\d+)"
 @dataclass(frozen=True)
 class Group:
     label: str
-    runs: tuple[Run, ...]
+    runs: tuple[Record, ...]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of every run, and how it is shown."""
+
+    heading: str
+    metric: str
+    measure: Callable[[Series], float]  # the figure of one run
+    scale: float  # 100 for percent
 
 
 @dataclass(frozen=True)
@@ -56,44 +67,65 @@ def compare(run_dirs: Sequence[Path], out: Path | None, until: int | None = None
     """The table as text. With `out`, also writes the figures and the table there (see the head of this file).
 
     `until` cuts every run after that step, to compare a running run with a finished one at equal steps.
-    Raises ValueError for a path that is no folder, or no paths at all.
+    Raises ValueError for a path that is no run, or no paths at all.
     """
-    if not run_dirs:
-        raise ValueError("give at least one run folder, such as runs/NAME")
-    runs = [load_run(Path(path)) for path in dict.fromkeys(Path(path) for path in run_dirs)]
-    if until is not None:
-        runs = [cut(run, until) for run in runs]
-    groups = group_runs(runs)
-    keys = sort_keys(list(dict.fromkeys(key for run in runs for key in run.keys)))
-    text = "\n\n".join(
-        part for part in (*_tables(groups, keys), _differences(groups, keys), _notes(groups, keys)) if part
-    )
+    groups = load_groups(run_dirs, until)
+    text = tables(groups)
     if out is not None:
-        out = Path(out)
-        caption = "line: mean over seeds; band: lowest to highest seed (one seed: ± standard error over problems)"
-        figures: dict[str, list[str]] = {"": [k for pattern in OVERVIEW for k in keys if re.fullmatch(pattern, k)]}
-        for key in keys:
-            if not key.endswith("_stderr"):
-                figures.setdefault(f"_{describe(key)[0]}", []).append(key)
-        for name, members in figures.items():
-            path = out.with_name(f"{out.stem}{name}.png")
-            draw([panel for key in members if (panel := panel_of(groups, key))], path, caption, (".png", ".svg"))
-        out.with_suffix(".md").write_text(text + "\n")
+        save(groups, text, Path(out))
     return text
 
 
-def cut(run: Run, until: int) -> Run:
+def load_groups(run_dirs: Sequence[Path], until: int | None) -> list[Group]:
+    """The runs, each once, by group. Raises ValueError for a path that is no run, or no paths at all."""
+    if not run_dirs:
+        raise ValueError("give at least one run folder, such as runs/NAME")
+    runs = [load_record(path) for path in dict.fromkeys(map(Path, run_dirs))]
+    return group_runs(runs if until is None else [cut(run, until) for run in runs])
+
+
+def keys_of(groups: Sequence[Group]) -> list[str]:
+    """Every metric of any run, in the order in which they are shown."""
+    return sort_keys(list(dict.fromkeys(key for group in groups for run in group.runs for key in run.keys)))
+
+
+def tables(groups: Sequence[Group]) -> str:
+    """All that is told in words and numbers."""
+    keys = keys_of(groups)
+    parts = (*_tables(groups, keys), _differences(groups, keys), _notes(groups, keys))
+    return "\n\n".join(part for part in parts if part)
+
+
+def save(groups: Sequence[Group], text: str, out: Path) -> list[Path]:
+    """Writes the figures that have something to show, and the text beside them; the files, the text's first."""
+    keys = keys_of(groups)
+    figures: dict[str, list[str]] = {"": [key for pattern in OVERVIEW for key in keys if re.fullmatch(pattern, key)]}
+    for key in keys:
+        if not key.endswith("_stderr"):
+            figures.setdefault(f"_{describe(key)[0]}", []).append(key)
+    caption = "line: mean over seeds; band: lowest to highest seed (one seed: ± standard error over problems)"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    written = [out.with_suffix(".md")]
+    written[0].write_text(text + "\n")
+    for name, members in figures.items():
+        panels = [panel for key in members if (panel := panel_of(groups, key))]
+        suffixes = tuple(dict.fromkeys((".png", ".svg", out.suffix or ".png")))
+        written += draw(panels, out.with_name(f"{out.stem}{name}.png"), caption, suffixes)
+    return written
+
+
+def cut(run: Record, until: int) -> Record:
     """The run as it was after step `until`."""
     rows = {step: row for step, row in run.rows.items() if step <= until}
-    return Run(run.path, run.name, run.config, rows, (*run.notes, f"cut after step {until}"))
+    return Record(run.path, run.name, run.config, rows, (*run.notes, f"cut after step {until}"))
 
 
 # Groups and their labels
 
 
-def group_runs(runs: Sequence[Run]) -> list[Group]:
+def group_runs(runs: Sequence[Record]) -> list[Group]:
     """Seeds of one config together, groups in the order of their first run. A run without config is its own group."""
-    members: dict[str, list[Run]] = {}
+    members: dict[str, list[Record]] = {}
     for run in runs:
         kept = {key: value for key, value in run.config.items() if key not in REPEAT_KEYS}
         members.setdefault(json.dumps(kept, sort_keys=True, default=str) if kept else str(run.path), []).append(run)
@@ -135,31 +167,21 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-# Figures of one run
+# Figures of one run: of a metric that it has
 
 
 def area_under(series: Series) -> float:
-    """Mean height of the curve, by trapezoids over its steps; nan for an empty one."""
+    """Mean height of the curve, by trapezoids over its steps."""
     steps, values = series
-    if len(steps) < 2:
-        return float(values[0]) if len(steps) else float("nan")
-    return float(np.trapezoid(values, steps) / (steps[-1] - steps[0]))
+    return float(np.trapezoid(values, steps) / (steps[-1] - steps[0]) if len(steps) > 1 else values[0])
 
 
 def stretch(series: Series, start: float) -> float:
     """Mean over a tenth of the run (at least one step) that begins at `start` of its length: 0, .45 or .9."""
     values = series[1]
     width = max(1, round(len(values) / 10))
-    first = min(round(start * len(values)), max(0, len(values) - width))
-    return float(values[first : first + width].mean()) if len(values) else float("nan")
-
-
-def last(series: Series) -> float:
-    return float(series[1][-1]) if len(series[1]) else float("nan")
-
-
-def best(series: Series) -> float:
-    return float(series[1].max()) if len(series[1]) else float("nan")
+    first = min(round(start * len(values)), len(values) - width)
+    return float(values[first : first + width].mean())
 
 
 def start_of(series: Series) -> float:
@@ -174,55 +196,57 @@ def end_of(series: Series) -> float:
     return stretch(series, 0.9)
 
 
+def last(series: Series) -> float:
+    return float(series[1][-1])
+
+
+def best(series: Series) -> float:
+    return float(series[1].max())
+
+
 def mean_of(series: Series) -> float:
-    return float(series[1].mean()) if len(series[1]) else float("nan")
+    return float(series[1].mean())
 
 
 def median_of(series: Series) -> float:
-    return float(np.median(series[1])) if len(series[1]) else float("nan")
+    return float(np.median(series[1]))
 
 
 # The tables
 
-Column = tuple[str, str, Callable[[Series], float]]  # heading, metric, figure of one run
-
 
 def _tables(groups: Sequence[Group], keys: Sequence[str]) -> list[str]:
-    training: list[Column] = [
-        ("reward AUC", "reward/mean", area_under),
-        ("reward end", "reward/mean", end_of),
-        ("entropy start", "train/entropy", start_of),
-        ("entropy middle", "train/entropy", middle_of),
-        ("entropy end", "train/entropy", end_of),
-        ("tokens/s", "throughput/tokens_per_s", median_of),
+    training = [
+        Column("reward AUC", "reward/mean", area_under, 1.0),
+        Column("reward end", "reward/mean", end_of, 1.0),
+        Column("entropy start", "train/entropy", start_of, 1.0),
+        Column("entropy middle", "train/entropy", middle_of, 1.0),
+        Column("entropy end", "train/entropy", end_of, 1.0),
+        Column("tokens/s", "throughput/tokens_per_s", median_of, 1.0),
     ]
     evals: list[Column] = []
     for key in keys:
         if match := re.fullmatch(MEAN_AT_K, key):
-            evals += [(f"{match['set']} {match['line']} {w}", key, f) for w, f in (("final", last), ("best", best))]
-    tables = [_table("Training", groups, training, ""), _table("Evaluation, %", groups, evals, "%")]
+            heading = f"{match['set']} {match['line']}"
+            evals += [Column(f"{heading} final", key, last, 100.0), Column(f"{heading} best", key, best, 100.0)]
+    tables = [_table("Training", groups, training), _table("Evaluation, %", groups, evals)]
     for side, word, sign in (("up", "upper", "positive"), ("down", "lower", "negative")):
         bins = [key for key in keys if re.fullmatch(f"clip/{side}(/.+)?", key)]
-        columns: list[Column] = [(key.removeprefix(f"clip/{side}").lstrip("/") or "all", key, mean_of) for key in bins]
+        columns = [Column(key.removeprefix(f"clip/{side}").lstrip("/") or "all", key, mean_of, 100.0) for key in bins]
         title = f"Clipped at the {word} bound by old probability p, % of tokens with {sign} advantage, mean over steps"
-        tables.append(_table(title, groups, columns, "%") if columns else "")
+        tables.append(_table(title, groups, columns) if columns else "")
     return tables
 
 
-def _table(title: str, groups: Sequence[Group], columns: Sequence[Column], unit: str) -> str:
+def _table(title: str, groups: Sequence[Group], columns: Sequence[Column]) -> str:
     if not columns:
         return f"{title}: none logged"
-    scale = 100.0 if unit == "%" else 1.0
-    header, body = (
-        ["group", "seeds", "steps"],
-        [[group.label, str(len(group.runs)), steps_of(group)] for group in groups],
-    )
-    for heading, key, figure in columns:
-        header.append(heading)
-        cells = [cell_of(group, key, figure) for group in groups]
-        for row, text in zip(body, _format(cells, scale), strict=True):
-            row.append(text)
-    return f"{title}\n\n" + text_table(header, body)
+    header = ["group", "seeds", "steps", *(column.heading for column in columns)]
+    cells = zip(*(_format([cell_of(group, column) for group in groups]) for column in columns), strict=True)
+    rows = [
+        [group.label, str(len(group.runs)), steps_of(group), *texts] for group, texts in zip(groups, cells, strict=True)
+    ]
+    return f"{title}\n\n" + text_table(header, rows)
 
 
 def steps_of(group: Group) -> str:
@@ -231,32 +255,38 @@ def steps_of(group: Group) -> str:
     return str(max(reached)) if len(set(reached)) == 1 else f"{min(reached)}-{max(reached)}"
 
 
-def cell_of(group: Group, key: str, figure: Callable[[Series], float]) -> Cell | None:
+def values_of(group: Group, column: Column) -> list[float]:
+    """The figure of every run that has the metric, scaled."""
+    having = [series for run in group.runs if len((series := run.series(column.metric))[0])]
+    return [column.scale * column.measure(series) for series in having]
+
+
+def cell_of(group: Group, column: Column) -> Cell | None:
     """Mean of one figure over the seeds that have it; None where no seed has."""
-    having = [run for run in group.runs if len(run.series(key)[0])]
-    values = np.array([figure(run.series(key)) for run in having])
-    if len(values) == 0:
+    values = values_of(group, column)
+    if not values:
         return None
     if len(values) > 1:
-        return Cell(float(values.mean()), float(values.std(ddof=1) / sqrt(len(values))), False, len(values))
-    errors = stderr_of(having[0], key)
-    steps, curve = having[0].series(key)
-    if errors is None or figure not in (last, best):
-        return Cell(float(values[0]), float("nan"), False, 1)
-    step = steps[-1] if figure is last else steps[curve.argmax()]
-    return Cell(float(values[0]), dict(zip(*errors, strict=True)).get(step, float("nan")), True, 1)
+        return Cell(float(np.mean(values)), float(np.std(values, ddof=1) / sqrt(len(values))), False, len(values))
+    (run,) = [run for run in group.runs if len(run.series(column.metric)[0])]
+    errors = stderr_of(run, column.metric)
+    if errors is None or column.measure not in (last, best):
+        return Cell(values[0], float("nan"), False, 1)
+    steps, curve = run.series(column.metric)
+    step = steps[-1] if column.measure is last else steps[curve.argmax()]
+    return Cell(values[0], column.scale * dict(zip(*errors, strict=True)).get(step, float("nan")), True, 1)
 
 
-def _format(cells: Sequence[Cell | None], scale: float) -> list[str]:
+def _format(cells: Sequence[Cell | None]) -> list[str]:
     """One column, with as many decimals as show two digits of its largest error (three of its largest value)."""
-    errors = [scale * cell.stderr for cell in cells if cell and cell.stderr > 0]
-    size = max(errors) if errors else max((abs(scale * cell.value) for cell in cells if cell), default=0.0) / 10
+    errors = [cell.stderr for cell in cells if cell and cell.stderr > 0]
+    size = max(errors) if errors else max((abs(cell.value) for cell in cells if cell), default=0.0) / 10
     decimals = int(np.clip(1 - np.floor(np.log10(size)), 0, 5)) if size > 0 else 0
     texts = []
     for cell in cells:
-        text = f"{scale * cell.value:.{decimals}f}" if cell else "-"
+        text = f"{cell.value:.{decimals}f}" if cell else "-"
         if cell and np.isfinite(cell.stderr):
-            text += f" ± {scale * cell.stderr:.{decimals}f}" + ("†" if cell.of_problems else "")
+            text += f" ± {cell.stderr:.{decimals}f}" + ("†" if cell.of_problems else "")
         texts.append(text)
     return texts
 
@@ -299,16 +329,31 @@ def paired_interval(differences: Sequence[float], confidence: float) -> tuple[fl
     return float(low), float(high)
 
 
+def differences(base: Group, group: Group, column: Column) -> list[float]:
+    """group - base of one figure, scaled: one for each seed of both, at the steps that both runs have."""
+    values = []
+    for theirs, ours in pair_by_seed(base, group):
+        steps = _common_steps(theirs, ours, column.metric)
+        if len(steps):
+            ends = [column.measure(_at(run.series(column.metric), steps)) for run in (theirs, ours)]
+            values.append(column.scale * (ends[1] - ends[0]))
+    return values
+
+
+def _common_steps(theirs: Record, ours: Record, key: str) -> np.ndarray:
+    return np.intersect1d(theirs.series(key)[0], ours.series(key)[0])
+
+
 def _differences(groups: Sequence[Group], keys: Sequence[str]) -> str:
-    """Each group against the first: paired over seeds, at the steps that both runs of a pair have."""
-    quantities: list[Column] = [(" ".join(_set_and_k(k)), k, last) for k in keys if re.fullmatch(MEAN_AT_K, k)]
-    quantities += [("reward AUC", "reward/mean", area_under), ("entropy end", "train/entropy", end_of)]
-    rows = []
-    for group in groups[1:]:
-        for heading, key, figure in quantities:
-            scale, unit = (100.0, "%") if key.startswith("eval/") else (1.0, "")
-            row = _difference(groups[0], group, key, figure, scale)
-            rows.append([group.label, f"{heading} {unit}".strip(), *row])
+    """Each group against the first."""
+    columns = [Column(f"{' '.join(_set_and_k(k))} %", k, last, 100.0) for k in keys if re.fullmatch(MEAN_AT_K, k)]
+    columns.append(Column("reward AUC", "reward/mean", area_under, 1.0))
+    columns.append(Column("entropy end", "train/entropy", end_of, 1.0))
+    rows = [
+        [group.label, column.heading, *_difference(groups[0], group, column)]
+        for group in groups[1:]
+        for column in columns
+    ]
     if not rows:
         return ""
     title = f"Difference from {groups[0].label!r}, same seeds paired at the steps both have, 95 % bootstrap interval"
@@ -321,28 +366,19 @@ def _set_and_k(key: str) -> tuple[str, str]:
     return match["set"], match["line"]
 
 
-def _difference(
-    base: Group, group: Group, key: str, figure: Callable[[Series], float], scale: float
-) -> tuple[str, str, str, str]:
+def _difference(base: Group, group: Group, column: Column) -> tuple[str, str, str, str]:
     """(pairs, difference, interval, verdict) of one figure."""
-    pairs = pair_by_seed(base, group)
-    values, errors = [], []
-    for ours, theirs in ((group_run, base_run) for base_run, group_run in pairs):
-        steps = np.intersect1d(ours.series(key)[0], theirs.series(key)[0])
-        if len(steps):
-            values.append(scale * (figure(_at(ours.series(key), steps)) - figure(_at(theirs.series(key), steps))))
-            known = [dict(zip(*s, strict=True)).get(steps[-1]) for r in (ours, theirs) if (s := stderr_of(r, key))]
-            known = [error for error in known if error is not None]
-            errors.append(scale * sqrt(sum(e * e for e in known)) if len(known) == 2 else None)
+    values = differences(base, group, column)
     if not values:
         return "0", "-", "-", "nothing to compare: no seed (or no step) in common"
     mean = float(np.mean(values))
-    decimals = 2 if scale == 100.0 else 3
+    decimals = 2 if column.scale == 100.0 else 3
     shown = f"{mean:+.{decimals}f}"
     if len(values) == 1:
-        if errors[0] is None:
+        error = column.scale * _error_of_problems(base, group, column.metric)
+        if np.isnan(error):
             return "1", shown, "-", "one seed: cannot tell"
-        low, high = mean - 1.96 * errors[0], mean + 1.96 * errors[0]
+        low, high = mean - 1.96 * error, mean + 1.96 * error
         verdict = "within the noise of the problems alone†" if low <= 0 <= high else "beyond the problems' noise†"
         return "1", shown, f"{low:+.{decimals}f} .. {high:+.{decimals}f}", f"{verdict}; one seed: cannot tell"
     low, high = paired_interval(values, 0.95)
@@ -357,14 +393,18 @@ def _difference(
     return str(len(values)), shown, f"{low:+.{decimals}f} .. {high:+.{decimals}f}", verdict
 
 
-def pair_by_seed(base: Group, group: Group) -> list[tuple[Run, Run]]:
+def _error_of_problems(base: Group, group: Group, key: str) -> float:
+    """Standard error over problems of the difference between the one pair of runs, at its last common step; or nan."""
+    for pair in pair_by_seed(base, group):
+        steps = _common_steps(*pair, key)
+        if len(steps):
+            return sqrt(sum(run.value(f"{key}_stderr", int(steps[-1])) ** 2 for run in pair))
+    return float("nan")
+
+
+def pair_by_seed(base: Group, group: Group) -> list[tuple[Record, Record]]:
     """Runs of both groups with the same config seed; of a repeated seed, the first."""
-    ours: dict[Any, Run] = {}
-    for run in reversed(group.runs):
-        ours[run.config.get("seed")] = run
-    theirs: dict[Any, Run] = {}
-    for run in reversed(base.runs):
-        theirs[run.config.get("seed")] = run
+    theirs, ours = ({run.config.get("seed"): run for run in reversed(each.runs)} for each in (base, group))
     return [(theirs[seed], ours[seed]) for seed in sorted(theirs, key=str) if seed in ours]
 
 
@@ -417,24 +457,46 @@ def panel_of(groups: Sequence[Group], key: str) -> Panel | None:
     return Panel(f"{title} {line}".strip(), unit, tuple(curves)) if curves else None
 
 
-def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+class Parser(argparse.ArgumentParser):
+    """Of a program `python -m MODULE`; a mistake is one line and exit code 2, as everywhere here."""
+
+    def __init__(self, module: str, description: str | None):
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(f"python -m {module}", description=description, formatter_class=raw)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def picture(text: str) -> Path:
+    """What --out names."""
+    if Path(text).suffix not in ("", *SUFFIXES):
+        raise argparse.ArgumentTypeError(f"{text} is not a picture; end it in one of {', '.join(SUFFIXES)}")
+    return Path(text)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = Parser("eval.compare", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders; the first one's group is the reference")
     parser.add_argument(
-        "--out", type=Path, default=Path("compare/figure.png"), help="overview figure (default %(default)s)"
+        "--out", type=picture, default=Path("compare/figure.png"), help="overview figure (default %(default)s)"
     )
-    parser.add_argument("--until", type=int, default=None, help="cut every run after this step")
+    parser.add_argument("--until", type=int, metavar="STEP", help="cut every run after this step")
     parser.add_argument("--wandb", choices=["auto", "online", "offline"], help="keep table and figures on wandb")
-    parser.add_argument("--wandb_project", default="bandpo")
+    parser.add_argument("--wandb_project", default="bandpo", metavar="NAME", help="where (default %(default)s)")
     args = parser.parse_args(argv)
     try:
-        print(compare(args.runs, args.out, args.until))
-    except ValueError as error:
+        groups = load_groups(args.runs, args.until)
+        text = tables(groups)
+        print(text)
+        files = save(groups, text, args.out)
+    except (ValueError, OSError) as error:
         parser.error(str(error))
-    print(f"\nFigures: {args.out.with_suffix('')}*.png and .svg")
+    pictures = len(files) - 1
+    print(f"\n{pictures} pictures and the table: {args.out.with_suffix('')}*" if pictures else "\nNothing to draw yet")
     if args.wandb:
-        files = [file for kind in ("md", "png", "svg") for file in args.out.parent.glob(f"{args.out.stem}*.{kind}")]
         keep_on_wandb(files, args.out.with_name(f"{args.out.stem}_wandb"), args.wandb, args.wandb_project)
+    return 0
 
 
 def keep_on_wandb(files: Sequence[Path], folder: Path, mode: Any, project: str) -> None:
@@ -448,4 +510,4 @@ def keep_on_wandb(files: Sequence[Path], folder: Path, mode: Any, project: str) 
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

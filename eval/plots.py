@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.runs import Run, Series, load_run
+from eval.records import Record, Series, load_record
 
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
 DASHES = ("solid", "dashed", "dashdot", "dotted")
@@ -117,7 +117,7 @@ def plot_run(run_dir: Path) -> list[Path]:
 
     Everything else of a run is on its page (eval/view.py). Returns the files written; [] for a run without entropies.
     """
-    run = load_run(Path(run_dir))
+    run = load_record(Path(run_dir))
     panels: dict[str, Panel] = {}
     for key in sort_keys(run.keys):
         if re.fullmatch(r"train/entropy|eval/.+/mean@\d+", key) and len(run.series(key)[0]):
@@ -151,7 +151,7 @@ def sort_keys(keys: Sequence[str]) -> list[str]:
     return sorted(keys, key=place)
 
 
-def stderr_of(run: Run, key: str) -> Series | None:
+def stderr_of(run: Record, key: str) -> Series | None:
     return run.series(f"{key}_stderr") if f"{key}_stderr" in run.keys else None
 
 

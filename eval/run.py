@@ -1,8 +1,11 @@
 """Evaluate any checkpoint: mean@K, pass@k, maj@k on benchmark sets, both graders side by side.
 
+    python -m eval.run runs/NAME                                                # or --model runs/NAME
     python -m eval.run --model DIR_OR_HUB_ID --sets aime24,amc23 --samples 32
 
-One process per GPU (none: one on the CPU), started from here; no launcher is needed. Writes to OUTPUT_DIR/NAME/:
+A run stands for its newest checkpoint. The policy of a run is prompted and sampled as in its training, on the run's
+evaluation sets, unless told otherwise; so is a checkpoint named by itself. One process per GPU (none: one on the CPU),
+started from here; no launcher is needed. Writes to OUTPUT_DIR/NAME/:
 
     settings.json      what decides the samples; a second call with other settings is refused
     answers/*.jsonl    every answer as it finishes: the record that makes a second call resume where the first stopped
@@ -15,16 +18,17 @@ verifier needs no sampling. Left out: several machines (run sets on each), greed
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, make_dataclass, replace
 from functools import partial
 from hashlib import sha256
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal
@@ -35,7 +39,9 @@ from configs import knob, load_or_exit
 from data import Problem, PromptBuilder, build_prompts, load_problems, set_name, stop_token_ids, vocabulary_size
 from eval.compare import text_table
 from eval.evaluate import Grading, Job, Prompts, Row, generate, jobs, share, summarize
+from eval.trained import find_policy
 from rewards import Verifier
+from trainer.checks import find_model
 from trainer.rollout import EngineOptions, Sampling, make_engine
 
 WORKER = "--sampling-process"  # first argument of the processes that this one starts
@@ -47,19 +53,25 @@ ROOT = Path(__file__).resolve().parent.parent  # where `python -m eval.run` find
 class EvalConfig:
     """Defaults are the paper's evaluation: 32 samples at temperature 1, DAPO's prompt, 4,096 tokens."""
 
-    model: str = knob("Qwen/Qwen2.5-3B-Instruct", "folder or hub id", section="What")
+    model: str = knob(
+        "Qwen/Qwen2.5-3B-Instruct",
+        "runs/NAME (its newest checkpoint), a checkpoint, a folder or hub id",
+        section="What",
+    )
     sets: str | list[str] = knob("aime24,aime25,amc23", "sets or files, with commas between")
     samples: int = knob(32, "answers to each problem", symbol="k", source="paper", low=1, high=1000)
     output_dir: str = knob("evals", "results go to OUTPUT_DIR/NAME")
-    name: str = knob("", "folder of the results; empty: made from `model`")
-    seed: int = knob(0, "every sample's random stream is a function of it", low=0)
+    name: str = knob("", "folder of the results; empty: made from run and step, or `model`, and the sets")
+    seed: int = knob(0, "every sample's random stream is a function of it", low=0, high=2**32 - 1)
 
     prompt_template: str = knob("dapo", "instruction around the problem, a name of data/prompts.py", section="Prompt")
     system_prompt: str = knob("default", "default: the chat template's own; none: no system turn; or the text")
     chat_template: bool = knob(True, "wrap prompts in the model's chat template")
     max_prompt_tokens: int = knob(1024, "longer prompts are dropped and counted", unit="tokens", source="paper", low=1)
 
-    temperature: float = knob(1.0, "of sampling", source="paper", above=0, section="Sampling")
+    temperature: float = knob(
+        1.0, "of sampling; vLLM takes 2 at most", source="paper", above=0, high=2, section="Sampling"
+    )
     top_p: float = knob(1.0, "nucleus sampling", source="paper", above=0, high=1)
     top_k: int = knob(0, "0: off; 1: greedy", source="paper", low=0)
     max_response_tokens: int = knob(4096, "answers are cut here", unit="tokens", source="paper", low=1)
@@ -78,11 +90,85 @@ class EvalConfig:
 
     @property
     def set_names(self) -> list[str]:
-        return [name.strip() for name in self.sets.split(",")] if isinstance(self.sets, str) else self.sets
+        names = self.sets.split(",") if isinstance(self.sets, str) else self.sets
+        return [name.strip() for name in names if name.strip()]
 
     @property
     def folder(self) -> Path:
-        return Path(self.output_dir) / (self.name or self.model.strip("/").replace("/", "_"))
+        return Path(self.output_dir) / (self.name or self.name_for(self.model.strip("./").replace("/", "_")))
+
+    def name_for(self, policy: str) -> str:
+        return "_".join([policy, *map(set_name, self.set_names)])
+
+    def problems(self) -> list[str]:
+        """Mistakes between keys, one line each."""
+        called: dict[str, list[str]] = {}
+        for each in self.set_names:
+            called.setdefault(set_name(each), []).append(each)
+        if not called:
+            return ["sets: names no set; name one, for example aime24"]
+        return [
+            f"sets: {' and '.join(same)} would both be {name} in the results; leave one out, or rename a file"
+            for name, same in called.items()
+            if len(same) > 1
+        ]
+
+
+# What is another key in the configuration of a run: the rest of IN_RUN has the same name here.
+NAMES_IN_RUN = {"sets": "eval_data", "samples": "eval_samples"}
+# Not among them: `seed`, so that runs of several seeds are sampled by the same random streams;
+# `trust_remote_code`, which only its user may give; `engine_memory_share`, since no trainer shares the GPU here.
+IN_RUN = """
+    sets samples prompt_template system_prompt chat_template max_prompt_tokens temperature top_p top_k
+    max_response_tokens engine precision engine_cpu_cache_gib engine_max_sequences engine_eager
+    """.split()
+
+
+def configure(argv: Sequence[str]) -> EvalConfig:
+    """The configuration that `argv` describes, on top of what a run's policy had in its run, which a line tells.
+
+    A first word that is no key is the model.
+
+    Mistakes of `argv` end the process (see load_or_exit). Raises ValueError as find_policy does.
+    """
+    bare = list(takewhile(lambda word: not word.startswith("-"), argv))
+    if len(bare) > 1:
+        raise ValueError(f"model: one at a time, not {' and '.join(bare)}")
+    argv = ["--model", *argv] if bare else argv
+    config = load_or_exit(EvalConfig, argv)
+    policy = find_policy(config.model)
+    if policy is None:
+        return config
+    of_run = {key: policy.settings.get(NAMES_IN_RUN.get(key, key)) for key in IN_RUN}
+    of_run = {
+        key: value for key, value in of_run.items() if value not in (None, [])
+    }  # null: as many as there is room for
+    config = load_or_exit(_with_defaults(of_run), argv)
+    plain = EvalConfig()
+    taken = {key: value for key, value in of_run.items() if getattr(config, key) == value != getattr(plain, key)}
+    for line in policy.warnings:
+        print(f"warning: {line}")
+    print(f"{policy.path}: {policy.run}, step {policy.step}; as in that run: {_as_typed(taken) or 'the defaults'}")
+    name = config.name or config.name_for(f"{policy.run}_step_{policy.step:06d}")
+    return replace(config, model=str(policy.path), name=name)
+
+
+def _with_defaults(values: dict[str, Any]) -> type[EvalConfig]:
+    """EvalConfig with other defaults, which come after the command line and a --config file."""
+    other = [
+        (f.name, f.type, knob(**f.metadata | {"default": values[f.name]}))
+        for f in fields(EvalConfig)
+        if f.name in values
+    ]
+    return make_dataclass("EvalConfig", other, bases=(EvalConfig,), frozen=True)
+
+
+def _as_typed(settings: dict[str, Any]) -> str:
+    words = []
+    for key, value in settings.items():
+        text = ",".join(value) if isinstance(value, list) else str(value)
+        words += [f"--{key}", text.lower() if isinstance(value, bool) else text]
+    return shlex.join(words)
 
 
 def run(config: EvalConfig) -> dict[str, float]:
@@ -146,6 +232,7 @@ def prepare(config: EvalConfig) -> tuple[Prompts, Work]:
     import torch
     from transformers import AutoTokenizer
 
+    find_model(config.model)
     tokenizer = AutoTokenizer.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
     builder = PromptBuilder(
         tokenizer,
@@ -184,11 +271,16 @@ def prepare(config: EvalConfig) -> tuple[Prompts, Work]:
 
 def settings_of(config: EvalConfig, work: Work) -> dict[str, Any]:
     """All that decides an answer. `sets` and `samples` do not: both may grow."""
-    prompt = {
-        key: getattr(config, key) for key in ("model", "seed", "prompt_template", "system_prompt", "chat_template")
-    }
+    model = str(Path(config.model).resolve()) if Path(config.model).is_dir() else config.model
+    prompt = {key: getattr(config, key) for key in ("seed", "prompt_template", "system_prompt", "chat_template")}
     sampling = asdict(work.sampling) | {"stop_token_ids": list(work.sampling.stop_token_ids)}  # a list, as JSON has it
-    return prompt | sampling | {"engine": work.options.engine, "dtype": work.options.dtype} | model_files(config.model)
+    return (
+        {"model": model}
+        | prompt
+        | sampling
+        | {"engine": work.options.engine, "dtype": work.options.dtype}
+        | model_files(config.model)
+    )
 
 
 def warn_of_golds(verifier: Verifier, every: Sequence[Job]) -> None:
@@ -271,7 +363,10 @@ def prompt_hash(prompt: Sequence[int]) -> str:
 
 
 def sample(missing: Sequence[Job], work: Work, folder: Path) -> Generator[Row, None, None]:
-    """Start the sampling processes and yield every row as it is written. Raises RuntimeError when one of them fails."""
+    """Start the sampling processes and yield every row as it is written.
+
+    Raises ValueError when an engine cannot start with these settings, RuntimeError when a process fails.
+    """
     first = len(list((folder / "answers").glob("*.jsonl")))
     children: list[subprocess.Popen[bytes]] = []
     followers: list[Follower] = []
@@ -301,6 +396,10 @@ def sample(missing: Sequence[Job], work: Work, folder: Path) -> Generator[Row, N
             for follower in followers:
                 yield from follower.rows()
             for number, child in enumerate(children):
+                if child.poll() == 2:  # it told a mistake in its last line
+                    raise ValueError(
+                        (folder / f"log_{number}.txt").read_text(errors="replace").rpartition("error: ")[2]
+                    )
                 if child.poll():
                     tail = (folder / f"log_{number}.txt").read_text(errors="replace").strip()[-1500:]
                     raise RuntimeError(
@@ -347,7 +446,10 @@ def sampling_process() -> None:
     own = [Job(**job) for job in order["jobs"]]
     hashes = {(job.set, job.problem): prompt_hash(job.prompt) for job in own}
     parent = os.getppid()
-    engine = make_engine(settings["model"], options, rank=0, world=1, device=settings["device"])
+    try:
+        engine = make_engine(settings["model"], options, rank=0, world=1, device=settings["device"])
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ValueError(error) from error
     with open(order["path"], "a") as file:
 
         def append(row: Row) -> None:
@@ -393,17 +495,20 @@ def table(metrics: dict[str, float], problems: dict[str, int], samples: int) -> 
 
 
 def main(argv: Sequence[str]) -> int:
-    if list(argv) == [WORKER]:
-        sampling_process()
-        return 0
-    config = load_or_exit(EvalConfig, argv)
+    """The exit code: 0; 2: what was asked for cannot be, told in one line; 1: sampling failed; 130: Ctrl-C."""
     try:
-        run(config)
-    except (ValueError, RuntimeError, OSError) as error:
+        if list(argv) == [WORKER]:
+            sampling_process()
+        else:
+            run(configure(argv))
+    except (ValueError, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nstopped; the same command goes on from {config.folder}", file=sys.stderr)
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
 

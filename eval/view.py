@@ -28,9 +28,9 @@ import jinja2
 import numpy as np
 
 from configs.schema import Config
-from eval.compare import REPEAT_KEYS, Group, group_runs, panel_of
-from eval.plots import describe, line_style, sort_keys, spread
-from eval.runs import Run, load_run
+from eval.compare import REPEAT_KEYS, Group, Parser, group_runs, keys_of, panel_of
+from eval.plots import describe, line_style, spread
+from eval.records import Record, load_record
 
 TEMPLATES = Path(__file__).with_suffix("")  # eval/view/
 MAX_SAMPLE_BYTES = 250 * 2**20  # of samples/ in one page, which then has some 50 MB and opens in a second or two
@@ -61,7 +61,7 @@ def write_page(run_folders: Sequence[Path], out: Path, steps: Sequence[int] | No
     if not run_folders:
         raise ValueError("give at least one run folder, such as runs/NAME")
     folders = list(dict.fromkeys(Path(folder) for folder in run_folders))
-    runs = [load_run(folder) for folder in folders]
+    runs = [load_record(folder) for folder in folders]
     groups = group_runs(runs)
     files = [_sample_files(run.path) for run in runs]
     logged = sorted({step for of_run in files for step in of_run})
@@ -109,8 +109,7 @@ def write_page(run_folders: Sequence[Path], out: Path, steps: Sequence[int] | No
 
 def _sections(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """What is read first, the clipped shares (`bins`, on one scale), and all other metrics, folded, by their family."""
-    keys = dict.fromkeys(key for group in groups for run in group.runs for key in run.keys)
-    keys = [key for key in sort_keys(list(keys)) if not key.endswith("_stderr")]
+    keys = [key for key in keys_of(groups) if not key.endswith("_stderr")]
     glance = [key for pattern in AT_A_GLANCE for key in keys if re.fullmatch(pattern, key)]
     bins = {title: [key for key in keys if re.fullmatch(pattern, key)] for title, pattern in CLIPPED.items()}
     shown = {key for members in (glance, *bins.values()) for key in members}
@@ -271,7 +270,7 @@ def _token_lists(row: dict[str, Any], name: str, notes: list[str]) -> dict[str, 
 # Cards
 
 
-def _card(run: Run, runs: Sequence[Run], notes: list[str]) -> dict[str, Any]:
+def _card(run: Record, runs: Sequence[Record], notes: list[str]) -> dict[str, Any]:
     """What the run was: its notes, the keys of its config that are not the defaults, and environment.json."""
     defaults = asdict(Config())
     differing = {key for other in runs for key in run.config if other.config.get(key) != run.config[key]}
@@ -327,18 +326,34 @@ def _pack(value: Any) -> str:
     return base64.b64encode(gzip.compress(json.dumps(value, allow_nan=False).encode(), 3, mtime=0)).decode()
 
 
-def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def steps_of(text: str) -> list[int]:
+    """What --steps names: 10,20,200."""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of steps such as 10,20,200")
+    return [int(step) for step in text.split(",")]
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = Parser("eval.view", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders; the first one's group is the reference")
-    parser.add_argument("--out", type=Path, required=True, help="the HTML file to write")
-    parser.add_argument("--steps", help="whose answers to show, such as 10,20,200; without it all that fit")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the page; without it page.html in the run's folder, of several beside it",
+    )
+    parser.add_argument(
+        "--steps", type=steps_of, help="whose answers to show, such as 10,20,200; without it all that fit"
+    )
     args = parser.parse_args(argv)
+    out = args.out or (args.runs[0] if len(args.runs) == 1 else args.runs[0].parent) / "page.html"
     try:
-        write_page(args.runs, args.out, [int(step) for step in args.steps.split(",")] if args.steps else None)
-    except ValueError as error:
+        write_page(args.runs, out, args.steps)
+    except (ValueError, OSError) as error:
         parser.error(str(error))
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB; open it in a browser")
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB; open it in a browser")
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

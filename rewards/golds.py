@@ -11,6 +11,9 @@ from .exact import number
 from .extract import final_answers
 from .normalize import normalize
 
+NOT_CHECKED = ("timeout", "crash")
+"""Said of a gold that used up the limits of its check: no verdict, since another machine may come to one."""
+
 
 def trouble_with(gold: str, leaf: compare.Leaf) -> str | None:
     """Why this gold must not be used; None when it is fine. Raises Undecided when `leaf` cannot tell."""

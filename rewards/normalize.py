@@ -138,7 +138,7 @@ def _unwrap(text: str) -> str:
 
 
 def closing_brace(text: str, opening: int, stop: int | None = None) -> int:
-    """Index of the brace that closes the one at `opening`, -1 when none before `stop` does. Escaped ones count not."""
+    """Index of the brace that closes the one at `opening`, -1 when none before `stop` does. Skips escaped ones."""
     depth = 0
     for token in _BRACE.finditer(text, opening, len(text) if stop is None else stop):
         depth += (token[0] == "{") - (token[0] == "}")
@@ -240,7 +240,7 @@ def _one_text(inner: str, before: str) -> str:
 
 
 def _squeeze(text: str) -> str:
-    """Drop blanks that carry nothing. One stays between two letters or digits, and before `\\text{` never."""
+    """Drop blanks that carry nothing. One stays between two letters or digits, never before `\\text{`."""
     text = re.sub(r"(\\[a-zA-Z]+) (?![a-zA-Z])", r"\1", " ".join(text.split()))
     parts = re.split(r"(\\text\{[^{}]*\})", text)
     parts[::2] = [re.sub(r"(?<![\w.]) | (?![\w.])", "", part) for part in parts[::2]]

@@ -52,8 +52,10 @@ class OwnReward(NamedTuple):
 
 
 def load(grader: str) -> OwnReward:
-    """The function of "path/to/file.py:function". Raises what the file raises, and TypeError for a function that is
-    none or that asks for what nobody gives.
+    """The function of "path/to/file.py:function".
+
+    Raises what the file raises, ImportError for a file that is no Python, AttributeError for a name that is not in it,
+    TypeError for something that is no function or asks for what nobody gives.
     """
     path, _, name = grader.rpartition(":")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)

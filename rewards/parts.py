@@ -122,7 +122,7 @@ def plain(text: str) -> str:
 
 
 def both_signs(text: str) -> list[str]:
-    """`1\\\\pm2` as -1 and 3; a text without the sign as it is."""
+    """`1\\pm2` as -1 and 3; a text without the sign as it is."""
     if not _EITHER_SIGN.search(text):
         return [text]
     first = "p" if "\\pm" in text else "m"  # \mp alone means the same

@@ -1,6 +1,6 @@
 """A grading process as its owner sees it: start it, ask it, learn how it ended. The other end: worker.py.
 
-Who ended a process is told by how it ended. A signal that people, schedulers and the kernel's memory killer send
+How a process ended says who ended it. A signal that people, schedulers and the kernel's memory killer send
 (`FROM_OUTSIDE`) says nothing about the item in hand; an exit or a fault (a segmentation fault, an abort) is the item's.
 SIGPROF is the kernel's word that the item has used up its processor time.
 """
@@ -45,7 +45,7 @@ class Worker:
     """One process running rewards.worker, spoken to over a socket.
 
     `asked`: what a user's reward asks for (own.Asked). Raises WorkerNotStarted, or WorkerKilled when it is killed
-    before it has.
+    before it is ready.
     """
 
     def __init__(self, grader: str, timeout_s: float, memory_gib: float):

@@ -127,7 +127,7 @@ def _same_real(x: Any, y: Any) -> bool:
     try:
         return bool(difference.evalf(5, maxn=1000, strict=True) == 0)
     except PrecisionExhausted:
-        # not told from zero at so many digits: equal, unless sympy cannot evaluate it at all (the cosine of 10^300)
+        # zero as far as so many digits show: equal, unless sympy cannot evaluate it at all (the cosine of 10^300)
         return bool(abs(x.evalf(20) - y.evalf(20)) <= sympy.Rational(1, 10**15) * max(1, abs(y.evalf(20))))
 
 

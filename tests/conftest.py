@@ -1,6 +1,7 @@
 """Shared fixtures: the tiny start model, made once and kept in build/ between test runs."""
 
 import dataclasses
+import fcntl
 import os
 from pathlib import Path
 
@@ -18,7 +19,10 @@ def toy_model() -> str:
     from data.toy import save_start
 
     folder = ROOT / "build" / "toy_model"
-    save_start(folder, "toy", seed=0, device="cpu")
+    folder.parent.mkdir(exist_ok=True)
+    with open(folder.parent / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other workers wait, and then find it
+        save_start(folder, "toy", seed=0, device="cpu")
     return str(folder)
 
 

@@ -23,7 +23,7 @@ from configs import load
 from configs.schema import Config, Plan
 from data import Problem
 from rewards import Grade
-from trainer.checks import check_processes
+from trainer.checks import check_processes, find_rule
 from trainer.policy import Policy, PolicyOptions
 from trainer.ranks import Ranks
 from trainer.rollout import Completion
@@ -48,7 +48,7 @@ def samples() -> list[Sample]:
     """Sorted by length, so that the first rank has all the short ones: the worst case for equal counts."""
     problem, grade = Problem("set/0", "1 + 1 =", "2", "set", None), Grade(False, None, "mismatch")
     return [
-        Sample(problem, prompt, Completion(response, [-1.0] * len(response), "stop", ""), grade, 0.0, advantage)
+        Sample(problem, prompt, Completion(response, [-1.0] * len(response), "stop", ""), grade, 0.0, 0, advantage)
         for prompt, response, advantage in sorted(ragged(PROMPTS * SAMPLES, longest=LONGEST), key=lambda s: len(s[1]))
     ]
 
@@ -57,7 +57,7 @@ def part_of_a_run(cfg: Config, plan: Plan, policy: Policy, recorder: Recorder, a
     """What `collate` and `optimize` need of a run; the rest is left out."""
     parts: dict[str, Any] = dict.fromkeys(field.name for field in fields(Run))
     parts |= {"cfg": cfg, "plan": plan, "policy": policy, "optimizer": recorder, "ranks": Ranks(accelerator)}
-    return Run(**{**parts, "state": State(), "layout": "by_sequence"})
+    return Run(**{**parts, "state": State(), "layout": "by_sequence", "rule": find_rule(cfg)})
 
 
 def main(out: str, sharding: str, *models: str) -> None:

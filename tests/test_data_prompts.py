@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import data
 from data.formats import DAPO_PREFIX, DAPO_SUFFIX
+from data.toy import make_tokenizer as toy_tokenizer
 
 # Like Qwen2.5: no BOS, a default system text when none is given.
 CHATML = (
@@ -211,6 +214,51 @@ def test_long_prompts_are_dropped_and_counted_never_cut() -> None:
         data.build_prompts([], builder, max_prompt_tokens=5)
 
 
+# --- control tokens in a problem's text ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chat_template", [CHATML, LLAMA, R1, None])
+@given(pieces=st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>", "</s>", "<s>", "<|eot_id|>", "<", "|", "x \n"])))
+def test_control_tokens_in_a_problem_are_text(chat_template: str | None, pieces: list[str]) -> None:
+    tokenizer = make_tokenizer(chat_template)
+    builder = data.PromptBuilder(
+        tokenizer, template="plain", system_prompt="default", chat_template=chat_template is not None
+    )
+    problem = data.Problem("t/0", f"1{''.join(pieces)}2", "3", "t", None)
+    innocent = data.Problem("t/1", "12", "3", "t", None)
+    asked, plain = builder.build(problem), builder.build(innocent)
+    # Byte for byte the text, with the control tokens of the template alone.
+    assert str(tokenizer.decode(asked)) == builder.text(problem)
+    assert [i for i in asked if i >= 256] == [i for i in plain if i >= 256]
+    text = str(tokenizer.decode(plain))
+    at = text.index("12") + 1
+    assert builder.text(problem) == text[:at] + "".join(pieces) + text[at:]
+
+
+def test_control_tokens_that_the_tokenizer_does_not_call_special() -> None:
+    """The R1 distills' <|User|> is an added token and not special; a template that writes it gives it a meaning."""
+    tokenizer = make_tokenizer(R1.replace("<|User|>", "<turn>"))
+    tokenizer.add_tokens(["<turn>", "<tool>"])
+    builder = data.PromptBuilder(tokenizer, template="plain", system_prompt="default", chat_template=True)
+    problem = data.Problem("t/0", "a<turn>b<tool>c<|im_end|>d<turn>", "3", "t", None)
+    assert builder.control_tokens_in(problem) == ["<turn>", "<|im_end|>"]
+    vocabulary = tokenizer.get_vocab()
+    ids = builder.build(problem)
+    assert [ids.count(vocabulary[token]) for token in ("<turn>", "<tool>")] == [
+        1,
+        1,
+    ]  # the template's, and a mere word
+    assert builder.build_all([PROBLEM, problem]) == [builder.build(PROBLEM), ids]
+
+
+def test_a_control_token_that_cannot_be_written_as_text_is_refused() -> None:
+    """This tokenizer has its padding for every sign that it does not know."""
+    builder = data.PromptBuilder(toy_tokenizer(), template="plain", system_prompt="default", chat_template=False)
+    assert builder.build(data.Problem("t/0", "1<|endoftext|>2", "3", "t", None)).count(1) == 0
+    with pytest.raises(ValueError, match=r"t/1: spells the control token <pad>, which this tokenizer cannot write as"):
+        builder.build(data.Problem("t/1", "1<pad>2", "3", "t", None))
+
+
 # --- stop ids --------------------------------------------------------------------------------------------------------
 
 
@@ -250,6 +298,20 @@ def test_stop_ids_that_cannot_be(tmp_path: Path) -> None:
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="no EOS id"):
         data.stop_token_ids(save_model(tmp_path, None, None), tokenizer)
+
+
+@pytest.mark.parametrize("eos", ["<|im_end|>", ["<|im_end|>"], 1.5, True, {"a": 1}])
+def test_an_eos_id_that_is_no_id(tmp_path: Path, eos: Any) -> None:
+    with pytest.raises(ValueError, match=r"generation_config.json: eos_token_id is .*; an id, a whole number"):
+        data.stop_token_ids(save_model(tmp_path, eos, None), make_tokenizer(None))
+
+
+def test_a_broken_configuration_is_named(tmp_path: Path) -> None:
+    model = save_model(tmp_path, None, None)
+    for content, told in ((b'{"a": }', "Expecting value"), (b"\xff", "can't decode"), (b"[1]", "list found")):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(ValueError, match=f"{tmp_path}/config.json: .*{told}.*get the file again"):
+            data.stop_token_ids(model, make_tokenizer(None))
 
 
 def test_vocabulary_size_counts_to_the_largest_id() -> None:

@@ -415,12 +415,41 @@ def test_corrupt_files_are_named(tmp_path: Path) -> None:
         ("bad.jsonl", b'{"problem": "a", "answer": "1"}\n{"problem": \n', "line 2: not JSON"),
         ("bad.json", b'[{"problem": "a",\n]', "line 2: not JSON"),
         ("list.jsonl", b'"text"\n', "record 1: str found"),
-        ("latin.jsonl", '{"problem": "é"}'.encode("latin-1"), "not UTF-8"),
+        ("latin.jsonl", '{"problem": "a"}\n{"problem": "é"}'.encode("latin-1"), "line 2: not UTF-8"),
+        ("deep.jsonl", b'{"problem": "a"}\n' + b"[" * 100_000, "line 2: not JSON .nested too deeply"),
+        ("deep.json", b"[" * 100_000, "nested too deeply"),
+        (
+            "half.jsonl",
+            rb'{"problem": "a \ud800", "answer": "1"}',
+            "row 1: the problem holds half of a surrogate.*ud800",
+        ),
+        ("half2.jsonl", rb'{"problem": "a", "answer": "\udfff"}', "row 1: the gold answer holds half of a surrogate"),
+        ("half3.jsonl", rb'{"problem": "a", "answer": "1", "id": "\udfff"}', "row 1: the id holds half of a"),
         ("set.csv", b"a,b", "unknown kind of file"),
     ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name}.*{message}"):
             data.load_problems(str(tmp_path / name))
+
+
+def test_bytes_that_are_no_text_name_their_row(tmp_path: Path) -> None:
+    import datasets
+
+    problems = pyarrow.array([b"a", b"b", b"\xff\xfe"]).cast(pyarrow.binary()).view(pyarrow.string())
+    table = pyarrow.table({"problem": problems, "answer": pyarrow.array(["1", "2", "3"])})
+    pyarrow.parquet.write_table(table, tmp_path / "bytes.parquet")
+    datasets.Dataset(table).save_to_disk(str(tmp_path / "saved"))
+    for name in ("bytes.parquet", "saved"):
+        with pytest.raises(ValueError, match=f"{name}, row 3: not UTF-8 text"):
+            data.load_problems(str(tmp_path / name))
+
+
+def test_whole_numbers_beyond_what_python_converts(tmp_path: Path) -> None:
+    digits = "7" * 5000
+    path = tmp_path / "long.jsonl"
+    path.write_text(f'{{"problem": "a", "answer": {digits}, "level": {digits}}}\n')
+    (problem,) = data.load_problems(str(path)).problems
+    assert (problem.gold, problem.level) == (digits, None)
 
 
 def test_a_damaged_saved_folder_is_named(tmp_path: Path) -> None:

@@ -223,6 +223,6 @@ def test_a_skipped_sync_is_caught_twice(toy_model: str, tmp_path: Path):
 
 
 def test_an_engine_that_cannot_start_names_the_setting(toy_model: str, tmp_path: Path):
-    done = launch(1, "train.py", *small_run(toy_model, tmp_path, "run", "none", 1), "--engine_cpu_cache_gib", "1e-6")
+    done = launch(1, "train.py", *small_run(toy_model, tmp_path, "run", "none", 1), "--engine_cpu_cache_gib", "2.5e-5")
     assert done.returncode != 0
     assert "vLLM could not start" in done.stderr and "change engine_cpu_cache_gib, max_response_tokens" in done.stderr

@@ -14,7 +14,7 @@ import torch
 from launching import ROOT, metrics, trained, without_clock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eval.runs import load_run
+from eval.records import load_record
 
 pytestmark = pytest.mark.slow
 
@@ -104,7 +104,7 @@ def test_what_people_look_at(band_run: Path):
 def test_wandb_has_the_same_numbers(band_run: Path, tmp_path: Path):
     """Read back from the offline file alone."""
     shutil.copytree(band_run / "wandb", tmp_path / "wandb")
-    logged = load_run(tmp_path).rows
+    logged = load_record(tmp_path).rows
     ours = metrics(band_run)
     assert list(logged) == [row.pop("step") for row in ours]
     for theirs, row in zip(logged.values(), ours, strict=True):

@@ -19,7 +19,7 @@ from test_tracking import records
 
 from eval.compare import compare, group_runs, label_configs, main, paired_interval
 from eval.plots import FIGURES, Curve, describe, line_style, plot_run, sort_keys, spread
-from eval.runs import _wandb_records, load_run
+from eval.records import _wandb_records, load_record
 
 RECORDED = Path(__file__).parent / "data" / "compare"
 FIXED = [RECORDED / f"fixed_seed{seed}" for seed in range(5)]
@@ -168,7 +168,7 @@ def test_labels_are_short_and_unique() -> None:
 def test_every_config_key_but_the_repeats_makes_a_group(tmp_path: Path) -> None:
     rows = [{"step": 1, "reward/mean": 0.5}]
     configs = [{"seed": 0, "lr": 1e-4}, {"seed": 1, "lr": 1e-4, "output_dir": "elsewhere"}, {"seed": 0, "lr": 3e-4}]
-    runs = [load_run(write_run(tmp_path / f"r{i}", rows, **config)) for i, config in enumerate(configs)]
+    runs = [load_record(write_run(tmp_path / f"r{i}", rows, **config)) for i, config in enumerate(configs)]
     assert [(g.label, len(g.runs)) for g in group_runs(runs)] == [("lr=0.0001", 2), ("lr=0.0003", 1)]
 
 
@@ -188,6 +188,7 @@ def test_odd_runs_are_noted_and_kept(tmp_path: Path) -> None:
         ),
     ]
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.yaml").write_text("")
     (tmp_path / "badconfig").mkdir()
     (tmp_path / "badconfig" / "config.yaml").write_text("a: [")
     text = compare([*runs, tmp_path / "empty", tmp_path / "badconfig"], tmp_path / "out" / "figure.png")
@@ -214,9 +215,26 @@ def test_odd_runs_are_noted_and_kept(tmp_path: Path) -> None:
     assert cells(text, "Evaluation", "none")["aime24 mean@8 final"] == "-"
     assert cells(text, "Training", "empty")["reward AUC"] == "-"
     assert cells(text, "Training", "x")["steps"] == "3"
-    assert load_run(tmp_path / "resumed").series("reward/mean")[1].tolist() == [0.5, 0.5, 0.5, 0.7]
-    assert load_run(tmp_path / "nan").series("reward/mean")[0].tolist() == [1, 2, 3, 4]
+    assert load_record(tmp_path / "resumed").series("reward/mean")[1].tolist() == [0.5, 0.5, 0.5, 0.7]
+    assert load_record(tmp_path / "nan").series("reward/mean")[0].tolist() == [1, 2, 3, 4]
     assert (tmp_path / "out" / "figure.md").read_text() == text + "\n"
+
+
+def test_a_null_is_not_a_number_and_in_nobodys_way(tmp_path: Path) -> None:
+    """Null in one step of every metric, a metric that is null throughout, one that only the other run has."""
+    keys = ("reward/mean", "train/entropy", "eval/t/mean@2", "eval/t/mean@2_stderr", "clip/up", "clip/up/p<=1")
+    rows = [{"step": s, "loss": None} | {key: None if s == 2 else 0.1 * s for key in keys} for s in (1, 2, 3)]
+    runs = [write_run(tmp_path / clip, rows, clip=clip, seed=0) for clip in ("fixed", "band")]
+    runs.append(write_run(tmp_path / "none", [{"step": 1, "reward/mean": None}], clip="none", seed=0))
+    record = load_record(runs[0])
+    assert np.isnan(record.value("train/entropy", 2)) and np.isnan(record.value("no/such", 1))
+    assert record.series("train/entropy")[0].tolist() == [1, 3] and len(record.series("loss")[0]) == 0
+    text = compare(runs, tmp_path / "f.png")
+    assert cells(text, "Training", "band")["reward AUC"] == "0.200" and cells(text, "Training", "none")["steps"] == "1"
+    assert cells(text, "Evaluation", "fixed")["t mean@2 final"] == "30 ± 30†"
+    assert "fixed: not a finite number: clip/up from step 2" in text
+    assert (tmp_path / "f_clip.svg").exists() and not (tmp_path / "f_loss.svg").exists()
+    assert len(plot_run(runs[0])) == 2
 
 
 def test_one_seed_is_judged_by_its_problems_alone(tmp_path: Path) -> None:
@@ -259,7 +277,7 @@ for step in range(1, 301):
 run.finish()
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True)
-    loaded = load_run(tmp_path)
+    loaded = load_record(tmp_path)
     assert loaded.config["clip"] == "band" and loaded.config["seed"] == 3
     steps, values = loaded.series("train/entropy")
     assert steps.tolist() == list(range(1, 301)) and values[99] == pytest.approx(0.01)
@@ -269,7 +287,7 @@ run.finish()
     # A file cut in the middle of a record, as while it is being written: the rows before it are there.
     (file,) = tmp_path.glob("**/*.wandb")
     file.write_bytes(file.read_bytes()[:40_000])
-    cut = load_run(tmp_path)
+    cut = load_record(tmp_path)
     assert 30 < len(cut.rows) < 300 and any("no end: killed" in note for note in cut.notes)
 
 
@@ -304,8 +322,8 @@ def test_plot_run_draws_entropy_and_what_it_led_to(tmp_path: Path) -> None:
     assert all(path.stat().st_size > 5000 for path in written)
     text = written[1].read_text()  # an SVG keeps its words as comments
     assert "nats per token" in text and "aime24" in text and "mine" not in text
-    (tmp_path / "nothing").mkdir()
-    assert plot_run(tmp_path / "nothing") == []
+    nothing = write_run(tmp_path / "nothing", [{"step": 1, "train/entropy": None, "eval/aime24/mean@4": 0.5}])
+    assert plot_run(nothing) == []
 
 
 def test_metric_names_find_their_axis() -> None:
@@ -343,14 +361,45 @@ def test_matplotlib_is_not_imported_before_something_is_drawn() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
 
 
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = [str(FIXED[0]), str(BAND[0])]
-    command = [sys.executable, "-m", "eval.compare", *runs, "--out", str(tmp_path / "f.png")]
+def test_command_line(tmp_path: Path) -> None:
+    rows = [{"step": step, "train/entropy": 1 / step} for step in (1, 2)]
+    runs = [str(write_run(tmp_path / "runs" / clip, rows, clip=clip)) for clip in ("fixed", "band")]
+    command = [sys.executable, "-m", "eval.compare", *runs, "--out", str(tmp_path / "f.pdf")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-    assert done.returncode == 0 and "| band " in done.stdout and (tmp_path / "f.svg").exists()
-    with pytest.raises(SystemExit, match="2"):
-        main(["no/such/run"])
-    assert "no/such/run is no run folder" in capsys.readouterr().err
+    assert done.returncode == 0 and "| band " in done.stdout
+    assert f"6 pictures and the table: {tmp_path}/f*" in done.stdout
+    pictures = {f"{name}.{kind}" for name in ("f", "f_entropy") for kind in ("pdf", "png", "svg")}
+    assert {path.name for path in tmp_path.glob("f*")} == pictures | {"f.md"}
+
+
+def test_a_run_without_curves_draws_nothing_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(write_run(tmp_path / "new", [], clip="band")), "--out", str(tmp_path / "out" / "f.png")])
+    assert "Nothing to draw yet" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["f.md"]
+
+
+def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "runs" / "band", [{"step": 1}])
+    (run / "checkpoints" / "step_000001").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    for argv, told in (
+        ([], "the following arguments are required: runs"),
+        ([run, "--til", "3"], "unrecognized arguments: --til 3"),
+        ([run, "--out", "figure.xyz"], "figure.xyz is not a picture; end it in one of .png, .svg, .pdf"),
+        (["no/such/run"], "no/such/run is no run folder: it is not there"),
+        ([run.with_name("bnad")], f"did you mean {run}?"),
+        ([run.parent], f"it holds runs; give {run}"),
+        ([run / "checkpoints" / "step_000001"], f"it is inside one; give {run}"),
+        ([run / "metrics.jsonl"], f"it is inside one; give {run}"),
+        ([tmp_path / "other"], "it has neither metrics.jsonl nor config.yaml"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main([str(word) for word in argv])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and told in line
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert capsys.readouterr().out.startswith("usage: python -m eval.compare ")
 
 
 def test_table_and_figures_are_an_artifact_on_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

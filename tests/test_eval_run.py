@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from data.toy import toy_problems
-from eval.run import EvalConfig, Follower, environment, main, model_files, run
+from eval.run import EvalConfig, Follower, configure, environment, main, model_files, prepare, run
+from trainer.checkpoint import begin, commit
 
 SAMPLES = 4
 
@@ -164,17 +167,108 @@ def test_each_process_sees_one_gpu_and_no_launcher(monkeypatch: pytest.MonkeyPat
     assert environment(1)["CUDA_VISIBLE_DEVICES"] == "6"
 
 
-def test_command_line_mistakes_are_one_line(
+@pytest.fixture
+def trained(tiny_model: Path, tmp_path: Path) -> Path:
+    """A run folder with the checkpoints of steps 5 and 10, whose settings are those of the synthetic task."""
+    settings = {"run_name": "band", "prompt_template": "plain", "chat_template": False, "engine": "hf", "top_k": 0}
+    settings |= {"max_prompt_tokens": 16, "max_response_tokens": 12, "eval_data": ["toy_eval"], "eval_samples": 8}
+    settings |= {"engine_max_sequences": None, "trust_remote_code": True, "seed": 7, "save_every": 5}
+    folder = tmp_path / "runs" / "band"
+    for step in (5, 10):
+        new = begin(folder / "checkpoints", step)
+        shutil.copytree(tiny_model, new / "policy")
+        (new / "config.yaml").write_text(yaml.safe_dump(settings))
+        commit(folder / "checkpoints", step, {})
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "metrics.jsonl").write_text('{"step": 10}\n')
+    return folder
+
+
+def test_a_policy_of_a_run_is_evaluated_as_it_was_trained(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    newest, earlier = trained / "checkpoints" / "step_000010", trained / "checkpoints" / "step_000005"
+    config = configure([str(trained)])
+    assert config.model == str(newest / "policy") and config.folder == Path("evals/band_step_000010_toy_eval")
+    assert (config.prompt_template, config.chat_template, config.engine) == ("plain", False, "hf")
+    assert (config.max_prompt_tokens, config.max_response_tokens) == (16, 12)
+    assert (config.set_names, config.samples, config.engine_max_sequences) == (["toy_eval"], 8, 256)
+    assert not config.trust_remote_code and config.seed == 0  # these are never taken over
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{newest}/policy: band, step 10; as in that run: --sets toy_eval --samples 8 --prompt_temp")
+    prompts, work = prepare(config)
+    assert len(prompts["toy_eval"]) == 128 and work.sampling.max_tokens == 12
+    capsys.readouterr()
+    other = configure(["--model", str(earlier / "policy"), "--samples", "2", "--max_response_tokens=4096"])
+    assert (other.model, other.samples, other.max_response_tokens) == (str(earlier / "policy"), 2, 4096)
+    assert "samples" not in capsys.readouterr().out
+    assert configure(["--model", str(earlier), "--name", "mine"]).folder == Path("evals/mine")
+    assert configure(["--model", str(newest.parent)]).model == str(newest / "policy")
+
+
+def test_a_file_of_the_evaluation_comes_before_the_run(trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"model: {trained}\nsamples: 3\n")
+    config = configure(["--config", str(file), "--temperature", "0.6"])
+    assert (config.samples, config.temperature, config.prompt_template) == (3, 0.6, "plain")
+
+
+def test_a_checkpoint_that_is_not_whole_is_passed_over_or_refused(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = trained / "checkpoints" / "step_000010" / "policy" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert "step_000005" in configure([str(trained)]).model
+    assert "warning: checkpoint step_000010 is damaged and passed over" in capsys.readouterr().out
+    assert main([str(weights.parent)]) == 2
+    assert "model.safetensors has" in capsys.readouterr().err
+
+
+def test_a_model_of_no_run_keeps_the_defaults(tiny_model: Path) -> None:
+    assert configure(["--model", str(tiny_model)]) == EvalConfig(model=str(tiny_model))
+    assert EvalConfig(model="Qwen/Qwen2.5-3B", sets="aime24, /data/mine.jsonl").folder == Path(
+        "evals/Qwen_Qwen2.5-3B_aime24_mine"
+    )
+
+
+def test_mistakes_are_one_line(trained: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that load_or_exit finds, those found when data or model are opened, and those that an engine finds."""
+    young = trained.parent / "young"
+    young.mkdir()
+    (young / "metrics.jsonl").write_text("")
+    (young / "config.yaml").write_text("save_every: 5\n")
+    run_of = ["--output_dir", str(trained.parent.parent / "evals"), "--model", str(trained)]
+    for argv, told in (
+        ([*run_of, "--sets", "aime42"], "error: unknown set 'aime42'"),
+        ([*run_of, "--sets", "toy_evla"], "error: 'toy_evla' is not a generated set"),
+        ([*run_of, "--sets", "a/test.jsonl,b/test.jsonl"], "sets: a/test.jsonl and b/test.jsonl would both be test"),
+        ([*run_of, "--sets", ","], "sets: names no set"),
+        ([*run_of, "--sample", "3"], "did you mean samples?"),
+        ([*run_of, "--seed", str(2**32)], "seed: '4294967296' is not a whole number from 0 and up to 4294967295"),
+        ([*run_of, "--prompt_template", "plian"], "template 'plian' is not known"),
+        ([*run_of, "--max_prompt_tokens", "1"], "max_prompt_tokens 1: all 128 prompts are longer"),
+        ([str(trained.with_name("bnad"))], f"is not there; did you mean {trained}?"),
+        ([str(trained.parent)], f"holds runs: name one, {trained}, {young}"),
+        ([str(young)], "has no whole checkpoint yet: one is written every 5 steps"),
+        ([str(trained), str(young)], f"model: one at a time, not {trained} and {young}"),
+        (["--model", "nothing"], "model: nothing is not a folder that exists, nor a hub id"),
+    ):
+        try:
+            code = main(argv)
+        except SystemExit as stopped:
+            code = stopped.code
+        (line,) = capsys.readouterr().err.splitlines()
+        assert code == 2 and told in line, line
+
+
+def test_what_an_engine_does_not_take_is_one_line(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--output_dir", str(tmp_path), "--model", str(tiny_model), "--chat_template", "false"]
-    assert main([*words, "--sets", "aime42"]) == 1
-    assert capsys.readouterr().err.startswith("error: unknown set 'aime42'")
-    with pytest.raises(SystemExit, match="2"):
-        main([*words, "--sample", "3"])
-    assert "did you mean samples?" in capsys.readouterr().err
-    assert main(["--model", str(tmp_path / "nothing")]) == 1
-    assert capsys.readouterr().err.startswith("error: ")
+    """Found by the sampling process, after this one has loaded everything: a model without weights."""
+    shutil.copytree(tiny_model, tmp_path / "empty", ignore=shutil.ignore_patterns("*.safetensors"))
+    words = ["--prompt_template", "plain", "--chat_template", "false", "--engine", "hf", "--max_prompt_tokens", "16"]
+    words += ["--sets", "toy_eval", "--samples", "1", "--output_dir", str(tmp_path), "--verifier_workers", "1"]
+    assert main([str(tmp_path / "empty"), *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "model.safetensors" in line
 
 
 @pytest.mark.slow

@@ -250,6 +250,7 @@ def _compare_sharded(rank: int, world: int, folder: str) -> None:
                 worst[f"{name} tied={tied} {dtype}"] = gap.item()
     if rank == 0:
         torch.save(worst, Path(folder) / "worst.pt")
+    dist.barrier()  # a rank that ends while the other still talks to it is killed by gloo
     dist.destroy_process_group()
 
 

@@ -3,17 +3,24 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoConfig, Qwen2Config
 
+import rewards
 import train
 from configs import load, load_or_exit
-from configs.memory import MODELS
+from configs.memory import MODELS, Size
 from configs.names import stems
 from configs.schema import Config
 from rewards import check
+from trainer.checks import cache_too_small
+from trainer.model_files import check_context
+from trainer.task import load_task
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -120,6 +127,204 @@ def test_a_gold_that_does_not_verify(capsys, toy_model, tmp_path, data):
 def test_prompts_that_are_too_long(capsys, toy_model, tmp_path, data):
     (line,) = refused(capsys, toy_model, tmp_path, "--train_data", data, "--max_prompt_tokens", 4)
     assert "max_prompt_tokens" in line
+
+
+def test_a_long_gold_is_told_in_a_short_line(capsys, toy_model, tmp_path, data):
+    with data.open("a") as file:
+        file.write(json.dumps({"problem": "1+1+1+1=", "gold": "x" * 10_000_000, "id": "i" * 1000}) + "\n")
+    lines = refused(capsys, toy_model, tmp_path, "--train_data", data, "--bad_gold", "refuse")
+    assert "1 of 81 gold answers" in lines[0]
+    assert "(1,005 characters): gold 'xxx" in lines[1] and "... (10,000,002 characters): over a size limit" in lines[1]
+    assert sum(map(len, lines)) < 1000
+
+
+def test_a_gold_that_uses_up_its_limits_is_neither_kept_nor_dropped(capsys, toy_model, tmp_path, data, monkeypatch):
+    """A faster machine would have kept it."""
+    gold = "+".join(f"\\sqrt{{{n}+x^{{{n}}}}}" for n in range(2, 30))  # a third of a second
+    with data.open("a") as file:
+        file.write(json.dumps({"problem": "1+1+1+1=", "gold": gold}) + "\n")
+    with rewards.Verifier(workers=1, timeout_s=0.1, memory_gib=2.0, grader="math") as hurried:
+        monkeypatch.setattr(rewards, "_shared", hurried)
+        lines = refused(capsys, toy_model, tmp_path, "--train_data", data, "--bad_gold", "drop")
+    assert "1 gold answers are too much for the verifier" in lines[0] and "good/80: gold" in lines[1]
+    assert lines[1].endswith(": timeout")
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry_run"]])
+def test_training_problems_that_are_held_out_too_are_counted(capsys, toy_model, tmp_path, data, dry: list[str]):
+    """A copy of the training file under another name; the command ends at a mistake that is looked for later."""
+    rows = data.read_text().splitlines()
+    (tmp_path / "copy.jsonl").write_text("\n".join([*rows[:30], json.dumps({"problem": "9*9*9*9=", "gold": "1"})]))
+    keys = ["--train_data", data, "--prompts_per_step", 64, *dry]
+    if not dry:
+        (tmp_path / "broken.jsonl").write_text("{")
+        keys += ["--eval_data", f"[{tmp_path / 'copy.jsonl'}, toy_eval]", "--max_prompt_tokens", 8]
+        cfg = load(Config, ["--config", "demo_band", "--model", toy_model, *map(str, keys)])
+        load_task(cfg, print)
+    else:
+        keys += ["--eval_data", tmp_path / "copy.jsonl", "--model", toy_model, "--output_dir", tmp_path]
+        assert train.main(["--config", "demo_band", *map(str, keys)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert line == (
+        "warning: 30 of the 31 problems of eval_data copy are in train_data too, such as copy/0: of them the score "
+        "tells memory"
+    )
+
+
+def test_control_tokens_in_problems_are_counted(capsys, toy_model, tmp_path, data):
+    with data.open("a") as file:
+        file.write(json.dumps({"problem": "1+<|endoftext|>1=", "gold": "2"}) + "\n")
+    keys = ["--model", toy_model, "--train_data", data, "--output_dir", tmp_path, "--max_prompt_tokens", 20]
+    assert train.main(["--config", "demo_band", *map(str, keys), "--dry_run"]) == 0
+    assert "1 problems spell control tokens (<|endoftext|>); they are given as plain text" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "row, told",
+    [
+        (rb'{"problem": "1+\ud800=", "gold": "1"}', "row 1: the problem holds half of a surrogate pair"),
+        (b'{"a": ' + b"[" * 100_000, "line 1: not JSON (nested too deeply)"),
+        (b'{"problem": "\xff", "gold": "1"}', "line 1: not UTF-8 text"),
+        (b'{"a": }', "line 1: not JSON (Expecting value)"),
+    ],
+)
+def test_a_row_that_cannot_be_read(capsys, toy_model, tmp_path, row: bytes, told: str):
+    (tmp_path / "mine.jsonl").write_bytes(row)
+    (line,) = refused(capsys, toy_model, tmp_path, "--train_data", tmp_path / "mine.jsonl")
+    assert f"mine.jsonl, {told}" in line and len(line) < 400
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry_run"]])
+@pytest.mark.parametrize("place, told", [("a_file", "a_file is a file"), ("/proc/nowhere", "[Errno")])
+def test_an_output_folder_that_cannot_be_written(capsys, toy_model, tmp_path, place: str, told: str, dry: list[str]):
+    (tmp_path / "a_file").touch()
+    argv = ["--config", "demo_band", "--model", toy_model, "--output_dir", str(tmp_path / place), *dry]
+    with pytest.raises(SystemExit) as stopped:
+        train.main(argv)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and line.startswith(f"error: output_dir: {tmp_path / place}/demo_band cannot be")
+    assert told in line and "choose another output_dir" in line
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry_run"]])
+def test_a_response_beyond_the_models_context(capsys, toy_model, tmp_path, dry: list[str]):
+    keys = ["--max_prompt_tokens", 12, "--micro_batch_tokens", 2048]
+    (line,) = refused(capsys, toy_model, tmp_path, "--max_response_tokens", 501, *keys, *dry)
+    assert "max_response_tokens: 501 with max_prompt_tokens 12 makes 513 tokens, the context of" in line
+    assert "is 512; lower one of the two" in line
+
+
+def test_a_context_that_a_factor_lengthens():
+    fits = load(Config, ["--max_prompt_tokens", "24", "--max_response_tokens", "1000"])
+    config = Qwen2Config(max_position_embeddings=512)
+    for kind in ("linear", "dynamic"):
+        config.rope_parameters = {"rope_type": kind, "factor": 2.0}
+        check_context(fits, config)
+    for kind in ("yarn", "default"):  # of yarn the longer context is what the configuration says
+        config.rope_parameters = {"rope_type": kind, "factor": 2.0}
+        with pytest.raises(ValueError, match="makes 1,024 tokens, the context of .* is 512"):
+            check_context(fits, config)
+
+
+def test_a_cache_that_does_not_hold_one_sequence(capsys, toy_model, tmp_path):
+    """The toy: 2 layers, 64 numbers of keys and of values a token, float32: 1,024 bytes; 8 + 16 tokens a sequence."""
+    if torch.cuda.is_available():
+        pytest.skip("a GPU has its memory for a cache")
+    fits, small = 24 * 1024 / 2**30, 23 * 1024 / 2**30
+    keys = ["--engine", "vllm", "--engine_cpu_cache_gib"]
+    (line,) = refused(capsys, toy_model, tmp_path, *keys, small)
+    assert f"engine_cpu_cache_gib: {small} leaves 2.19e-05 GiB" in line and "24, needs 2.29e-05; raise it" in line
+    cfg = load(Config, ["--config", "demo_band", "--model", toy_model, *keys[:2], keys[2], str(fits)])
+    assert cache_too_small(cfg, Size.of(AutoConfig.from_pretrained(toy_model))) == ""
+
+
+@pytest.mark.parametrize(
+    "reward, told, dry",
+    [
+        ("reward = 3", "reward is not a function but int", ["--dry_run"]),
+        ("def reward(answer, gold): return None", "my_reward.py: TypeError: returned NoneType None as score", []),
+        ("def reward(answer, gold): return None", "returned NoneType None as score", ["--dry_run"]),
+        ("def reward(answer, gold): return gold['a']", "my_reward.py:1: TypeError: string indices", []),
+        ("def reward(answer, gold): exit()", "ended in a crash on a made-up answer to toy_train/0", []),
+    ],
+)
+def test_a_reward_that_gives_no_number(capsys, toy_model, tmp_path, reward: str, told: str, dry: list[str]):
+    (tmp_path / "my_reward.py").write_text(reward + "\n")
+    (line,) = refused(capsys, toy_model, tmp_path, "--reward", f"{tmp_path}/my_reward.py:reward", *dry)
+    assert told in line
+
+
+def test_a_reward_is_tried_with_all_that_it_asks_for(capsys, toy_model, tmp_path):
+    (tmp_path / "my_reward.py").write_text(
+        "def reward(completion, gold, problem, prompt, response_tokens, truncated):\n"
+        "    assert completion == '\\\\boxed{' + gold + '}'\n"
+        "    assert problem['problem'] == prompt and problem['gold'] == gold\n"
+        "    return {'score': 1, 'tokens': response_tokens, 'cut': truncated}\n"
+    )
+    argv = ["--config", "demo_band", "--model", toy_model, "--reward", f"{tmp_path}/my_reward.py:reward", "--dry_run"]
+    assert train.main([*argv, "--output_dir", str(tmp_path)]) == 0
+
+
+def edited(model: str, folder: Path, file: str, **values: object) -> str:
+    """A copy of a model with other values in one of its JSON files."""
+    shutil.copytree(model, folder)
+    settings = json.loads((folder / file).read_text()) | values
+    (folder / file).write_text(json.dumps(settings))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "file, values, told",
+    [
+        ("config.json", {"eos_token_id": "</s>"}, "config.json: Validation error for field 'eos_token_id'"),
+        ("generation_config.json", {"eos_token_id": "</s>"}, "generation_config.json: eos_token_id is '</s>'; an id"),
+        ("config.json", {"vocab_size": 30}, "embed_tokens.weight has the shape [22, 64] in its file and [30, 64] by"),
+        ("config.json", {"hidden_size": 128}, "embed_tokens.weight has the shape [22, 64] in its file and [22, 128]"),
+        ("config.json", {"tie_word_embeddings": False}, "lacks 1 weights, such as lm_head.weight; get its files again"),
+        (
+            "config.json",
+            {"num_hidden_layers": 1, "layer_types": ["full_attention"]},
+            "has 12 weights that config.json does not describe, such as model.layers.1.",
+        ),
+        ("config.json", {"hidden_act": "none"}, "config.json describes no model that can be built (KeyError: 'none')"),
+        ("tokenizer.json", {"added_tokens": 3}, "its tokenizer cannot be read (TypeError: "),
+    ],
+)
+def test_a_model_whose_files_do_not_belong_together(capsys, toy_model, tmp_path, file: str, values: dict, told: str):
+    model = edited(toy_model, tmp_path / "model", file, **values)
+    (line,) = refused(capsys, model, tmp_path)
+    assert told in line and len(line) < 600
+    (again,) = refused(capsys, model, tmp_path, "--dry_run")
+    assert again == line
+
+
+@pytest.mark.parametrize(
+    "bytes_left, told",
+    [
+        (None, "has no weights, neither model.safetensors nor pytorch_model.bin nor an index of them"),
+        (0, "model.safetensors is not a whole safetensors file"),
+        (100, "model.safetensors is not a whole safetensors file"),
+        (-1, "model.safetensors is not a whole safetensors file"),
+    ],
+)
+def test_weights_that_are_not_whole(capsys, toy_model, tmp_path, bytes_left: int | None, told: str):
+    weights = Path(edited(toy_model, tmp_path / "model", "config.json")) / "model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink() if bytes_left is None else weights.write_bytes(content[:bytes_left])
+    (line,) = refused(capsys, str(tmp_path / "model"), tmp_path, "--dry_run")
+    assert told in line
+
+
+def test_a_shard_that_is_not_there(capsys, toy_model, tmp_path):
+    model = Path(edited(toy_model, tmp_path / "model", "config.json"))
+    (model / "model.safetensors").rename(model / "one.safetensors")
+    index = model / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}))
+    (line,) = refused(capsys, str(model), tmp_path, "--dry_run")
+    assert "two.safetensors, which the index names, is not there" in line
+    index.write_text("{}")
+    (line,) = refused(capsys, str(model), tmp_path, "--dry_run")
+    assert "index.json has no weight_map" in line
 
 
 def test_a_model_that_is_not_there(capsys, tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from bandpo.band import DIVERGENCES, inside_band
 from bandpo.objective import ClipStatistics, aggregation_weights, kl_estimate, policy_loss, sequence_logprobs
 from bandpo.radius import scheduled_delta, token_radius
-from bandpo.rule import Rule, View, objective
+from bandpo.rule import Rule, View, clipped_loss
 from bandpo.rules import load_rule
 
 CLIP_METHODS = ("fixed", "band", "band_relaxed", "dcpo", "none")
@@ -50,7 +50,7 @@ def clip_statistics(
     dual_clip: float | None,
 ) -> ClipStatistics:
     view = view_of(logprobs, old, advantages)
-    found = objective(Rule("these", lambda _: (lower, upper)), view, surrogate="ppo", dual_clip=dual_clip)
+    found = clipped_loss(Rule("these", lambda _: (lower, upper)), view, surrogate="ppo", dual_clip=dual_clip)
     return found.statistics(view)
 
 

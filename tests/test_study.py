@@ -16,8 +16,8 @@ from bench import study
 from bench.study import CPU, GPU, RARE, VARIANTS, Part, Setting, Study, job_of, jobs_of
 from configs import load
 from configs.schema import Config
-from eval.compare import Group
-from eval.runs import Run
+from eval.compare import Column, Group
+from eval.records import Record
 
 LOG_P = torch.tensor([0.005, 0.1, 0.5, 0.95]).log()
 BAND_KEYS: dict[str, Any] = dict(clip="band", delta=0.05, divergence="kl", ratio_cap=10.0, clip_low=0.2, clip_high=0.2)
@@ -28,7 +28,7 @@ def group(label: str, rewards: dict[int, list[float]]) -> Group:
     runs = []
     for seed, values in rewards.items():
         rows = {step: {"reward/mean": value} for step, value in enumerate(values, start=1)}
-        runs.append(Run(Path(label), label, {"seed": seed}, rows, ()))
+        runs.append(Record(Path(label), label, {"seed": seed}, rows, ()))
     return Group(label, tuple(runs))
 
 
@@ -91,9 +91,9 @@ def test_the_step_at_which_a_level_is_reached():
 def test_differences_pair_equal_seeds_and_leave_out_the_others():
     base = group("a", {0: [0.0, 0.2], 1: [0.2, 0.2], 7: [1.0, 1.0]})
     ours = group("b", {1: [0.5, 0.7], 0: [0.4, 0.4]})
-    figure = ("AUC", "reward/mean", study.area_under, 100.0)
+    figure = Column("AUC", "reward/mean", study.area_under, 100.0)
     assert study.differences(base, ours, figure) == pytest.approx([30.0, 40.0])
-    assert study.values_of(base, figure) == pytest.approx({0: 10.0, 1: 20.0, 7: 100.0})
+    assert study.values_of(base, figure) == pytest.approx([10.0, 20.0, 100.0])
 
 
 def test_a_verdict_needs_five_pairs():
@@ -106,14 +106,17 @@ def test_a_verdict_needs_five_pairs():
 
 def test_a_table_shows_spread_and_difference():
     groups = [group("base", {0: [0.1, 0.1], 1: [0.3, 0.3]}), group("other", {0: [0.6, 0.6], 1: [0.6, 0.6]})]
-    text = study.table(groups, [("AUC", "reward/mean", study.area_under, 1.0), ("none", "no/metric", study.last, 1.0)])
+    auc, none = (
+        Column(name, key, study.area_under, 1.0) for name, key in (("AUC", "reward/mean"), ("none", "no/metric"))
+    )
+    text = study.table(groups, [auc, none])
     assert "| base    | 2     | 0.2 ± 0.14 | -" in text
     assert "| other      | 2     | +0.4 [" in text
 
 
 def evaluated(label: str, scores: list[float], entropy: float) -> Group:
     rows = [{4: {"eval/toy_eval/mean@32": score, "train/entropy": entropy}} for score in scores]
-    return Group(label, tuple(Run(Path(label), label, {"seed": i}, row, ()) for i, row in enumerate(rows)))
+    return Group(label, tuple(Record(Path(label), label, {"seed": i}, row, ()) for i, row in enumerate(rows)))
 
 
 def test_the_headline_needs_points_and_entropy_and_five_pairs():
@@ -185,9 +188,9 @@ def test_the_whole_path(toy_model: str, tmp_path: Path):
         assert all((tmp_path / "figures" / f"study_{name}_{kind}.png").exists() for kind in ("curves", "seeds"))
 
     (grpo, band), _ = study.load_groups(TINY, TINY.parts["methods"], [0], tmp_path)
-    clipped = ("", "clip/up/p<0.01", study.mean_of, 1.0)
+    clipped = Column("", "clip/up/p<0.01", study.mean_of, 1.0)
     assert study.values_of(grpo, clipped)[0] > 0.3 > 0.15 > study.values_of(band, clipped)[0]
-    assert study.differences(grpo, band, ("", "reward/mean", study.area_under, 1.0))[0] > 0
+    assert study.differences(grpo, band, Column("", "reward/mean", study.area_under, 1.0))[0] > 0
 
     same = [study.load_groups(TINY, TINY.parts["one_update"], [0], tmp_path)[0][i].runs[0] for i in (0, 1)]
     for key in ("reward/mean", "train/entropy", "train/loss"):  # one update a step: every ratio is one

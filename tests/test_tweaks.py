@@ -246,7 +246,8 @@ def check_lora_policy(start: Path, policy: Path) -> None:
             assert 0 < torch.linalg.matrix_rank(change, atol=1e-6) <= 8, name
         else:
             assert not change.any(), name
-    _, told = AutoModelForCausalLM.from_pretrained(policy, output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(policy, output_loading_info=True)
+    told = loaded[1]
     assert not told["missing_keys"] and not told["unexpected_keys"]
 
 

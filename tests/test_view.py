@@ -3,6 +3,8 @@
 The runs are made up here (write_run). Without Chromium the tests that need one are skipped; `make browser` installs it.
 """
 
+import base64
+import gzip
 import json
 import math
 import re
@@ -579,21 +581,54 @@ def test_a_page_that_would_be_too_large_thins_its_steps(
     assert "Answers of 1 of 7 steps are in this page" in (tmp_path / "page.html").read_text()
 
 
-def test_mistakes_are_named(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for argv, message in (
-        ([str(tmp_path / "nothing")], "is no run folder"),
-        ([str(runs[0]), "--steps", "2,3"], "steps: [3] have no answers; there are answers of [2, 4]"),
+def test_mistakes_are_one_line(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, told in (
+        ([], "the following arguments are required: runs"),
+        ([tmp_path / "nothing"], "is no run folder"),
+        ([runs[0] / "samples"], f"it is inside one; give {runs[0]}"),
+        ([runs[0], "--steps", "2,3"], "steps: [3] have no answers; there are answers of [2, 4]"),
+        ([runs[0], "--steps", "two"], "'two' is not a list of steps such as 10,20,200"),
+        ([runs[0], "--out", tmp_path], "Is a directory"),
     ):
-        with pytest.raises(SystemExit) as stopped:
-            main([*argv, "--out", str(tmp_path / "page.html")])
-        assert stopped.value.code == 2 and message in capsys.readouterr().err
+        with pytest.raises(SystemExit, match="2"):
+            main([str(word) for word in argv])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and told in line
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert capsys.readouterr().out.startswith("usage: python -m eval.view ")
     with pytest.raises(ValueError, match="at least one run folder"):
         write_page([], tmp_path / "page.html")
+
+
+def test_where_the_page_goes_when_nobody_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = [write_run(tmp_path / clip, clip, 0) for clip in ("fixed", "band")]
+    main([str(both[0])])
+    main([str(run) for run in both])
+    pages = [both[0] / "page.html", tmp_path / "page.html"]
+    assert all(page.exists() for page in pages)
+    assert [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()] == list(map(str, pages))
+
+
+def test_a_null_is_left_out_of_the_curves_and_said(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "band", 0)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows[3] |= {"train/entropy": None, "mine/never": None}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_page([run], tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "not a finite number: mine/never from step 3, train/entropy from step 3" in text
+    packed = re.search(r'id="index"[^>]*>([^<]+)<', text)
+    assert packed
+    index = json.loads(gzip.decompress(base64.b64decode(packed[1])))
+    steps = {panel["key"]: panel["curves"][0]["steps"] for part in index["sections"] for panel in part["panels"]}
+    assert steps["train/entropy"] == [1, 2, 4] and steps["reward/mean"] == [1, 2, 3, 4] and "mine/never" not in steps
 
 
 @needs_browser
 def test_a_run_without_anything_is_a_page(chromium: Page, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("clip: band\n")
     write_page([tmp_path / "run"], tmp_path / "page.html")
     chromium.open(tmp_path / "page.html")
     assert "These runs have logged no answers" in chromium.evaluate("document.body.innerText")

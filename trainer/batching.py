@@ -28,12 +28,12 @@ from trainer.state import Sample
 @dataclass(frozen=True)
 class Tokens:
     """A micro-batch with what is known of its response tokens before an update; (T,) float32 where not said, flat
-    over its sequences."""
+    over its n sequences."""
 
     batch: MicroBatch
     rows: list["TokenRow"]  # its sequences
-    lengths: torch.Tensor  # (n,) response tokens of each sequence
-    ages: torch.Tensor  # steps since they were sampled
+    lengths: torch.Tensor  # (n,) int64, response tokens of each sequence
+    ages: torch.Tensor  # (T,) int64, steps since they were sampled
     advantages: torch.Tensor
     weights: torch.Tensor  # of each token's loss in the loss of the update: the aggregation
     sampler_logprobs: torch.Tensor
@@ -55,10 +55,10 @@ class TokenRow:
 
 
 def collate(run: Run, samples: list[Sample]) -> list[list[Tokens]]:
-    """Minibatches (one an update) of micro-batches (one a forward pass).
+    """Minibatches (one for each update of an epoch) of this rank's micro-batches (one for each forward pass).
 
-    The samples of a minibatch are dealt out anew: every rank gets as many of them, about as many tokens, and the same
-    number of micro-batches.
+    The samples of a minibatch are dealt out anew: every rank gets the same number of them, about the same number of
+    tokens, and the same number of micro-batches. Collective.
     """
     cfg, size = run.cfg, len(samples) // run.plan.minibatches
     first = run.plan.rank * len(samples)
@@ -146,7 +146,7 @@ def cut(lengths: Sequence[int], *, groups: Sequence[int], budget: int, padded: b
 
     Sorted by length, so that little is padded, but a group (of `groups`, a number for each sequence) stays together;
     the longest first, so that running out of memory shows at once. A sequence longer than the budget gets a micro-batch
-    of its own. Asking for more parts than there are sequences is an error of the caller.
+    of its own. Raises AssertionError for more parts than there are sequences.
     """
     assert parts <= len(lengths), f"{parts} micro-batches cannot be made of {len(lengths)} sequences"
     longest: dict[int, int] = {}
@@ -171,7 +171,7 @@ def cut(lengths: Sequence[int], *, groups: Sequence[int], budget: int, padded: b
 
 
 def deal(lengths: Sequence[int], groups: Sequence[int], ranks: int) -> list[list[int]]:
-    """Indices of `lengths` for each rank: as many sequences for each, and about as many tokens.
+    """Indices of `lengths` for each rank: the same number of sequences for each, and about the same number of tokens.
 
     Whole groups (of `groups`, a number for each sequence) where they are equally large and can be dealt out evenly,
     else single sequences. Dealt out from the most tokens to the fewest, to and fro (ranks 0, 1, 1, 0, 0, 1, ...): no
@@ -201,7 +201,7 @@ def lay_out(
     targets. The last token of a response predicts nothing and is no input.
 
     padded: (N, L), for any attention. packed: end to end, for an attention that finds the sequences by their positions.
-    by_sequence: end to end, for policy.attention_by_sequence; a prompt that follows itself is laid out once.
+    by_sequence: end to end, for attention_by_sequence (policy.py); a prompt that follows itself is laid out once.
     """
     inputs = [r[:-1] for r in responses]
     width = max(len(p) + len(r) for p, r in zip(prompts, inputs, strict=True))

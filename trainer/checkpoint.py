@@ -12,7 +12,7 @@ A checkpoint root/step_000010 appears by one rename, after every byte of it has 
 manifest.json with its size and SHA-256. What does not match its manifest is passed over, said, and set aside.
 
 With several machines, `root` is on a file system that all of them share.
-Left out: what the files mean and the barriers between ranks; both are resume.py's.
+Left out: what the files mean and the barriers between ranks; both are trainer/resume.py's.
 """
 
 import errno

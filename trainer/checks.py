@@ -6,12 +6,16 @@ Every check raises with one clear line that names the key, the value and what to
 
 import importlib.util
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from bandpo.rule import Rule, check_rule
 from bandpo.rules import load_rule
+from configs.memory import GIB, Size, cache_a_token
 from configs.schema import Config
 from data import HubUnreachable
 
@@ -52,6 +56,46 @@ def find_model(model: str) -> None:
     raise HubUnreachable(
         f"model: {model} could not be fetched from the hub ({reason}). Where the hub can be reached run "
         f"`hf download {model} --local-dir DIR`, then start with --model DIR"
+    )
+
+
+def find_room(folder: Path) -> None:
+    """Raise ValueError when the run's folder could not be made or written to; it is not made here."""
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    try:
+        if not there.is_dir():
+            raise NotADirectoryError(f"{there} is a file")
+        with tempfile.TemporaryFile(dir=there) as file:  # asked for, and not os.access, which says yes to root
+            file.write(b"1")
+    except OSError as error:
+        raise ValueError(f"output_dir: {folder} cannot be written ({error}); choose another output_dir") from None
+
+
+def cache_too_small(cfg: Config, size: Size) -> str:
+    """In words, why vLLM's keys and values of one whole sequence do not fit; "" where they do or it cannot be told.
+
+    What they have is taken too large rather than too small: all of the cache on a CPU, and on a GPU all that the
+    weights leave of the engine's share.
+    """
+    if cfg.engine != "vllm":
+        return ""
+    whole = cfg.max_prompt_tokens + cfg.max_response_tokens
+    if torch.cuda.is_available():
+        numbers, key = (4 if cfg.precision == "float32" else 2), "engine_memory_share"
+        card = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        room = cfg.engine_memory_share * card * cfg.tensor_parallel - size.parameters * numbers
+    else:
+        numbers, key = (2 if cfg.precision == "bfloat16" else 4), "engine_cpu_cache_gib"
+        room = cfg.engine_cpu_cache_gib * GIB
+    needed = whole * cache_a_token(size, numbers)
+    if needed <= room:
+        return ""
+    return (
+        f"{key}: {getattr(cfg, key)} leaves {max(0, room) / GIB:.3g} GiB for keys and values, and one sequence of "
+        f"max_prompt_tokens + max_response_tokens, {whole:,}, needs {needed / GIB:.3g}; raise it, or lower "
+        "max_response_tokens"
     )
 
 

@@ -10,7 +10,7 @@ import torch
 
 
 class Clock:
-    """Seconds from the command on: part by part until the first step, phase by phase after."""
+    """Seconds since the process began: part by part until the first step, phase by phase after."""
 
     def __init__(self) -> None:
         self.last_s = psutil.Process().create_time()
@@ -19,7 +19,7 @@ class Clock:
         self.peak_gib = 0.0  # of memory in use at the end of a phase
 
     def done(self, part: str) -> None:
-        """Books the time since the last part of the start-up to this one."""
+        """Counts the time since the previous part of the start-up to this one."""
         now = time.time()
         self.parts[part] = self.parts.get(part, 0.0) + now - self.last_s
         self.last_s = now

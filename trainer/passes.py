@@ -17,16 +17,17 @@ from trainer.state import Sample
 
 @dataclass(frozen=True)
 class Anchor:
-    """What the policy is held to at the tokens of a micro-batch, (T,) each: made once in a step, before the first
-    update that uses the tokens."""
+    """What the ratios of a micro-batch's tokens are relative to, (T,) float32 each: made once in a step, before the
+    first update that uses the tokens."""
 
     old_logprobs: Tensor  # under the old policy: the ratio is r = exp(logprobs - old_logprobs)
-    trainer_logprobs: Tensor  # of the pass that made it: old_logprobs, unless old_policy is the sampler
+    trainer_logprobs: Tensor  # of the pass that made it; the same as old_logprobs unless old_policy is sampler
     entropy: Tensor  # of that pass
-    radius: dict[str, float | Tensor]  # {"delta": the trust region's} for clip band and band_relaxed
+    parameters: dict[str, float | Tensor]  # of the rule, for these tokens: {"delta": the radius} of a Band
+    before_updates: bool  # whether the pass was made by the policy that sampled, before an update of it
 
 
-Anchors = list[list[Anchor | None]]  # as the micro-batches of minibatches; None: the first update's own pass makes it
+Anchors = list[list[Anchor | None]]  # [minibatch][micro-batch]; None: the first update's own pass makes it
 
 
 def forward(
@@ -54,7 +55,10 @@ def reference_pass(run: Run, minibatches: list[list[Tokens]]) -> list[list[Token
 
 @torch.no_grad()
 def with_old_logprobs(run: Run, samples: list[Sample]) -> list[Sample]:
-    """Samples that wait, with the trainer's log-probs and entropy of now, when they were sampled: their anchor then."""
+    """Samples that wait for a later step, with the trainer's log-probs and entropy of now: their anchor in that step.
+
+    With `old_policy: sampler` the samples as they are. Collective.
+    """
     if run.cfg.old_policy == "sampler" or samples[0].old_logprobs:
         return samples
     minibatches = collate(run, samples)
@@ -90,12 +94,12 @@ def view_of(tokens: Tokens, old: Anchor, logprobs: Tensor, update: int, totals: 
 
 @torch.no_grad()
 def rule_totals(run: Run, minibatch: list[Tokens], olds: list[Anchor | None], update: int) -> dict[str, Tensor]:
-    """The sums over an update that some rules need: from the policy just before it. {} for the others."""
+    """The sums over an update that some rules need, under the policy just before it; {} for other rules. Collective."""
     if not run.rule.sums:
         return {}
     views = [
         view_of(tokens, old, run.policy(tokens.batch)[0] if update or tokens.kept else old.trainer_logprobs, update, {})
         for tokens, old in zip(minibatch, olds, strict=True)
-        if old  # all are: see minibatches_left
+        if old  # all are there: see minibatches_left
     ]
     return add_up(run.rule, views, run.ranks.add_tensors, surrogate=run.cfg.surrogate)

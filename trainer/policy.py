@@ -29,8 +29,8 @@ from torch import nn
 
 from bandpo.logprobs import token_logprobs
 
-# transformers and torch.distributed take two seconds to import: only where they are used, so that a mistake in the
-# configuration is told before.
+# transformers and torch.distributed take two seconds to import: imported where they are used, so that a mistake in the
+# configuration is reported before.
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -59,7 +59,7 @@ class PolicyOptions:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Sequences that go through the model together, and where their response tokens are."""
+    """Sequences that go through the model together, and where their response tokens are; all tensors int64."""
 
     input_ids: torch.Tensor  # (N, L) right-padded, or (1, P) packed: no padding
     attention_mask: torch.Tensor | None  # (N, L) 1 = token; None when packed
@@ -124,7 +124,7 @@ class LogprobModel(nn.Module):
         self.options = options
 
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(T,) float32 log-probs at the sampling temperature, with gradient; (T,) float32 entropy in nats, without."""
+        """(T,) float32 log-probs at the sampling temperature and (T,) float32 entropy, nats, both with gradient."""
         # Sharded parameters come in the compute precision already; whole ones stay float32 and are cast per operation.
         cast = self.options.precision == "bfloat16" and self.options.sharding != "fsdp2"
         by_sequence = {} if batch.sequences is None else {"sequences": batch.sequences, "places": batch.places}
@@ -393,7 +393,7 @@ def _to_float32(module: nn.Module, device: torch.device) -> None:
 def _fully_shard(model: nn.Module, causal_lm: Any, options: PolicyOptions, accelerator: "Accelerator") -> None:
     """FSDP2 in place: one group per decoder layer, one for the rest (embeddings, final norm, head).
 
-    A group is whole on the device only while it is cut.
+    Only the group that is being cut is whole on the device.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard

@@ -1,8 +1,8 @@
-"""The processes of a run, one a GPU: which of them this one is, and what they find out together.
+"""The processes of a run, one a GPU: which of them this one is, and collectives over all of them.
 
     ranks.add({"reward/mean": (sum, count)})    # sums and counts of all ranks, one collective
     ranks.largest({"ratio/max": 3.2})           # of each entry
-    ranks.gather(rows)                          # objects of all ranks, in their order
+    ranks.gather(rows)                          # picklable objects of all ranks, in their order
 
 All of it is collective: every rank calls it, with the same keys.
 """

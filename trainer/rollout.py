@@ -7,8 +7,8 @@
     engine.close()
 
 `VllmEngine` runs vLLM inside the trainer's process, on the GPU and on the CPU build alike; `HfEngine` is the fallback
-for machines where vLLM cannot run: transformers' own `generate`, one padded batch at a time. Both return the log-
-probability of every sampled token under the distribution it was sampled from (after temperature and top-p).
+for machines where vLLM cannot run: transformers' own `generate`, one padded batch at a time. Both return the log-prob
+of every sampled token under the distribution it was sampled from (after temperature, top-p and top-k).
 
 Left out: servers on other machines, asynchronous rollouts, quantised engines, multi-modal prompts.
 
@@ -120,7 +120,10 @@ class Engine(Protocol):
 
 
 def make_engine(model: str, options: EngineOptions, *, rank: int, world: int, device: str) -> Engine:
-    """The engine of this rank. `model` is a folder or hub id; call it after Accelerator() (see VllmEngine)."""
+    """The engine of this rank. `model` is a folder or hub id; call it after Accelerator() (see VllmEngine).
+
+    Raises ValueError for an unknown engine, and what the engine raises when it does not start.
+    """
     kinds = {"vllm": VllmEngine, "hf": HfEngine}
     if options.engine not in kinds:
         raise ValueError(f"engine: {options.engine!r} is not one of {', '.join(kinds)}")

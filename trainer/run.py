@@ -1,8 +1,8 @@
 """One process's part of a training run: its settings, its parts, and where it stands (`state`).
 
-    with start(cfg, plan, task) as run:                     # trainer/start.py
+    with start(cfg, plan, task, say, clock) as run:         # trainer/start.py
         with run.phase("rollout"): ...                      # timed as time/rollout_s
-        with run.may_stop(): ...                            # left early, by all ranks together, when one was asked to
+        with run.may_stop(): ...                            # left by all ranks together when one is asked to stop
         run.sync(); run.log(metrics)
 
 Nothing here knows how the policy is trained: that is train.py.
@@ -34,7 +34,7 @@ from trainer.tracking import Tracker
 
 @dataclass
 class Run:
-    """See the head of this file. `state` alone changes, and as a whole."""
+    """See the head of this file. Only `state` (as a whole) and `saved_step` change."""
 
     cfg: Config
     plan: Plan
@@ -53,7 +53,7 @@ class Run:
     rule: Rule  # of the objective
     layout: str  # how sequences are laid out for the attention kernel (batching.lay_out)
     state: State
-    saved_step: int  # of the newest checkpoint; 0: none, nor is one needed before the first step
+    saved_step: int  # of the newest checkpoint; 0: none yet; -1: that one is to be written again
 
     # ---- where it stands ----
 
@@ -97,7 +97,8 @@ class Run:
 
     @contextmanager
     def may_stop(self) -> Iterator[None]:
-        """Work that may be abandoned. Collective; raises Stopped at its start or end, on all ranks, when one was asked.
+        """Work that may be abandoned. Collective; raises Stopped at its start or end, on all ranks, when one of
+        them was asked to stop.
 
         Inside, `check_stop` leaves the work of this rank early; the others learn of it at their end.
         """

@@ -1,4 +1,4 @@
-"""Answers for people: what the log says of their rewards, and, token by token, runs/NAME/samples/step_000010.jsonl.
+"""What is logged of the answers: metrics of their rewards, and token by token runs/NAME/samples/step_000010.jsonl.
 
 `python -m eval.view` makes a page of them (docs/view.md has the keys). What is measured of a token was measured in the
 step: nothing is computed for the page.
@@ -25,11 +25,9 @@ DIGITS = 5  # significant ones of a token's numbers: a row of 4,096 tokens then 
 
 
 def log_samples(run: Run, samples: list[Sample], measured: Sequence[tuple[Tokens, Mapping[str, Tensor]]]) -> None:
-    """The first answer of `samples_logged` groups of the first rank, and how wide all intervals were, to the log.
+    """Log the first answer of each of `samples_logged` groups of the first rank, and a histogram of interval widths.
 
-    Collective.
-
-    measured: of each micro-batch, (T,) values by name.
+    measured: of each micro-batch, (T,) values by name. Collective.
     """
     cfg = run.cfg
     widths = [(values["upper"] - values["lower"]).cpu() for _, values in measured if "upper" in values]

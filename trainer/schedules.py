@@ -8,7 +8,7 @@ from configs.schema import Config
 
 
 def learning_rate(cfg: Config, step: int) -> float:
-    """Of the step after `step` completed ones: a pure function of it."""
+    """The learning rate of the step after `step` completed ones."""
     if step < cfg.lr_warmup_steps:
         return cfg.lr * (step + 1) / cfg.lr_warmup_steps
     done = (step - cfg.lr_warmup_steps) / max(1, cfg.max_steps - cfg.lr_warmup_steps)

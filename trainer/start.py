@@ -27,7 +27,7 @@ from trainer.clock import Clock
 from trainer.metrics_log import LogError, MetricsLog, open_log
 from trainer.policy import Policy, PolicyOptions
 from trainer.ranks import Ranks
-from trainer.resume import NEWEST, find_checkpoint, fingerprint_of, load_state
+from trainer.resume import NEWEST, find_checkpoint, load_state
 from trainer.rollout import MOST_SEQUENCES, Engine, EngineError, EngineOptions, SharedEngine, make_engine
 from trainer.run import Run
 from trainer.state import State
@@ -54,7 +54,7 @@ def start(cfg: Config, plan: Plan, task: Task, say: Callable[[str], None], clock
     folder, signals = checkpoint.safe_run_dir(cfg.output_dir, cfg.run_name), Signals()
     with one_clear_line(ValueError, OSError, checkpoint.CheckpointError, code=2):
         lock = checkpoint.RunLock(folder) if ranks.is_main else None
-        resumed = find_checkpoint(folder, cfg, fingerprint_of(task), ranks, say)
+        resumed = find_checkpoint(folder, cfg, task.fingerprint, ranks, say)
         state = load_state(resumed, ranks.rank, ranks.processes) if resumed else State()
         log = _open_files(cfg, folder, resumed, lock, say) if lock else None
     with signals.noted():

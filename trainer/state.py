@@ -26,17 +26,17 @@ class Sample:
     completion: Completion
     grade: Grade
     reward: float
-    step: int  # completed ones of the policy that sampled it
+    step: int  # completed steps of the policy that sampled it
     advantage: float = math.nan
-    old_logprobs: list[float] | None = None  # the trainer's when it was sampled; with `lag`, while it waits
-    old_entropy: list[float] | None = None
+    old_logprobs: list[float] | None = None  # (T,) the trainer's when it was sampled; only of one that waits (`lag`)
+    old_entropy: list[float] | None = None  # (T,) nats, likewise
 
 
 @dataclass(frozen=True)
 class State:
     """Where a run stands."""
 
-    step: int = 0  # completed ones
+    step: int = 0  # completed steps
     prompts_drawn: int = 0  # position in the order of training prompts
     tokens_seen: int = 0  # trained on, of all ranks
     skipped_in_a_row: int = 0  # updates without a finite gradient

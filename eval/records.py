@@ -1,16 +1,17 @@
-"""Reading run folders: metrics.jsonl (an offline wandb file where that is all there is) and config.yaml.
+"""What a run has left on the disk: metrics.jsonl (an offline wandb file where that is all there is) and config.yaml.
 
-    run = load_run(Path("runs/band_seed0"));  steps, values = run.series("train/entropy")
+    run = load_record(Path("runs/band_seed0"));  steps, values = run.series("train/entropy")
 
 A run may be crashed or still running: what cannot be read (an unfinished last line, a broken line, a missing file) is
 left out and said in `run.notes`, never raised. Steps logged twice, as after a resume from an earlier checkpoint, keep
-the later value.
+the later value. A null is a number that was not finite.
 """
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ Series = tuple[np.ndarray, np.ndarray]  # steps (n,) int, ascending; values (n,)
 
 
 @dataclass(frozen=True)
-class Run:
+class Record:
+    """A run, read from its folder."""
+
     path: Path
     name: str
     config: dict[str, Any]  # the resolved config; {} where none could be read
-    rows: dict[int, dict[str, float]]  # step -> metrics, steps ascending
+    rows: dict[int, dict[str, float]]  # step -> metrics, steps ascending; nan where a number was not finite
     notes: tuple[str, ...]  # what a reader of its figures must know
 
     @property
@@ -37,34 +40,39 @@ class Run:
         """Every metric seen, in the order of first appearance."""
         return list(dict.fromkeys(key for row in self.rows.values() for key in row))
 
+    def value(self, key: str, step: int) -> float:
+        """One metric at one step; nan where there is none."""
+        return self.rows.get(step, {}).get(key, np.nan)
+
     def series(self, key: str) -> Series:
         """The finite values of one metric, by step."""
-        found = [(step, row[key]) for step, row in self.rows.items() if key in row and np.isfinite(row[key])]
+        found = [(step, row[key]) for step, row in self.rows.items() if np.isfinite(row.get(key, np.nan))]
         return np.array([step for step, _ in found], dtype=int), np.array([value for _, value in found], dtype=float)
 
 
-def load_run(path: Path) -> Run:
-    """Read one run folder. Raises ValueError only where `path` is no folder at all, which is a misspelling."""
+def load_record(path: Path) -> Record:
+    """Read one run folder. Raises ValueError for a path that is none, with the folder that may be meant."""
     path = Path(path)
-    if not path.is_dir():
-        raise ValueError(f"{path} is no run folder: give folders that hold metrics.jsonl, such as runs/NAME")
+    _check_is_run(path)
     notes: list[str] = []
     config = _read_config(path / "config.yaml", notes)
-    records = _read_jsonl(path / "metrics.jsonl", notes)
-    if not records:
-        logged, records = _read_wandb(path, notes)
+    lines = _read_jsonl(path / "metrics.jsonl", notes)
+    if not lines:
+        logged, lines = _read_wandb(path, notes)
         config = config or logged
     rows: dict[int, dict[str, float]] = {}
     not_finite: dict[str, int] = {}
     twice = 0
-    for record in records:
-        row = rows.setdefault(int(record["step"]), {})
-        numbers = {k: float(v) for k, v in record.items() if isinstance(v, (int, float)) and k != "step"}
+    for line in lines:
+        step = int(line.pop("step"))
+        row = rows.setdefault(step, {})
+        known = {key: value for key, value in line.items() if value is None or isinstance(value, (int, float))}
+        numbers = {key: np.nan if value is None else float(value) for key, value in known.items()}
         twice += any(key in row for key in numbers)
         row.update(numbers)
         for key, value in numbers.items():
             if not np.isfinite(value):
-                not_finite.setdefault(key, int(record["step"]))
+                not_finite.setdefault(key, step)
     if twice:
         notes.append(f"{twice} steps were logged twice (resumed?); the later values are shown")
     if not_finite:
@@ -76,9 +84,40 @@ def load_run(path: Path) -> Run:
     wanted = config.get("max_steps")
     if rows and isinstance(wanted, int) and 0 < max(rows) < wanted:
         notes.append(f"at step {max(rows)} of {wanted}: stopped early or still running")
-    return Run(
+    return Record(
         path, str(config.get("run_name") or path.resolve().name), config, dict(sorted(rows.items())), tuple(notes)
     )
+
+
+def nearest(path: Path) -> str:
+    """For messages: what a path that does not exist may have meant, "" where nothing beside it is like it."""
+    names: Iterable[str] = (each.name for each in path.parent.iterdir()) if path.parent.is_dir() else ()
+    near = get_close_matches(path.name, list(names), 1)
+    return f"did you mean {path.with_name(near[0])}?" if near else ""
+
+
+def runs_in(folder: Path) -> str:
+    """For messages: the first runs in a folder, "" where there are none."""
+    found = sorted(str(folder / file.parent.name) for file in folder.resolve().glob("*/metrics.jsonl"))
+    return ", ".join(found[:3]) + ", ..." * (len(found) > 3)
+
+
+def _check_is_run(path: Path) -> None:
+    whole = path.resolve()
+    around = [each for each in (*path.parents[:3], *whole.parents[:3]) if (each / "metrics.jsonl").is_file()]
+    if (whole / "metrics.jsonl").is_file():
+        return
+    if not whole.exists():
+        fix = nearest(path) or "it is not there; give folders such as runs/NAME"
+    elif around:
+        fix = f"it is inside one; give {around[0]}"
+    elif inside := runs_in(path):
+        fix = f"it holds runs; give {inside}"
+    elif not (whole / "config.yaml").is_file() and not any(whole.rglob("*.wandb")):
+        fix = "it has neither metrics.jsonl nor config.yaml; give folders such as runs/NAME"
+    else:
+        return  # of a run that has logged nothing yet, or to wandb alone
+    raise ValueError(f"{path} is no run folder: {fix}")
 
 
 def _read_config(path: Path, notes: list[str]) -> dict[str, Any]:
@@ -99,24 +138,25 @@ def _read_config(path: Path, notes: list[str]) -> dict[str, Any]:
 def _read_jsonl(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    records, broken = [], []
+    entries, broken = [], []
     lines = path.read_text(errors="replace").split("\n")
     for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError:
-            broken.append(number)
+        if not line.strip():
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), (int, float)):
-            records.append(record)
-        elif record is not None:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            entry = None
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            entries.append(entry)
+        else:
             broken.append(number)
     if broken and broken[-1] == len(lines):  # no newline behind it: the writer is in the middle of this line
         broken.pop()
         notes.append("the last line of metrics.jsonl is unfinished and left out")
     if broken:
         notes.append(f"metrics.jsonl: no JSON object with a step in line {', '.join(map(str, broken[:5]))}; left out")
-    return records
+    return entries
 
 
 def _read_wandb(path: Path, notes: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -130,23 +170,23 @@ def _read_wandb(path: Path, notes: list[str]) -> tuple[dict[str, Any], list[dict
     from wandb.proto import wandb_internal_pb2 as messages
 
     config: dict[str, Any] = {}
-    records: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     ended = False
     for file in files:
         for data in _wandb_records(file.read_bytes(), notes):
-            record = messages.Record()  # pyright: ignore[reportAttributeAccessIssue]  (wandb picks its module by version)
-            record.ParseFromString(data)
-            kind = record.WhichOneof("record_type")
+            entry = messages.Record()  # pyright: ignore[reportAttributeAccessIssue]  (wandb picks its module by version)
+            entry.ParseFromString(data)
+            kind = entry.WhichOneof("record_type")
             if kind == "run":
-                config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+                config |= {item.key: json.loads(item.value_json) for item in entry.run.config.update}
             elif kind == "history":
-                row = {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
-                records.append({"step": row.get("step", row.get("_step", record.history.step.num))} | row)
+                row = {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in entry.history.item}
+                entries.append({"step": row.get("step", row.get("_step", entry.history.step.num))} | row)
             ended = kind == "exit" or (ended and kind != "history")
     if not ended:
         notes.append("the wandb file has no end: killed, or still being written; its last steps may be missing")
     config.pop("_wandb", None)
-    return config, [{k: v for k, v in row.items() if k[0] != "_"} for row in records]
+    return config, [{k: v for k, v in row.items() if k[0] != "_"} for row in entries]
 
 
 def _wandb_records(data: bytes, notes: list[str]) -> Iterator[bytes]:
