@@ -325,7 +325,7 @@ def disk_full(trial: Trial, then: str) -> None:
     _expect(trial, 0)
     good = trial.checkpoints()
     trial.launch(file_limit=FILE_LIMIT_BYTES, on_save_failure=then)
-    _expect(trial, 1 if then == "stop" else 0, "the disk is full")
+    _expect(trial, 1, "the disk is full")
     assert trial.checkpoints() == good
     trial.events.append(f"refused {trial.console().count('checkpoint not saved')} times, {good[-1].name} kept")
     trial.launch()
@@ -361,6 +361,81 @@ def workers_killed(trial: Trial) -> None:
     _expect(trial, 0)
 
 
+def killed_with(trial: Trial, checkpoints: int) -> None:
+    """Killed when it has so many checkpoints and has logged a row since."""
+    trial.launch()
+    trial.wait_until(lambda: len(trial.checkpoints()) >= checkpoints and not trial.saving())
+    row = trial.steps() + 1
+    trial.wait_until(lambda: trial.steps() >= row)
+    trial.send(signal.SIGKILL)
+    trial.code()
+
+
+def unmounted_checkpoints(trial: Trial) -> None:
+    """The folder of checkpoints is empty at one launch, as a disk that is not mounted, and back at the next."""
+    killed_with(trial, 2)
+    folder, disk = trial.folder / "checkpoints", trial.folder.with_suffix(".disk")
+    folder.rename(disk)
+    folder.mkdir()
+    trial.launch()
+    _expect(trial, 2, "is its disk mounted?")
+    folder.rmdir()
+    disk.rename(folder)
+    trial.events.append("refused, mounted again")
+    trial.launch()
+    _expect(trial, 0)
+
+
+def renamed_checkpoint(trial: Trial) -> None:
+    """A copy of the oldest checkpoint under the name of a step that was not reached."""
+    killed_with(trial, 2)
+    oldest = trial.checkpoints()[0]
+    shutil.copytree(oldest, oldest.with_name("step_000005"))
+    trial.events.append(f"{oldest.name} copied to step_000005")
+    trial.launch()
+    _expect(trial, 0, f"its manifest.json is that of step {int(oldest.name[5:])}: renamed or copied")
+
+
+def metrics_lost(trial: Trial) -> None:
+    """metrics.jsonl lacks a row and has another one twice when the run goes on."""
+    killed_with(trial, 2)
+    path = trial.folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], lines[2], *lines[2:]]))
+    trial.events.append("row 1 cut, row 2 doubled")
+    trial.launch()
+    _expect(trial, 0, "metrics.jsonl was not as the checkpoint knows it")
+
+
+def metrics_replaced(trial: Trial) -> None:
+    """An editor saves metrics.jsonl while the run writes it; later somebody deletes it."""
+    trial.launch()
+    path = trial.folder / "metrics.jsonl"
+    for row in (2, 4):
+        assert trial.wait_until(lambda row=row: trial.steps() >= row)
+        if row == 2:
+            path.with_name("saved").write_bytes(path.read_bytes())
+            path.with_name("saved").rename(path)
+        else:
+            path.unlink()
+    _expect(trial, 0, "metrics.jsonl was replaced, changed or deleted by others")
+    trial.events.append(f"written anew {trial.console().count('written anew')} times")
+
+
+def suspended(trial: Trial) -> None:
+    """A scheduler stops the whole process group for longer than a grade may take, three times."""
+    trial.launch()
+    assert trial.process
+    for row in (1, 3, 5):
+        assert trial.wait_until(lambda row=row: trial.steps() >= row, 0.1)
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for pid in [trial.process.pid, *trial.children(b"rewards.worker")]:
+                os.kill(pid, number)
+            time.sleep(5.0 if number == signal.SIGSTOP else 0.0)
+    _expect(trial, 0)
+    trial.events.append("three times 5 s")
+
+
 def wandb_unreachable(trial: Trial) -> None:
     """A key, and a server that is not there."""
     trial.launch(
@@ -376,6 +451,11 @@ FAULTS: dict[str, Callable[[Trial], None]] = {
     "newest checkpoint: one bit flipped": lambda trial: damaged_checkpoint(trial, "altered"),
     "newest checkpoint: a file emptied": lambda trial: damaged_checkpoint(trial, "emptied"),
     "newest checkpoint: a file deleted": lambda trial: damaged_checkpoint(trial, "deleted"),
+    "checkpoints not mounted at one launch": unmounted_checkpoints,
+    "a checkpoint copied to the name of a later step": renamed_checkpoint,
+    "metrics.jsonl: a row lost, one doubled, between launches": metrics_lost,
+    "metrics.jsonl replaced and deleted while running": metrics_replaced,
+    "all processes suspended and continued": suspended,
     "disk full, on_save_failure stop": lambda trial: disk_full(trial, "stop"),
     "disk full, on_save_failure continue": lambda trial: disk_full(trial, "continue"),
     "SIGTERM": lambda trial: asked_to_stop(trial, signal.SIGTERM),
@@ -434,7 +514,7 @@ def main() -> int:
         killed_run(trial, moment, pace, rng)
         judge(f"SIGKILL of one of two ranks ({sharding}), {moment}", trial, alone)
     for number, (fault, accident) in enumerate(list(FAULTS.items())[: options.faults]):
-        graded = {"reward": f"{grader}:grade"} if accident is workers_killed else {}
+        graded = {"reward": f"{grader}:grade"} if accident in (workers_killed, suspended) else {}
         alone, _ = reference("hf_own_grader" if graded else "hf", "hf", **graded)
         trial = trial_of(f"fault_{number}", "hf", **graded)
         accident(trial)

@@ -23,7 +23,7 @@ import os
 import queue
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +74,20 @@ class Verifier:
     memory_gib: address space of a worker.
     grader: "math" (extract, compare, computer algebra), "answer_line" (the paper's strict rule, never a process), or
     "path/to/file.py:function", a user's own, run in the workers: see own.py.
+    while_waiting: called at least once a second while `collect` waits; what it raises ends the waiting.
 
     Raises ValueError for a bad argument, for a user's function that cannot be loaded or asks for what is not known, and
     when no worker comes up within its limits.
     """
 
-    def __init__(self, workers: int, timeout_s: float, memory_gib: float, grader: str):
+    def __init__(
+        self,
+        workers: int,
+        timeout_s: float,
+        memory_gib: float,
+        grader: str,
+        while_waiting: Callable[[], object] = lambda: None,
+    ):
         if workers < 1:
             raise ValueError(f"workers={workers}: at least one is needed")
         if not 0 < timeout_s <= MAX_TIMEOUT_S:
@@ -87,7 +95,7 @@ class Verifier:
         if not 0 < memory_gib <= MAX_MEMORY_GIB:
             raise ValueError(f"memory_gib={memory_gib}: more than 0 is needed, and at most {MAX_MEMORY_GIB}")
         self.workers, self.timeout_s, self.memory_gib = workers, timeout_s, memory_gib
-        self.grader, self._closed = _checked_grader(grader), False
+        self.grader, self._closed, self._while_waiting = _checked_grader(grader), False, while_waiting
         self._reset()
         self._asked = self._tried()
         _OPEN.add(self)
@@ -229,8 +237,10 @@ class Verifier:
     def _wait(self, ticket: Ticket) -> dict[str, Any]:
         if ticket.pid != os.getpid() and not ticket.done.is_set():  # submitted before a fork: nobody here works on it
             return self._wait(self._enqueue(Ticket(ticket.call, ticket.answers, ticket.gold, ticket.message)))
-        while not ticket.done.wait(timeout=1.0):
-            if not any(thread.is_alive() for thread in self._threads):  # nobody is left to work on it
+        while not ticket.done.is_set():
+            self._while_waiting()
+            if not ticket.done.wait(timeout=1.0) and not any(thread.is_alive() for thread in self._threads):
+                # nobody is left to work on it
                 ticket.settle(_CRASH if self._closed else _error("the grading threads ended; why is on stderr"))
         if ticket.outcome["reason"] == "error":
             raise GraderError(ticket.outcome["error"])

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trainer import checkpoint
-from trainer.checkpoint import CheckpointError, begin, commit, damage, info, latest, prune, recover, truncate_metrics
+from trainer.checkpoint import CheckpointError, RunLock, begin, commit, damage, info, latest, prune, recover
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -194,10 +195,11 @@ def test_a_full_disk_is_recognised_by_what_torch_and_safetensors_raise(tmp_path)
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
 
-    with pytest.raises(CheckpointError, match="the disk is full"):
-        with checkpoint.writing():
-            with open("/dev/full", "wb", buffering=0) as file:
-                torch.save(torch.zeros(100_000), file)
+    for numbers in (10, 100_000):  # fails in torch's closing words; in the middle
+        with pytest.raises(CheckpointError, match="the disk is full"):
+            with checkpoint.writing():
+                with open("/dev/full", "wb") as file:
+                    torch.save(torch.zeros(numbers), file)
     with pytest.raises(CheckpointError, match="not saved: .*No such file"):
         with checkpoint.writing():
             save_file({"x": torch.zeros(3)}, tmp_path / "absent" / "x.safetensors")
@@ -264,36 +266,85 @@ def test_run_names_cannot_lead_elsewhere(name):
 
 def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
     folder = tmp_path / "new"
-    script = f"from pathlib import Path; from trainer import checkpoint; x = checkpoint.lock_run(Path({str(folder)!r}))"
+    script = f"from pathlib import Path; from trainer import checkpoint; x = checkpoint.RunLock(Path({str(folder)!r}))"
 
     def other() -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}, check=False
         )
 
-    with checkpoint.lock_run(folder):
-        assert "is being trained by another process" in other().stderr
+    lock = RunLock(folder)
+    assert "is being trained by another process" in other().stderr
+    lock.check()  # the other one's try changed nothing
+    lock.close()
     assert other().returncode == 0
 
 
-def test_metrics_after_the_resumed_step_and_broken_lines_are_dropped(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert truncate_metrics(path, 3) == [] and not path.exists()
-    lines = [json.dumps({"step": step, "x": step / 3}) + "\n" for step in range(6)]
-    path.write_text("".join(lines) + '{"step": 6, "x')
-    assert truncate_metrics(path, 3) == [
-        "metrics.jsonl: 2 lines dropped: after step 3, trained again",
-        "metrics.jsonl: 1 line dropped: not whole",
+@pytest.mark.parametrize("how", ["deleted", "moved", "another's"])
+def test_a_run_notices_that_its_folder_is_not_its_own_any_more(tmp_path, how):
+    folder = tmp_path / "run"
+    lock = RunLock(folder)
+    lock.check()
+    folder.rename(tmp_path / "elsewhere") if how == "moved" else shutil.rmtree(folder)
+    taken_over = RunLock(folder) if how == "another's" else None
+    with pytest.raises(CheckpointError, match="run is not this run's any more: deleted or moved while it trained"):
+        lock.check()
+    lock.close()
+    if taken_over:
+        taken_over.check()
+        taken_over.close()
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "config.yaml", "environment.json"])
+def test_a_folder_where_a_run_keeps_a_file_is_named(tmp_path, name):
+    (tmp_path / "run" / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match=rf"output_dir: {tmp_path}/run/{name} "):
+        RunLock(tmp_path / "run")
+
+
+def test_checkpoints_on_a_disk_that_is_not_there_are_named(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(ValueError, match="checkpoints cannot be used: .* a link to .*unmounted: is that disk mounted?"):
+        RunLock(tmp_path / "run")
+
+
+def test_an_output_folder_that_cannot_be_is_refused_before_anything_is_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="output_dir: .*/file is a file, a folder is needed"):
+        checkpoint.safe_run_dir(tmp_path / "file" / "runs", "name")
+    (tmp_path / "link").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(ValueError, match="output_dir: .*/link is a link to .*/unmounted, which is not there"):
+        checkpoint.safe_run_dir(tmp_path / "link", "name")
+    with pytest.raises(ValueError, match="output_dir: /proc.* cannot be "):
+        RunLock(Path("/proc/runs/name"))
+    assert names(tmp_path) == ["file", "link"]
+
+
+def read_only_folder_script(folder: Path) -> str:
+    """In a mount namespace of its own, so that root is refused too."""
+    line = f"from trainer import checkpoint; checkpoint.safe_run_dir({str(folder)!r}, 'name')"
+    return f'mount -t tmpfs -o ro none {folder} && exec {sys.executable} -c "{line}"'
+
+
+def test_a_read_only_disk_is_refused_before_anything_is_made(tmp_path):
+    unshared = ["unshare", "--mount", "sh", "-c"]
+    if subprocess.run([*unshared, f"mount -t tmpfs -o ro none {tmp_path}"], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    done = subprocess.run(
+        [*unshared, read_only_folder_script(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert f"ValueError: output_dir: {tmp_path} cannot be written (its rights, or a read-only disk)" in done.stderr
+
+
+def test_a_checkpoint_under_another_name_is_passed_over(tmp_path):
+    good = save(tmp_path, 2)
+    shutil.copytree(good, tmp_path / "step_000005")
+    path, warnings = recover(tmp_path)
+    assert path == good
+    assert warnings == [
+        "checkpoint step_000005 is damaged and passed over: its manifest.json is that of step 2: renamed or copied"
     ]
-    assert path.read_text() == "".join(lines[:4])
-    before = path.stat().st_ino
-    assert truncate_metrics(path, 3) == [] and path.stat().st_ino == before  # not rewritten
-    assert len(truncate_metrics(path, -1)) == 1 and path.read_text() == ""
-    assert names(tmp_path) == ["metrics.jsonl"]
-
-
-def test_a_whole_last_line_without_its_end_is_kept_and_ended(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}')
-    assert truncate_metrics(path, 2) == []
-    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    good.rename(tmp_path / "step_000007")
+    with pytest.raises(CheckpointError, match="(?s)that of step 2: renamed or copied.*no good checkpoint is left"):
+        recover(tmp_path)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from launching import metrics
 from safetensors.torch import load_file
 
@@ -27,7 +28,11 @@ from bench.chaos import (
     wandb_unreachable,
     workers_killed,
 )
-from trainer.resume import load_state
+from configs import load
+from configs.schema import Config
+from trainer import checkpoint
+from trainer.ranks import Ranks
+from trainer.resume import find_checkpoint, load_state
 
 
 def argv(model: str, run: Path, **overrides: object) -> list[str]:
@@ -140,10 +145,12 @@ def test_a_full_disk_does_not_stop_a_run_that_is_to_go_on(
     four_steps: Path, toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     run = tmp_path / "run"
-    with small_files():
-        assert train.main(argv(toy_model, run, max_steps=4, on_save_failure="continue")) == 0
-    said = capsys.readouterr().out
+    with small_files(), pytest.raises(SystemExit) as stopped:
+        train.main(argv(toy_model, run, max_steps=4, on_save_failure="continue"))
+    said, errors = capsys.readouterr()
     assert "step 2: checkpoint not saved" in said and "step 4: checkpoint not saved" in said
+    assert stopped.value.code == 1  # not 0: a scheduler would read it as done
+    assert "error: step 4, the last one of this launch, has no checkpoint" in errors
     assert list((run / "checkpoints").iterdir()) == [] and rows(run) == rows(four_steps)
     assert train.main(argv(toy_model, run, max_steps=4)) == 0
     assert difference(run, four_steps, step=4) == ""
@@ -179,6 +186,70 @@ def test_without_a_good_checkpoint_the_run_is_not_begun_anew(
     assert stopped.value.code == 2
     assert "no good checkpoint is left" in capsys.readouterr().err
     assert rows(run) == rows(four_steps)
+
+
+def test_checkpoints_that_are_not_there_cost_no_line_of_metrics(
+    four_steps: Path, toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """As when `checkpoints` is on a disk that is not mounted at one launch: empty, or a link to nowhere."""
+    run, words = tmp_path / "run", argv(toy_model, tmp_path / "run", max_steps=6)
+    shutil.copytree(four_steps, run)
+    (run / "checkpoints").rename(tmp_path / "unmounted")
+    line = error_of(capsys, words, 2)
+    assert "has a checkpoint of step 4" in line and "is its disk mounted?" in line and "choose another run_name" in line
+    (run / "checkpoints").rmdir()
+    (run / "checkpoints").symlink_to(tmp_path / "mount")
+    assert "is a link to" in error_of(capsys, words, 2)
+    assert rows(run) == rows(four_steps)
+    (tmp_path / "unmounted").rename(tmp_path / "mount")
+    assert train.main(argv(toy_model, run, max_steps=4)) == 0
+    assert difference(run, four_steps, step=4) == ""
+
+
+def test_lines_of_metrics_that_were_lost_are_back_after_a_resume(
+    four_steps: Path, toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = tmp_path / "run"
+    shutil.copytree(four_steps, run)
+    shutil.rmtree(run / "checkpoints" / "step_000004")
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text(lines[0] + lines[2] * 2 + lines[3])
+    assert train.main(argv(toy_model, run, max_steps=4)) == 0
+    assert "metrics.jsonl was not as the checkpoint knows it (missing or altered: step 1; there twice: step 2)" in (
+        capsys.readouterr().out
+    )
+    assert difference(run, four_steps, step=4) == ""
+
+
+def test_a_run_that_never_saved_starts_from_step_0(four_steps: Path, toy_model: str, tmp_path: Path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(four_steps, run)
+    shutil.rmtree(run / "checkpoints")
+    (run / ".newest_checkpoint").unlink()
+    assert train.main(argv(toy_model, run, max_steps=4)) == 0
+    assert "no checkpoint yet, starting from step 0" in capsys.readouterr().out
+    assert difference(run, four_steps, step=4) == ""
+
+
+@pytest.mark.parametrize("name", ["train_data", "tokenizer"])
+def test_other_content_under_the_same_name_is_refused_or_told(
+    four_steps: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Of training data, reward and rule refused; of the rest, told."""
+    monkeypatch.setattr(checkpoint, "info", lambda path: {"fingerprint": {name: "a", "reward": "b"}})
+    ranks, said = Ranks(Accelerator()), list[str]()
+    cfg = load(Config, ["--config", str(four_steps / "config.yaml")])
+
+    def found(**now: str) -> Path | None:
+        return find_checkpoint(four_steps, cfg, {"reward": "b", **now}, ranks, said.append)
+
+    assert found(**{name: "a"}) and len(said) == 1
+    if name == "train_data":
+        with pytest.raises(ValueError, match="cannot be resumed, its content is not what it was: train_data;"):
+            found(**{name: "c"})
+    else:
+        assert found(**{name: "c"})
+        assert said[1] == "warning: not what it was when the checkpoint was written: tokenizer"
 
 
 # ---- strangers' code ----
@@ -234,6 +305,20 @@ def test_weights_that_are_no_numbers_end_the_run_with_one_line(
     line = error_of(capsys, argv(toy_model, tmp_path / "run", lr="1e30", eval_every=0), 1)
     assert "the engine failed while sampling: RuntimeError: probability tensor" in line and "inf" in line
     assert "multinomial" in (tmp_path / "run" / "engine_error_rank_0.txt").read_text()
+
+
+def test_weights_that_are_infinite_are_named_as_such(
+    toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    line = error_of(capsys, argv(toy_model, tmp_path / "run", lr="1e38", **ONE_UPDATE), 1)
+    assert "the policy's weights are not finite" in line and "lower lr" in line
+
+
+def test_an_engine_that_is_not_the_policy_ends_the_run_with_one_line(
+    toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    line = error_of(capsys, argv(toy_model, tmp_path / "run", mismatch_limit="1e-30", eval_every=0), 1)
+    assert line.startswith("error: step 1: KL(sampler, trainer) is ") and "mismatch_limit is 1e-30" in line
 
 
 @pytest.mark.slow

@@ -3,9 +3,12 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +25,7 @@ from rewards import Verifier
 from trainer import checkpoint
 from trainer.resume import load_state
 from trainer.run import Run
+from trainer.stopping import is_launcher
 
 
 def argv(model: str, run: Path, **overrides: object) -> list[str]:
@@ -193,6 +197,27 @@ def test_a_stop_before_the_first_step_leaves_a_run_that_starts(
     assert difference(run, alone) == ""
 
 
+def test_asked_to_stop_while_grades_are_collected_a_run_does_not_wait_for_them(
+    toy_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Each of the 256 grades takes a second, on four processes."""
+    grader, collect, sent_s = tmp_path / "grader.py", Verifier.collect, []
+    grader.write_text("import time\ndef grade(completion, gold):\n    time.sleep(1)\n    return True\n")
+
+    def stop() -> None:
+        sent_s.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def collecting(verifier: Verifier, tickets: list[Any]) -> list[Any]:
+        threading.Timer(0.5, stop).start()
+        return collect(verifier, tickets)
+
+    monkeypatch.setattr(Verifier, "collect", collecting)
+    assert train.main(argv(toy_model, tmp_path / "run", reward=f"{grader}:grade", eval_every=0)) == 0
+    assert time.monotonic() - sent_s[0] < 10
+    assert metrics(tmp_path / "run") == []
+
+
 @pytest.mark.parametrize(("repeated", "same_s"), [(signal.SIGINT, 60.0), (signal.SIGTERM, -1.0)])
 def test_one_ctrl_c_may_arrive_three_times(
     toy_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repeated: signal.Signals, same_s: float
@@ -334,6 +359,49 @@ def test_a_stopped_launcher_takes_the_trainer_along_and_nothing_is_lost(toy_mode
     assert newest and not warnings  # a step whose evaluation was interrupted has its line when the run goes on
     unlogged = bool(load_state(newest, 0, 1).unlogged)
     assert checkpoint.step_of(newest) == metrics(trial.folder)[-1]["step"] + unlogged
+
+
+@pytest.mark.slow
+def test_the_first_process_of_a_container_saves_when_it_is_asked_to_stop(toy_model: str, tmp_path: Path):
+    """`python train.py` as number 1 of a PID namespace, where the kernel ignores a signal that has no handler."""
+    unshare = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], check=False).returncode:
+        pytest.skip("namespaces are not allowed here")
+    keys = {"max_steps": 500, "save_every": 0, "eval_every": 0}
+    trial = Trial(tmp_path / "run", "hf", dict(keys), launcher=(*unshare, sys.executable))
+    trial.launch()
+    assert trial.wait_until(lambda: trial.steps() > 1), trial.console()[-3000:]
+    (first,) = trial.children(b"train.py")
+    trial.send(signal.SIGTERM, first)
+    assert trial.code() == 0
+    newest, warnings = checkpoint.latest(trial.folder / "checkpoints")
+    assert newest and not warnings and checkpoint.step_of(newest) == metrics(trial.folder)[-1]["step"]
+
+
+@pytest.mark.slow
+def test_an_orphan_of_the_first_seconds_trains_no_step(toy_model: str, tmp_path: Path):
+    """The launcher is killed while the trainer is still importing, before the trainer could ask to be told of it."""
+    trial = Trial(tmp_path / "run", "hf", launcher=(ACCELERATE, "launch", *ONE_PROCESS))
+    trial.launch()
+    trial.wait_until(lambda: trial.children(b"train.py") != [])
+    trial.send(signal.SIGKILL)
+    trial.code()
+    assert left_behind(str(trial.folder), patience_s=60) == []
+    assert "the launcher is gone: nothing is started without it" in trial.console()
+    assert trial.steps() == 0
+
+
+def test_a_launcher_is_known_by_torch_or_by_what_it_hands_down():
+    assert is_launcher(os.getpid())  # has torch loaded
+    for given, expected in (
+        ({}, False),
+        ({"TORCHELASTIC_RUN_ID": "1"}, True),
+    ):  # init; a script that starts the trainer
+        process = subprocess.Popen(["sleep", "60"], env=given)
+        assert is_launcher(process.pid) == expected
+        process.kill()
+        process.wait()
+        assert not is_launcher(process.pid)
 
 
 def test_a_schedule_keeps_its_length(toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,5 +1,6 @@
 """tracking.py: the JSON record, the console, and the real wandb client: offline, refused, mute, resumed, killed."""
 
+import contextlib
 import fcntl
 import gzip
 import json
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,6 +25,8 @@ import pytest
 from wandb.proto import wandb_internal_pb2
 
 from trainer import tracking
+from trainer.checkpoint import CheckpointError, RunLock
+from trainer.metrics_log import LogError, MetricsLog, open_log
 from trainer.tracking import Tracker, console_line
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,26 +52,36 @@ GLANCE = {
 }
 
 
-def tracker(run_dir: Path, is_main: bool = True) -> Tracker:
-    return Tracker(run_dir, {}, mode="disabled", project="p", run_id=None, max_steps=10, is_main=is_main)
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[MetricsLog]:
+    lock = RunLock(tmp_path)
+    it, _ = open_log(tmp_path / "metrics.jsonl", b"", lock)
+    yield it
+    it.close()
+    lock.close()
+
+
+def tracker(run_dir: Path, log: MetricsLog | None) -> Tracker:
+    words = {"project": "p", "run_id": None, "max_steps": 10}
+    return Tracker(run_dir, {}, mode="disabled", is_main=log is not None, log=log, **words)
 
 
 # ---- the record and the console ----
 
 
-def test_metrics_jsonl_has_one_line_a_step_to_the_last_bit_and_is_continued(tmp_path, capsys):
-    first = tracker(tmp_path)
-    first.log(0, {"x": 0.1 + 0.2, "y": math.inf})
+def test_a_step_is_a_row_to_the_last_bit_and_a_line_on_the_console(tmp_path, log, capsys):
+    it = tracker(tmp_path, log)
+    it.log(0, {"x": 0.1 + 0.2, "y": math.inf, "z": math.nan})
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1  # there before the run ends
-    first.finish()
-    second = tracker(tmp_path)
-    second.log(1, METRICS)
-    second.finish()
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert rows == [{"step": 0, "x": 0.30000000000000004, "y": math.inf}, {"step": 1, **METRICS}]
+    it.log(1, METRICS)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert it.rows() == text.encode() and "NaN" not in text and "Infinity" not in text  # which are no JSON
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert rows == [{"step": 0, "x": 0.30000000000000004, "y": None, "z": None}, {"step": 1, **METRICS}]
     assert capsys.readouterr().out.splitlines() == [
         "step  0/10",
-        "step  1/10 | reward 0.250 | entropy 0.500 | clip up 1.0% | clip down 0.2% | lr 1e-06 | aime24 mean@32 0.125",
+        "step  1/10 | reward 0.250 | entropy 0.500 | clip up 1.0% | clip down 0.2% | lr 1e-06 | aime24 mean@32 0.125 "
+        "| eta 0m00s",
     ]
 
 
@@ -77,14 +91,14 @@ def test_the_console_line_tells_the_time_left():
     assert console_line(3, 100, {"optim/grad_norm": math.nan}, math.nan) == "step   3/100 | grad nan"
 
 
-def test_the_time_left_is_the_pace_of_the_last_steps(tmp_path):
-    it = tracker(tmp_path)
+def test_the_time_left_is_the_pace_of_the_last_steps(tmp_path, log):
+    it = tracker(tmp_path, log)
     it._times.extend([(2, 100.0), (4, 130.0)])  # 15 s a step, six steps left
     assert it._eta_s() == 90.0
 
 
-def test_samples_are_one_json_row_a_line(tmp_path, capsys):
-    it = tracker(tmp_path)
+def test_samples_are_one_json_row_a_line(tmp_path, log, capsys):
+    it = tracker(tmp_path, log)
     rows = [
         {"problem": "1+1=?\n", "answer": "é", "correct": True},
         {"problem": "x" * 300, "answer": None, "correct": False},
@@ -98,35 +112,112 @@ def test_samples_are_one_json_row_a_line(tmp_path, capsys):
     assert capsys.readouterr().out == "    problem: 1+1=? | answer: é | correct: True\n"  # not at every call
 
 
-def test_what_a_model_wrote_does_not_reach_the_terminal_raw(tmp_path, capsys):
-    it = tracker(tmp_path)
+def test_what_a_model_wrote_does_not_reach_the_terminal_raw(tmp_path, log, capsys):
+    it = tracker(tmp_path, log)
     it.samples(1, [{"answer": "\x1b[2Jgone \ud800"}])
     assert capsys.readouterr().out == "    answer: \N{REPLACEMENT CHARACTER}[2Jgone \N{REPLACEMENT CHARACTER}\n"
     assert b"[2Jgone" in (tmp_path / "samples" / "step_000001.jsonl").read_bytes()
 
 
-def test_a_full_disk_delays_the_lines_of_metrics_and_loses_none(tmp_path, capsys):
-    it = tracker(tmp_path)
+def test_a_full_disk_delays_the_lines_of_metrics_and_loses_none(tmp_path, log, capsys):
+    it = tracker(tmp_path, log)
     it.log(0, {"x": 0.0})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (it._metrics_file.tell() + 5, hard))  # room for half a line
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(it.rows()) + 5, hard))  # room for half a line
     try:
         it.log(1, {"x": 1.0})
         it.log(2, {"x": 2.0})
         it.samples(2, [{"text": "y" * 1000}])
+        with pytest.raises(LogError, match="metrics.jsonl lacks rows that could not be written .File too large."):
+            it.complete()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     out = capsys.readouterr().out
     assert out.count("warning: metrics.jsonl is behind (File too large)") == 2
     assert "warning: step_000002.jsonl of samples/ is not whole" in out
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0, "x": 0.0}\n{"ste'
-    it.finish()
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert rows == [{"step": step, "x": float(step)} for step in range(3)]
+    it.complete()
+    assert steps_of(tmp_path / "metrics.jsonl") == [0, 1, 2]
+
+
+def steps_of(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def editor_saves(path: Path) -> None:
+    (path.parent / "new").write_bytes(path.read_bytes())
+    (path.parent / "new").rename(path)
+
+
+ACCIDENTS = {
+    "saved by an editor": editor_saves,
+    "deleted": Path.unlink,
+    "emptied": lambda path: path.write_text(""),
+    "a line added": lambda path: path.open("a").write("noise\n"),
+}
+
+
+@pytest.mark.parametrize("how", ACCIDENTS)
+@pytest.mark.parametrize("last", [False, True])
+def test_metrics_that_others_touched_while_the_run_wrote_them_are_written_anew(tmp_path, log, capsys, how, last):
+    it = tracker(tmp_path, log)
+    it.log(0, {})
+    it.log(1, {})
+    ACCIDENTS[how](tmp_path / "metrics.jsonl")
+    it.complete() if last else it.log(2, {})
+    it.log(3, {})  # into the file of that name
+    assert steps_of(tmp_path / "metrics.jsonl") == ([0, 1, 3] if last else [0, 1, 2, 3])
+    said = capsys.readouterr().out
+    assert said.count("warning: metrics.jsonl was replaced, changed or deleted by others; written anew with all") == 1
+
+
+def test_a_run_whose_folder_is_gone_ends(tmp_path, log):
+    it = tracker(tmp_path, log)
+    (tmp_path / ".lock").unlink()
+    for asked in (lambda: it.log(0, {}), it.rows, it.complete):
+        with pytest.raises(CheckpointError, match="is not this run's any more"):
+            asked()
+
+
+# ---- at a resume ----
+
+KEPT = b'{"step": 0}\n{"step": 1}\n{"step": 2}\n'
+FOUND = {
+    # what is found, of a checkpoint with the rows 0 to 2 -> what is said; None: nothing
+    KEPT: None,
+    KEPT + b'{"step": 3}\n{"step": 4}\n{"st': (
+        "metrics.jsonl: 2 lines dropped: not in a checkpoint yet, trained again",
+        "metrics.jsonl: 1 line dropped: not whole",
+    ),
+    KEPT + b'{"step": 3}': ("metrics.jsonl: 1 line dropped: not in a checkpoint yet, trained again",),
+    b'{"step": 0}\n{"step": 2}\n{"step": 3}\n': ("(missing or altered: step 1);",),
+    b'{"step": 0}\n{"step": 1}\n{"step": 1}\n{"step": 2}\n': ("(there twice: step 1);",),
+    b'{"step": 0}\n{"step": 1}\n{"ste': ("(missing or altered: step 2);",),
+    b'{"step": 1}\n{"step": 0}\n{"step": 2}\n': ("(other lines or order);",),
+    b"": ("(missing or altered: step 0, 1, 2); written anew from the checkpoint",),
+}
+
+
+@pytest.mark.parametrize("found", FOUND)
+def test_a_resumed_log_has_the_rows_of_the_checkpoint_and_tells_what_was_not_so(tmp_path, found):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(found)
+    inode, lock = path.stat().st_ino, RunLock(tmp_path)
+    log, told = open_log(path, KEPT, lock)
+    assert path.read_bytes() == log.rows == KEPT
+    assert len(told) == len(FOUND[found] or ()) and all(map(str.__contains__, told, FOUND[found] or ()))
+    assert (path.stat().st_ino == inode) == (found == KEPT)  # not rewritten for nothing
+    aside = tmp_path / "metrics_found.jsonl"
+    assert aside.exists() == bool(found and not found.startswith(KEPT))
+    assert not aside.exists() or aside.read_bytes() == found
+    log.append({"step": 3})
+    assert steps_of(path) == [0, 1, 2, 3]
+    log.close()
+    lock.close()
 
 
 def test_other_ranks_write_and_print_nothing(tmp_path, capsys):
-    it = tracker(tmp_path / "run", is_main=False)
+    it = tracker(tmp_path / "run", None)
     it.log(0, METRICS)
     it.samples(0, [{"a": 1}])
     it.histogram(0, "h", [1.0])
@@ -139,8 +230,12 @@ def test_other_ranks_write_and_print_nothing(tmp_path, capsys):
 
 BARS = """
 from pathlib import Path
+from trainer.checkpoint import RunLock
+from trainer.metrics_log import open_log
 from trainer.tracking import Tracker
-it = Tracker(Path({!r}), {{}}, mode="disabled", project="p", run_id=None, max_steps=10, is_main=True)
+log, _ = open_log(Path({0!r}) / "metrics.jsonl", b"", RunLock(Path({0!r})))
+keys = dict(project="p", run_id=None, max_steps=10, is_main=True, log=log)
+it = Tracker(Path({0!r}), {{}}, mode="disabled", **keys)
 for _ in it.progress(range(3), "optimize", "micro-batches"):
     it.say("a line")
 with it.progress(5, "rollout", "sequences") as bar:
@@ -177,15 +272,31 @@ def test_environment_has_this_launch_and_the_earlier_ones(tmp_path):
     assert now["git"]["commit"] == (head.strip() or None)
 
 
+@pytest.mark.parametrize("text", ["", "{garbage", "[1]", "{}", '{"earlier_launches": null}'])
+def test_an_environment_that_cannot_be_read_is_set_aside(tmp_path, text):
+    (tmp_path / "environment.json").write_text(text)
+    (line,) = tracking.write_environment(tmp_path)
+    assert "environment.json cannot be read, kept as environment_found.json" in line
+    assert (tmp_path / "environment_found.json").read_text() == text
+    assert json.loads((tmp_path / "environment.json").read_text())["earlier_launches"] == []
+    assert tracking.write_environment(tmp_path) == []
+
+
 # ---- wandb, in a process of its own as in a run ----
 
 RUN = """
-import json, os, signal, sys
+import json, os, signal, socket, sys, time
 from pathlib import Path
+from trainer import tracking
+from trainer.checkpoint import RunLock
+from trainer.metrics_log import open_log
 from trainer.tracking import Tracker
 run_dir, mode, run_id, first, last, event = sys.argv[1:]
 config = {"delta": 0.05, "eval_data": ["a", "b"]}
-it = Tracker(Path(run_dir), config, mode=mode, project="bandpo", run_id=run_id or None, max_steps=9, is_main=True)
+path, lock = Path(run_dir, "metrics.jsonl"), RunLock(Path(run_dir))
+log, _ = open_log(path, path.read_bytes() if path.exists() else b"", lock)
+keys = dict(project="bandpo", run_id=run_id or None, max_steps=9, is_main=True, log=log)
+it = Tracker(Path(run_dir), config, mode=mode, **keys)
 for step in range(int(first), int(last)):
     it.log(step, json.loads(os.environ["METRICS"]))
     it.histogram(step, "histogram/ratio", [0.5, 1.0, 1.0, float("inf"), float("nan")])
@@ -195,14 +306,22 @@ for step in range(int(first), int(last)):
             pid, parent, name = line.split(maxsplit=2)
             if parent == str(os.getpid()) and name.startswith("wandb-core"):
                 os.kill(int(pid), signal.SIGKILL)
+if event == "drip":
+    host, port = os.environ["WANDB_BASE_URL"].removeprefix("http://").split(":")
+    asked = socket.create_connection((host, int(port)))
+    asked.sendall(b"POST /drip HTTP/1.1\\r\\n\\r\\n")
+    asked.recv(1)
+    tracking.FINISH_TIMEOUT_S = tracking.SERVICE_TIMEOUT_S = 1.0
 it.samples(int(last) - 1, [{"problem": "1+1", "correct": True}, {"problem": None, "correct": "no"}])
 Path(run_dir, "table.md").write_text("| a |")
 it.artifact([Path(run_dir, "table.md")], "comparison")
+began = time.monotonic()
 try:
     if event == "crash":
         raise KeyError("a bug")
 finally:
     it.finish()
+print("finished after", time.monotonic() - began)
 print("id", it.run_id)
 """
 
@@ -319,7 +438,7 @@ def test_a_server_that_accepts_and_says_nothing_is_offline(tmp_path):
     with create_server(("127.0.0.1", 0), backlog=16) as mute:
         url = f"http://127.0.0.1:{mute.getsockname()[1]}"
         done = run(tmp_path, "auto", WANDB_BASE_URL=url, WANDB_API_KEY=KEY)
-    assert "offline, 127.0.0.1 does not answer (timed out)" in done.stdout
+    assert "offline, 127.0.0.1 does not answer (timed out" in done.stdout
     assert len(history(offline_files(tmp_path)[0])) == 3
 
 
@@ -339,6 +458,7 @@ class Server(ThreadingHTTPServer):
         self.upserts: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
         self.requests = 0
+        self.drips = False
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -353,6 +473,13 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.server.requests += 1
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.server.drips |= self.path == "/drip"
+        if self.server.drips:  # a byte every 0.3 s: no byte is late, the answer is
+            with contextlib.suppress(OSError):
+                for byte in b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n" + b" " * 9000:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.3)
+            return
         if self.headers.get("content-encoding") == "gzip":
             body = gzip.decompress(body)
         answer: Any = {}
@@ -430,6 +557,20 @@ def test_a_server_that_refuses_the_key_is_offline(tmp_path):
     assert "wandb: offline, " in done.stdout and "401" in done.stdout and "wandb sync" in done.stdout
     assert "does not answer" not in done.stdout
     assert len(history(offline_files(tmp_path)[0])) == 3
+
+
+def test_a_server_whose_answers_drip_holds_up_neither_start_nor_end(tmp_path):
+    server, began = Server(resumed=None, refuses=False), time.monotonic()
+    server.drips = True
+    done = run(tmp_path / "start", "auto", WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    assert "wandb: offline, 127.0.0.1 does not answer (timed out" in done.stdout
+    assert time.monotonic() - began < 25  # was 155
+
+    server = Server(resumed=None, refuses=False)
+    done = run(tmp_path / "end", "auto", event="drip", WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    assert f"wandb: {server.url}" in done.stdout and "wandb: not all was uploaded within 1 s" in done.stdout
+    (took_s,) = re.findall("finished after (.*)", done.stdout)
+    assert float(took_s) < 6  # twice more SERVICE_TIMEOUT_S, 1 s here
 
 
 def test_no_key_or_a_broken_one_is_offline_without_a_question(tmp_path):

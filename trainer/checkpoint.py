@@ -1,4 +1,4 @@
-"""Checkpoint folders that are either whole or absent, and the files of a run that resuming must keep straight.
+"""Checkpoint folders that are either whole or absent, and the folder of a run: its name, its lock.
 
     if main: begin(root, step)                      # root/.saving_step_000010
     barrier
@@ -27,11 +27,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from safetensors import SafetensorError
 
 MANIFEST = "manifest.json"
+FILES_OF_RUN = ("metrics.jsonl", "config.yaml", "environment.json")
 _STEP = re.compile(r"step_(\d{6,})")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+,-]{0,127}")
 
@@ -61,13 +62,15 @@ def begin(root: Path, step: int) -> Path:
 def writing() -> Iterator[None]:
     """Turns a failed write inside the block (disk full, quota, file size limit) into CheckpointError.
 
-    A full disk reaches Python as OSError from files, RuntimeError from torch.save, SafetensorError from safetensors.
+    A full disk reaches Python as OSError from files, SafetensorError from safetensors, and from torch.save as a
+    RuntimeError of its own ("unexpected pos 896 vs 790") that was raised while the file's OSError was on its way up.
     """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         words = ("No space", "quota exceeded", "File too large")  # of ENOSPC, EDQUOT, EFBIG, where no errno is kept
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        numbers = [getattr(each, "errno", None) for each in (error, error.__context__)]
+        full = any(number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) for number in numbers)
         full = full or any(word in str(error) for word in words)
         reason = "the disk is full or a quota is reached; free space or lower keep_last" if full else "writing failed"
         raise CheckpointError(f"checkpoint not saved: {reason} ({error})") from error
@@ -172,6 +175,8 @@ def damage(path: Path, checksums: bool) -> str:
             return f"{MANIFEST} was altered"
         if not body["files"]:
             return "it holds no files"
+        if path.name != _final(path.parent, body["step"]).name:
+            return f"its {MANIFEST} is that of step {body['step']}: renamed or copied"
         for name, entry in body["files"].items():
             size = (path / name).stat().st_size
             if size != entry["bytes"]:
@@ -205,56 +210,76 @@ def step_of(path: Path) -> int:
 
 
 def safe_run_dir(output_dir: str | Path, run_name: str) -> Path:
-    """output_dir/run_name, for names that cannot lead anywhere else. Raises ValueError for others."""
+    """output_dir/run_name, for names that cannot lead anywhere else and folders that can be written.
+
+    Raises ValueError for others. Makes nothing.
+    """
     if not _RUN_NAME.fullmatch(run_name):
         raise ValueError(
             f"run_name: {run_name!r} is not a folder name of letters, digits and . _ = + , - (128 at most, "
             f"a letter or digit first); for example run_name: band-kl_0.05"
         )
-    return Path(output_dir) / run_name
+    folder = Path(output_dir) / run_name
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        what = f"a link to {there.readlink()}, which is not there" if there.is_symlink() else "a file"
+        raise ValueError(f"output_dir: {there} is {what}, a folder is needed; give another output_dir or move it away")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"output_dir: {there} cannot be written (its rights, or a read-only disk); give another one")
+    return folder
 
 
-def lock_run(run_dir: Path) -> TextIO:
-    """Makes `run_dir` ours as long as the returned file is open; raises ValueError when another process has it.
+class RunLock:
+    """Makes `run_dir` ours, with its folder `checkpoints`, until `close`. Rank 0 only.
 
-    Rank 0 only. The lock belongs to the process (not to children it forks) and ends with it, also after SIGKILL.
+    The lock belongs to the process (not to children it forks) and ends with it, also after SIGKILL. Raises ValueError
+    when another process has it, or when something in the folder is not what a run keeps there.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    file = open(run_dir / ".lock", "w", encoding="utf-8")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        file.close()
-        raise ValueError(
-            f"run_name: {run_dir.name!r} is being trained by another process; stop it or choose another name"
-        ) from None
-    return file
 
-
-def truncate_metrics(path: Path, step: int) -> list[str]:
-    """Drops the lines of metrics.jsonl after `step`, and any that are not whole; says so, one line for each kind.
-
-    The file is replaced by one rename. A file that does not exist is left so.
-    """
-    if not path.exists():
-        return []
-    kept, later, broken = [], 0, 0
-    for line in path.read_bytes().splitlines(keepends=True):
+    def __init__(self, run_dir: Path):
+        self._path = run_dir / ".lock"
         try:
-            is_later = json.loads(line)["step"] > step
-        except (ValueError, TypeError, KeyError):
-            broken += 1
-            continue
-        if is_later:
-            later += 1
-        else:
-            kept.append(line.rstrip(b"\n") + b"\n")  # killed between the line and its end: a whole line all the same
-    if b"".join(kept) != path.read_bytes():
-        replacement = path.with_name(f".{path.name}.new")
-        write_text(replacement, b"".join(kept).decode("utf-8"))
-        replacement.rename(path)
-    counts = [(later, f"after step {step}, trained again"), (broken, "not whole")]
-    return [f"{path.name}: {count} line{'s' * (count > 1)} dropped: {why}" for count, why in counts if count]
+            (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+            self._file = open(self._path, "a", encoding="utf-8")
+        except OSError as error:
+            path = Path(error.filename or run_dir)
+            link = f"; it is a link to {path.readlink()}: is that disk mounted?" if path.is_symlink() else ""
+            raise ValueError(f"output_dir: {path} cannot be used: {error.strerror}{link}") from None
+        for name in FILES_OF_RUN:
+            if (run_dir / name).is_dir():
+                raise ValueError(f"output_dir: {run_dir / name} is a folder, a run keeps a file there; move it away")
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            self._file.close()
+            raise ValueError(
+                f"run_name: {run_dir.name!r} is being trained by another process; stop it or choose another name"
+            ) from None
+
+    def check(self) -> None:
+        """Raise CheckpointError when the folder is not ours any more: deleted, moved, or taken by another launch."""
+        try:
+            ours = os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        except OSError:
+            ours = False
+        if not ours:
+            raise CheckpointError(
+                f"{self._path.parent} is not this run's any more: deleted or moved while it trained, or not mounted"
+            )
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file that is whole on the disk before it has its name."""
+    new = path.with_name(f".{path.name}.new")
+    with open(new, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    new.rename(path)
+    _fsync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 HUB_TIMEOUT_S = 10.0
 
 
+class EngineMismatch(RuntimeError):
+    """The engine that samples is not the policy that is trained."""
+
+
 def find_model(model: str) -> None:
     """Raise ValueError when `model` is neither a folder with a model nor a hub id, HubUnreachable when it is a hub id,
     not in the local cache, and the hub does not give it.
@@ -150,10 +154,10 @@ def check_processes(accelerator: "Accelerator") -> None:
 
 
 def check_engine(cfg: Config, metrics: Mapping[str, float], step: int) -> None:
-    """Raise RuntimeError when the engine that sampled is not the policy that is trained, by the metrics of a step."""
+    """Raise EngineMismatch when the engine that sampled is not the policy that is trained, by the metrics of a step."""
     gap = metrics.get("mismatch/kl", 0.0)  # absent where no answer is of this step
     if not gap <= cfg.mismatch_limit:  # also when it is not a number
-        raise RuntimeError(
+        raise EngineMismatch(
             f"step {step}: KL(sampler, trainer) is {gap:.3g} nats per token, mismatch_limit is {cfg.mismatch_limit}: "
             "the engine does not hold the trainer's weights, or computes with another precision"
         )

@@ -1,15 +1,15 @@
 """A run's checkpoints: what they hold, when one is written, and which one a run goes on from.
 
     save(run)                                       # collective; nothing when there is one of this step
-    path = find_checkpoint(folder, cfg, ranks, say) # the same on every rank
+    path = find_checkpoint(folder, cfg, fingerprint, ranks, say)    # the same on every rank
     state = load_state(path, rank, processes)
 
-A checkpoint root/step_000010 holds policy/ (Hugging Face format), optimizer.pt, config.yaml and, of each rank,
-state_rank_0.json. trainer/checkpoint.py makes it whole or absent.
+A checkpoint root/step_000010 holds policy/ (Hugging Face format), optimizer.pt, config.yaml, the rows of metrics.jsonl
+so far and, of each rank, state_rank_0.json. trainer/checkpoint.py makes it whole or absent.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from trainer import checkpoint
 from trainer.ranks import Ranks
 from trainer.run import Run
 from trainer.state import State, from_text, to_text
+from trainer.task import Task
 
 # Keys that may differ when a run is resumed: they change what is shown, kept or how fast it goes, not what is learnt.
 FREE_KEYS = set(
@@ -37,6 +38,9 @@ FREE_KEYS = set(
 )
 
 
+NEWEST = ".newest_checkpoint"  # beside the folder of checkpoints, which may be a link to another disk
+
+
 def save(run: Run) -> None:
     """Write a checkpoint of the completed steps, unless there is one; collective.
 
@@ -47,7 +51,14 @@ def save(run: Run) -> None:
     started_s, root, step = time.perf_counter(), run.folder / "checkpoints", run.step
     weights, moments = run.policy.full_weights(), run.policy.full_optimizer(run.optimizer)  # collective
     folder = checkpoint.saving_dir(root, step)
-    error = _error_of(lambda: checkpoint.begin(root, step)) if run.ranks.is_main else ""
+
+    def begin() -> None:
+        rows = run.tracker.rows()
+        checkpoint.begin(root, step)
+        with checkpoint.writing():
+            (folder / "metrics.jsonl").write_bytes(rows)
+
+    error = _error_of(begin) if run.ranks.is_main else ""
     run.ranks.wait()
 
     def write() -> None:
@@ -56,17 +67,20 @@ def save(run: Run) -> None:
             if run.ranks.is_main:
                 run.policy.write(folder / "policy", weights)
                 run.task.tokenizer.save_pretrained(folder / "policy")
-                torch.save(moments, folder / "optimizer.pt")
+                with open(folder / "optimizer.pt", "wb") as file:  # by its name, torch hides why a write fails
+                    torch.save(moments, file)
                 checkpoint.write_text(folder / "config.yaml", to_yaml(run.cfg))
 
     errors = [e for e in run.ranks.gather([error or _error_of(write)]) if e]
     if run.ranks.is_main and not errors:
-        info: dict[str, Any] = {"wandb_run_id": run.tracker.run_id}
+        info: dict[str, Any] = {"wandb_run_id": run.tracker.run_id, "fingerprint": fingerprint_of(run.task)}
         if run.state.score is not None and run.state.score_step == step:
             info["score"] = run.state.score
 
         def commit() -> None:
             checkpoint.commit(root, step, info)
+            with checkpoint.writing():
+                checkpoint.replace_file(run.folder / NEWEST, f"step {step}\n".encode())
             checkpoint.prune(root, run.cfg.keep_last, run.cfg.keep_best)
 
         errors = [e for e in [_error_of(commit)] if e]
@@ -97,8 +111,10 @@ def load_state(path: Path, rank: int, processes: int) -> State:
     file = path / f"state_rank_{rank if own else 0}.json"
     try:
         state = from_text(file.read_text(encoding="utf-8"))
-    except TypeError as error:
+    except (TypeError, KeyError) as error:
         raise ValueError(f"{file}: {error}; State had other fields when it was written") from None
+    if state.step != checkpoint.step_of(path):
+        raise ValueError(f"{file} is that of step {state.step}: {path.name} was put together from several checkpoints")
     of_rank = [f.name for f in fields(state) if isinstance(getattr(state, f.name), list) and getattr(state, f.name)]
     if of_rank and not own:
         raise ValueError(
@@ -108,16 +124,18 @@ def load_state(path: Path, rank: int, processes: int) -> State:
     return state
 
 
-def find_checkpoint(folder: Path, cfg: Config, ranks: Ranks, say: Callable[[str], None]) -> Path | None:
-    """The checkpoint to go on from, the same on every rank; metrics after it are dropped, to be written again.
+def find_checkpoint(
+    folder: Path, cfg: Config, fingerprint: Mapping[str, str], ranks: Ranks, say: Callable[[str], None]
+) -> Path | None:
+    """The checkpoint to go on from, the same on every rank.
 
-    Raises ValueError for a run that cannot be resumed with this configuration.
+    Raises ValueError for a run that cannot be resumed with this configuration and data, or whose checkpoints are gone.
     """
     found: list[Any] = [None, ""]
     if ranks.is_main:
         try:
-            found = [_newest(folder, cfg, ranks.processes, say), ""]
-        except (ValueError, checkpoint.CheckpointError) as error:
+            found = [_newest(folder, cfg, fingerprint, say), ""]
+        except (ValueError, OSError, checkpoint.CheckpointError) as error:
             found = [None, str(error)]
     broadcast_object_list(found)
     if found[1]:
@@ -125,22 +143,43 @@ def find_checkpoint(folder: Path, cfg: Config, ranks: Ranks, say: Callable[[str]
     return found[0]
 
 
-def _newest(folder: Path, cfg: Config, processes: int, say: Callable[[str], None]) -> Path | None:
-    path, warnings = checkpoint.recover(folder / "checkpoints")
+def _newest(folder: Path, cfg: Config, fingerprint: Mapping[str, str], say: Callable[[str], None]) -> Path | None:
+    root, newest = folder / "checkpoints", folder / NEWEST
+    path, warnings = checkpoint.recover(root)
     for line in warnings:
         say(f"warning: {line}")
-    logged = -1  # the last step whose metrics stay
     if path:
         _refuse_changed_keys(path, cfg)
-        state = load_state(path, 0, processes)
-        logged = state.step - bool(state.unlogged)  # interrupted while evaluating, a step's line is written anew
+        _compare_fingerprints(checkpoint.info(path).get("fingerprint", {}), fingerprint, cfg, say)
+        say(f"resuming {folder} after step {checkpoint.step_of(path)}")
+    elif newest.exists():
+        saved = newest.read_text(encoding="utf-8").strip()
+        raise ValueError(
+            f"run_name: {cfg.run_name!r} has a checkpoint of {saved}, and {root} holds none: is its disk mounted? To "
+            f"start anew, choose another run_name or move {folder} away"
+        )
     elif (folder / "config.yaml").exists():
         say(f"{folder}: no checkpoint yet, starting from step 0")
-    for line in checkpoint.truncate_metrics(folder / "metrics.jsonl", logged):
-        say(line)
-    if path:
-        say(f"resuming {folder} after step {checkpoint.step_of(path)}")
     return path
+
+
+def _compare_fingerprints(
+    then: Mapping[str, str], now: Mapping[str, str], cfg: Config, say: Callable[[str], None]
+) -> None:
+    """Refuse other training data, reward or rule; tell the rest."""
+    changed = [name for name in then if name in now and then[name] != now[name]]
+    if refused := [name for name in changed if name.startswith(("train", "reward", "rule"))]:
+        raise ValueError(
+            f"run_name: {cfg.run_name!r} cannot be resumed, its content is not what it was: {', '.join(refused)}; "
+            "choose another run_name, or bring the old content back"
+        )
+    if changed:
+        say(f"warning: not what it was when the checkpoint was written: {', '.join(changed)}")
+
+
+def fingerprint_of(task: Task) -> dict[str, str]:
+    """Hashes by name of what a run trains on."""
+    return getattr(task, "fingerprint", {})
 
 
 def _refuse_changed_keys(path: Path, cfg: Config) -> None:

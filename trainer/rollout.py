@@ -69,7 +69,7 @@ class EngineOptions:
 
 
 class EngineError(RuntimeError):
-    """The engine failed while it sampled; the text has its own words, the cause its traceback."""
+    """The engine did not start or failed while it sampled; the text has its own words, the cause its traceback."""
 
 
 @contextmanager
@@ -159,11 +159,12 @@ class VllmEngine:
 
             try:
                 self.llm = LLM(**arguments, use_tqdm_on_load=False)
-            except (RuntimeError, ValueError) as error:
+            except (RuntimeError, ValueError, AssertionError, KeyError, OSError) as error:
                 key = "engine_cpu_cache_gib" if "kv_cache_memory_bytes" in arguments else "engine_memory_share"
-                hint = f"\n  change {key}, max_response_tokens or engine_max_sequences ({options.max_sequences})"
+                hint = f"; change {key}, max_response_tokens or engine_max_sequences ({options.max_sequences})"
                 of_memory = re.search("memory|KV cache", str(error))
-                raise RuntimeError(f"vLLM could not start: {error}{hint if of_memory else ''}") from error
+                told = " ".join(f"vLLM could not start: {type(error).__name__}: {error}".split())[:500]
+                raise EngineError(f"{told}{hint if of_memory else ''}") from error
         self.tokenizer = self.llm.get_tokenizer()
         self.requests = 0
         self.asleep = False

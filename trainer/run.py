@@ -8,6 +8,7 @@
 Nothing here knows how the policy is trained: that is train.py.
 """
 
+import math
 import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -20,6 +21,7 @@ from bandpo.rule import Rule
 from configs.schema import Config, Plan
 from data import epoch_length
 from rewards import Verifier
+from trainer.checks import EngineMismatch
 from trainer.clock import Clock
 from trainer.policy import Policy
 from trainer.ranks import Ranks
@@ -135,7 +137,10 @@ class Run:
     # ---- weights to the engine ----
 
     def sync(self) -> None:
-        """New weights into the engine, and the check that they arrived. Raises RuntimeError when they did not."""
+        """New weights into the engine, and the check that they arrived.
+
+        Raises FloatingPointError when they are not finite, EngineMismatch when they did not arrive.
+        """
         names = self.policy.compared_names(matrices=self.cfg.tensor_parallel == 1)
         ours: dict[str, float] = {}
 
@@ -147,10 +152,15 @@ class Run:
 
         self.engine.wake()  # which also empties torch's cache: the engine takes its memory elsewhere
         self.engine.sync_weights(summed())
+        if broken := [name for name, value in ours.items() if not math.isfinite(value)]:
+            raise FloatingPointError(
+                f"the policy's weights are not finite, {broken[0]} among them: lower lr, or go back to an earlier "
+                "checkpoint"
+            )
         theirs = self.engine.checksum(names)
         # The same numbers summed in double precision: any real update of a weight shows, the order of the sum does not.
         wrong = [n for n, value in theirs.items() if not abs(value - ours[n]) <= 1e-6]
         if wrong or not theirs:
-            raise RuntimeError(
+            raise EngineMismatch(
                 f"after the sync the engine's weights differ from the trainer's: {wrong[:3] or 'no name fits'}"
             )

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -21,11 +22,12 @@ from configs.memory import Size, cache_a_token
 from configs.schema import Config, Plan
 from rewards import GraderError, Verifier
 from trainer import checkpoint
-from trainer.checks import check_processes, find_rule
+from trainer.checks import EngineMismatch, check_processes, find_rule
 from trainer.clock import Clock
+from trainer.metrics_log import LogError, MetricsLog, open_log
 from trainer.policy import Policy, PolicyOptions
 from trainer.ranks import Ranks
-from trainer.resume import find_checkpoint, load_state
+from trainer.resume import NEWEST, find_checkpoint, fingerprint_of, load_state
 from trainer.rollout import MOST_SEQUENCES, Engine, EngineError, EngineOptions, SharedEngine, make_engine
 from trainer.run import Run
 from trainer.state import State
@@ -38,8 +40,8 @@ from trainer.tracking import Tracker, write_environment
 def start(cfg: Config, plan: Plan, task: Task, say: Callable[[str], None], clock: Clock) -> Iterator[Run]:
     """Everything a run needs; resumes from the newest good checkpoint; closes what it opened.
 
-    Raises ValueError for a run that cannot be resumed with this configuration, RuntimeError when processes, sharding
-    or engine are not what was asked for.
+    Mistakes and accidents end the process with one line (stopping.one_clear_line). Raises RuntimeError when processes
+    or sharding are not what was asked for.
     """
     if cfg.deterministic:
         _be_deterministic()
@@ -50,10 +52,11 @@ def start(cfg: Config, plan: Plan, task: Task, say: Callable[[str], None], clock
     if not sys.stderr.isatty():
         disable_progress_bar()
     folder, signals = checkpoint.safe_run_dir(cfg.output_dir, cfg.run_name), Signals()
-    with one_clear_line(ValueError, checkpoint.CheckpointError, code=2):
-        lock = checkpoint.lock_run(folder) if ranks.is_main else None
-        resumed = find_checkpoint(folder, cfg, ranks, say)
+    with one_clear_line(ValueError, OSError, checkpoint.CheckpointError, code=2):
+        lock = checkpoint.RunLock(folder) if ranks.is_main else None
+        resumed = find_checkpoint(folder, cfg, fingerprint_of(task), ranks, say)
         state = load_state(resumed, ranks.rank, ranks.processes) if resumed else State()
+        log = _open_files(cfg, folder, resumed, lock, say) if lock else None
     with signals.noted():
         tracker = Tracker(
             folder,
@@ -63,10 +66,8 @@ def start(cfg: Config, plan: Plan, task: Task, say: Callable[[str], None], clock
             run_id=checkpoint.info(resumed)["wandb_run_id"] if resumed else None,
             max_steps=cfg.max_steps,
             is_main=ranks.is_main,
+            log=log,
         )
-        if ranks.is_main:
-            checkpoint.write_text(folder / "config.yaml", to_yaml(cfg))
-            write_environment(folder)
         clock.done("processes and log")
         with one_clear_line(ValueError, code=2):
             options, layout = _policy_options(cfg, task, ranks)
@@ -77,8 +78,9 @@ def start(cfg: Config, plan: Plan, task: Task, say: Callable[[str], None], clock
         if resumed:
             policy.load_optimizer(resumed / "optimizer.pt", optimizer)
         clock.done("policy")
-        verifier, eval_verifier = _verifiers(cfg)
-        engine = _engine(cfg, plan, task, policy, ranks)
+        verifier, eval_verifier = _verifiers(cfg, signals)
+        with _told(folder, ranks):
+            engine = _engine(cfg, plan, task, policy, ranks)
         run = Run(
             cfg=cfg,
             plan=plan,
@@ -99,13 +101,16 @@ def start(cfg: Config, plan: Plan, task: Task, say: Callable[[str], None], clock
             state=state,
             saved_step=-1 if state.unlogged else state.step,  # -1: to be saved again, with its score
         )
-        if resumed:
-            run.sync()
-        clock.done("engine")
-        say(clock.start_up())
         try:
-            with _told(run):
+            with _told(folder, ranks):
+                if resumed:
+                    run.sync()
+                clock.done("engine")
+                say(clock.start_up())
                 yield run
+                tracker.complete()
+                if run.saved_step != run.step:
+                    raise checkpoint.CheckpointError(f"step {run.step}, the last one of this launch, has no checkpoint")
         finally:
             verifier.close()
             eval_verifier.close()
@@ -113,21 +118,36 @@ def start(cfg: Config, plan: Plan, task: Task, say: Callable[[str], None], clock
             engine.close()  # last: vLLM takes the process group with it
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
-            if lock:
+            if log and lock:
+                log.close()
                 lock.close()
 
 
+def _open_files(
+    cfg: Config, folder: Path, resumed: Path | None, lock: checkpoint.RunLock, say: Callable[[str], None]
+) -> MetricsLog:
+    """The files of a run beside its checkpoints: written, and the log of metrics opened. Raises OSError."""
+    kept = (resumed / "metrics.jsonl").read_bytes() if resumed else b""
+    log, told = open_log(folder / "metrics.jsonl", kept, lock)
+    checkpoint.replace_file(folder / "config.yaml", to_yaml(cfg).encode())
+    for line in [*told, *write_environment(folder)]:
+        say(line)
+    return log
+
+
 @contextmanager
-def _told(run: Run) -> Iterator[None]:
+def _told(folder: Path, ranks: Ranks) -> Iterator[None]:
     """Accidents of training end the run with one line; what an engine said goes to a file."""
-    accidents = (checkpoint.CheckpointError, FloatingPointError, EngineError, GraderError)
-    with one_clear_line(*accidents, code=1), ending_all_ranks(run.ranks.processes):
+    accidents = (checkpoint.CheckpointError, LogError, FloatingPointError, EngineError, EngineMismatch, GraderError)
+    with one_clear_line(*accidents, code=1), ending_all_ranks(ranks.processes):
         try:
             yield
         except EngineError as error:
-            path = run.folder / f"engine_error_rank_{run.ranks.rank}.txt"
-            path.write_text(traceback.format_exc(), encoding="utf-8")
-            raise EngineError(f"{error} (all of it: {path}); the same command again resumes the run") from error
+            path = folder / f"engine_error_rank_{ranks.rank}.txt"
+            with path.open("a", encoding="utf-8") as file:
+                traceback.print_exc(file=file)
+            again = "; the same command again resumes the run" if (folder / NEWEST).exists() else ""
+            raise EngineError(f"{error} (all of it: {path}){again}") from error
 
 
 def _be_deterministic() -> None:
@@ -190,12 +210,12 @@ def _optimizer(cfg: Config, policy: Policy) -> torch.optim.Optimizer:
     return torch.optim.AdamW(policy.parameters(), lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay, fused=True)
 
 
-def _verifiers(cfg: Config) -> tuple[Verifier, Verifier]:
-    """For rewards, and for evaluations."""
+def _verifiers(cfg: Config, signals: Signals) -> tuple[Verifier, Verifier]:
+    """For rewards, and for evaluations. Grading that is waited for is given up when a signal asks to stop."""
     workers = (cfg.verifier_workers, cfg.verifier_timeout_s, cfg.verifier_memory_gib)
     with one_clear_line(ValueError, code=2):  # a grader of the user's that loaded once and does not a second time
-        verifier = Verifier(*workers, cfg.reward)
-    return verifier, verifier if cfg.reward == "math" else Verifier(*workers, "math")
+        verifier = Verifier(*workers, cfg.reward, signals.check)
+    return verifier, verifier if cfg.reward == "math" else Verifier(*workers, "math", signals.check)
 
 
 def _engine(cfg: Config, plan: Plan, task: Task, policy: Policy, ranks: Ranks) -> Engine:

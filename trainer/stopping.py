@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+LAUNCHED = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}  # set by torchrun; by accelerate launch
 SAME_CTRL_C_S = 3.0  # a second one within this time is the first, passed on
 FIRST_WORDS_S = 10.0  # the other ranks wait this long for rank 0 to tell a mistake
 LAST_WORDS_S = 20.0  # a rank that failed has this long to close what it opened
@@ -31,6 +32,11 @@ class Signals:
     def __init__(self) -> None:
         self.number = 0
         self.parent = os.getppid()
+
+    def check(self) -> None:
+        """Raise Stopped when one has."""
+        if self.number:
+            raise Stopped
 
     @property
     def orphaned(self) -> bool:
@@ -69,13 +75,24 @@ def die_with_launcher() -> None:
 
     Started without a launcher, the parent is a shell, which may well end before the training does (nohup).
     """
-    launched = "RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ  # by torchrun; by accelerate launch
-    if sys.platform == "linux" and launched:
+    if sys.platform == "linux" and LAUNCHED & os.environ.keys():
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-        # A launcher's command line names the script that it starts; whoever adopts its orphans has another one.
-        if Path(sys.argv[0]).stem not in " ".join(psutil.Process(os.getppid()).cmdline()):
+        if not is_launcher(os.getppid()):  # it died while this process was still importing
             raise SystemExit("the launcher is gone: nothing is started without it")
+
+
+def is_launcher(pid: int) -> bool:
+    """Whether a process has torch loaded, as launchers have, or was itself started by one (a script between).
+
+    Whoever adopts an orphan (init, a service manager, a container's first process) is neither.
+    """
+    try:
+        return "libtorch" in Path(f"/proc/{pid}/maps").read_text() or bool(
+            LAUNCHED & psutil.Process(pid).environ().keys()
+        )
+    except (OSError, psutil.Error):  # gone, or somebody else's
+        return False
 
 
 @contextmanager

