@@ -22,12 +22,12 @@ MAY_IMPORT = {
 # Within trainer/, where a file knows only what is below it too.
 TRAINER = {
     "start": {"checkpoint", "checks", "clock", "policy", "ranks", "resume", "rollout", "run", "state", "stopping"}
-    | {"task", "tracking"},
-    "resume": {"checkpoint", "ranks", "run", "state"},
+    | {"metrics_log", "task", "tracking"},
+    "resume": {"checkpoint", "fingerprint", "ranks", "run", "state"},
     "samples": {"batching", "passes", "ranks", "run", "state"},
     "passes": {"batching", "policy", "run", "state"},
     "batching": {"policy", "run", "state"},
-    "run": {"clock", "policy", "ranks", "rollout", "state", "stopping", "task", "tracking"},
+    "run": {"checks", "clock", "policy", "ranks", "rollout", "state", "stopping", "task", "tracking"},
     "task": {"checkpoint", "checks", "fingerprint", "model_files", "ranks"},
     "fingerprint": set(),
     "model_files": set(),
@@ -35,12 +35,13 @@ TRAINER = {
     "checkpoint": set(),
     "checks": set(),
     "clock": set(),
+    "metrics_log": {"checkpoint"},
     "schedules": set(),
     "policy": set(),
     "ranks": set(),
     "rollout": set(),
     "stopping": set(),
-    "tracking": set(),
+    "tracking": {"checkpoint", "metrics_log"},
 }
 OURS = {p.name if p.is_dir() else p.stem for p in ROOT.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
 

@@ -21,10 +21,10 @@ from accelerate.utils import broadcast_object_list
 from configs import diff, to_yaml
 from configs.schema import Config
 from trainer import checkpoint
+from trainer.fingerprint import changed
 from trainer.ranks import Ranks
 from trainer.run import Run
 from trainer.state import State, from_text, to_text
-from trainer.task import Task
 
 # Keys that may differ when a run is resumed: they change what is shown, kept or how fast it goes, not what is learnt.
 FREE_KEYS = set(
@@ -73,7 +73,7 @@ def save(run: Run) -> None:
 
     errors = [e for e in run.ranks.gather([error or _error_of(write)]) if e]
     if run.ranks.is_main and not errors:
-        info: dict[str, Any] = {"wandb_run_id": run.tracker.run_id, "fingerprint": fingerprint_of(run.task)}
+        info: dict[str, Any] = {"wandb_run_id": run.tracker.run_id, "fingerprint": run.task.fingerprint}
         if run.state.score is not None and run.state.score_step == step:
             info["score"] = run.state.score
 
@@ -150,7 +150,11 @@ def _newest(folder: Path, cfg: Config, fingerprint: Mapping[str, str], say: Call
         say(f"warning: {line}")
     if path:
         _refuse_changed_keys(path, cfg)
-        _compare_fingerprints(checkpoint.info(path).get("fingerprint", {}), fingerprint, cfg, say)
+        if lines := changed(checkpoint.info(path).get("fingerprint", {}), fingerprint):
+            raise ValueError(
+                f"run_name: {cfg.run_name!r} cannot be resumed, since other files stand under the same names; put them "
+                "back, or choose another run_name:\n  " + "\n  ".join(lines)
+            )
         say(f"resuming {folder} after step {checkpoint.step_of(path)}")
     elif newest.exists():
         saved = newest.read_text(encoding="utf-8").strip()
@@ -161,25 +165,6 @@ def _newest(folder: Path, cfg: Config, fingerprint: Mapping[str, str], say: Call
     elif (folder / "config.yaml").exists():
         say(f"{folder}: no checkpoint yet, starting from step 0")
     return path
-
-
-def _compare_fingerprints(
-    then: Mapping[str, str], now: Mapping[str, str], cfg: Config, say: Callable[[str], None]
-) -> None:
-    """Refuse other training data, reward or rule; tell the rest."""
-    changed = [name for name in then if name in now and then[name] != now[name]]
-    if refused := [name for name in changed if name.startswith(("train", "reward", "rule"))]:
-        raise ValueError(
-            f"run_name: {cfg.run_name!r} cannot be resumed, its content is not what it was: {', '.join(refused)}; "
-            "choose another run_name, or bring the old content back"
-        )
-    if changed:
-        say(f"warning: not what it was when the checkpoint was written: {', '.join(changed)}")
-
-
-def fingerprint_of(task: Task) -> dict[str, str]:
-    """Hashes by name of what a run trains on."""
-    return getattr(task, "fingerprint", {})
 
 
 def _refuse_changed_keys(path: Path, cfg: Config) -> None:
