@@ -50,7 +50,7 @@ from trainer.schedules import delta_at, learning_rate, seed_of
 from trainer.start import start
 from trainer.state import Sample
 from trainer.stopping import Stopped, die_with_launcher, one_clear_line
-from trainer.task import dry_run, load_task
+from trainer.task import dry_run
 
 
 def main(argv: list[str]) -> int:
@@ -73,9 +73,7 @@ def main(argv: list[str]) -> int:
     with one_clear_line(ValueError, OSError, code=2):
         if cfg.dry_run:
             return dry_run(cfg, plan.processes, say)
-        task = load_task(cfg, say)
-    clock.done("data")
-    with start(cfg, plan, task, say, clock) as run:
+    with start(cfg, plan, say, clock) as run:
         try:
             if run.step == 0 or run.state.unlogged:  # the start policy, or a step whose evaluation was interrupted
                 finish_step(run, run.state.unlogged)

@@ -77,7 +77,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     from trainer import start as lifecycle
     from trainer.checks import find_rule
     from trainer.clock import Clock
-    from trainer.task import load_task
+    from trainer.task import Task
 
     with tempfile.TemporaryDirectory() as folder:
         problems = max(options.prompts * (options.steps + 1), 64)
@@ -113,10 +113,14 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         other = keys | dict(pair.split("=", 1) for pair in options.versus)
         cfg, second = (load(Config, [w for k, v in ks.items() for w in (f"--{k}", str(v))]) for ks in (keys, other))
         plan = Plan(cfg)
-        task = load_task(cfg, lambda line: None)
         # One end token of 24, as TRL takes it; chat templates have a second one.
-        stops = (task.tokenizer.eos_token_id,) if options.ragged else ()
-        task = dataclasses.replace(task, stop_token_ids=stops)
+        load_task = lifecycle.load_task
+
+        def loaded(*given: Any) -> Task:
+            task = load_task(*given)
+            return dataclasses.replace(task, stop_token_ids=(task.tokenizer.eos_token_id,) if options.ragged else ())
+
+        lifecycle.load_task = loaded
         if options.made_up:
             lifecycle.make_engine = lambda _, given, **keys: MadeUp(options.made_up, given.dtype)
         rows: list[dict[str, float]] = []
@@ -131,7 +135,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         train.collate = counted
         inside = ("generate", "forward", "backward")
         spent: dict[str, float] = dict.fromkeys((*inside, "sleep", "wake", "sync_weights"), 0.0)
-        with lifecycle.start(cfg, plan, task, lambda line: None, Clock()) as run:
+        with lifecycle.start(cfg, plan, lambda line: None, Clock()) as run:
             for name in ("generate", "sleep", "wake", "sync_weights"):
                 setattr(run.engine, name, timed(getattr(run.engine, name), spent, name))
             run.policy.model.forward = timed(run.policy.model.forward, spent, "forward")

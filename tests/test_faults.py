@@ -226,21 +226,21 @@ def test_a_run_that_never_saved_starts_from_step_0(four_steps: Path, toy_model: 
     assert difference(run, four_steps, step=4) == ""
 
 
-def test_other_content_behind_the_same_settings_is_refused_or_told(
-    four_steps: Path, toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_other_content_behind_the_same_settings_is_refused(
+    toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """A reward whose file was edited is another run; other evaluation problems train nothing."""
     reward, problems = tmp_path / "reward.py", tmp_path / "eval.jsonl"
     reward.write_text("def grade(completion, gold):\n    return gold in completion\n")
     problems.write_text('{"problem": "1+1=", "gold": "2"}\n')
     words = argv(toy_model, tmp_path / "run", reward=f"{reward}:grade", eval_data=problems, max_steps=1)
     assert train.main(words) == 0
     problems.write_text('{"problem": "1+2=", "gold": "3"}\n')
-    assert train.main(words) == 0
-    assert "warning: eval_data eval: its problems, golds" in capsys.readouterr().out
     reward.write_text("def grade(completion, gold):\n    return gold not in completion\n")
-    line = error_of(capsys, words, 2)
-    assert "other content is behind the same settings (reward: the file of the function changed" in line
+    with pytest.raises(SystemExit) as stopped:
+        train.main(words)
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2 and "error: run_name: 'run' cannot be resumed" in told
+    assert "eval_data eval: its problems, golds" in told and "reward: the file of the function changed" in told
 
 
 # ---- strangers' code ----

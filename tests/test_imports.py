@@ -35,13 +35,13 @@ TRAINER = {
     "checkpoint": set(),
     "checks": set(),
     "clock": set(),
+    "metrics_log": {"checkpoint"},
     "schedules": set(),
     "policy": set(),
     "ranks": set(),
     "rollout": set(),
     "stopping": set(),
     "tracking": {"checkpoint", "metrics_log"},
-    "metrics_log": {"checkpoint"},
 }
 OURS = {p.name if p.is_dir() else p.stem for p in ROOT.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
 

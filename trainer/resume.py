@@ -150,7 +150,11 @@ def _newest(folder: Path, cfg: Config, fingerprint: Mapping[str, str], say: Call
         say(f"warning: {line}")
     if path:
         _refuse_changed_keys(path, cfg)
-        _compare_fingerprints(checkpoint.info(path)["fingerprint"], fingerprint, cfg, say)
+        if lines := changed(checkpoint.info(path).get("fingerprint", {}), fingerprint):
+            raise ValueError(
+                f"run_name: {cfg.run_name!r} cannot be resumed, since other files stand under the same names; put them "
+                "back, or choose another run_name:\n  " + "\n  ".join(lines)
+            )
         say(f"resuming {folder} after step {checkpoint.step_of(path)}")
     elif newest.exists():
         saved = newest.read_text(encoding="utf-8").strip()
@@ -161,20 +165,6 @@ def _newest(folder: Path, cfg: Config, fingerprint: Mapping[str, str], say: Call
     elif (folder / "config.yaml").exists():
         say(f"{folder}: no checkpoint yet, starting from step 0")
     return path
-
-
-def _compare_fingerprints(
-    then: Mapping[str, str], now: Mapping[str, str], cfg: Config, say: Callable[[str], None]
-) -> None:
-    """Refuse what makes another run of it; other evaluation problems, which train nothing, are told."""
-    lines = changed(then, now)
-    if refused := [line for line in lines if not line.startswith("eval_data ")]:
-        raise ValueError(
-            f"run_name: {cfg.run_name!r} cannot be resumed, other content is behind the same settings "
-            f"({'; '.join(refused)}); choose another run_name, or bring the old content back"
-        )
-    for line in lines:
-        say(f"warning: {line}")
 
 
 def _refuse_changed_keys(path: Path, cfg: Config) -> None:

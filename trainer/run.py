@@ -1,6 +1,6 @@
 """One process's part of a training run: its settings, its parts, and where it stands (`state`).
 
-    with start(cfg, plan, task, say, clock) as run:         # trainer/start.py
+    with start(cfg, plan, say, clock) as run:               # trainer/start.py
         with run.phase("rollout"): ...                      # timed as time/rollout_s
         with run.may_stop(): ...                            # left by all ranks together when one is asked to stop
         run.sync(); run.log(metrics)

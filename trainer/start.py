@@ -1,6 +1,6 @@
 """Starts a run: processes, log, policy, engine, verifier, in an order that matters; from a checkpoint if there is one.
 
-with start(cfg, plan, task, say, clock) as run: ...
+with start(cfg, plan, say, clock) as run: ...
 """
 
 import dataclasses
@@ -32,12 +32,12 @@ from trainer.rollout import MOST_SEQUENCES, Engine, EngineError, EngineOptions, 
 from trainer.run import Run
 from trainer.state import State
 from trainer.stopping import Signals, ending_all_ranks, one_clear_line
-from trainer.task import Task
+from trainer.task import Task, load_task
 from trainer.tracking import Tracker, write_environment
 
 
 @contextmanager
-def start(cfg: Config, plan: Plan, task: Task, say: Callable[[str], None], clock: Clock) -> Iterator[Run]:
+def start(cfg: Config, plan: Plan, say: Callable[[str], None], clock: Clock) -> Iterator[Run]:
     """Everything a run needs; resumes from the newest good checkpoint; closes what it opened.
 
     Mistakes and accidents end the process with one line (stopping.one_clear_line). Raises RuntimeError when processes
@@ -51,6 +51,10 @@ def start(cfg: Config, plan: Plan, task: Task, say: Callable[[str], None], clock
     check_processes(ranks.accelerator)
     if not sys.stderr.isatty():
         disable_progress_bar()
+    clock.done("processes")
+    with one_clear_line(ValueError, OSError, code=2):
+        task = load_task(cfg, say, ranks)
+    clock.done("data")
     folder, signals = checkpoint.safe_run_dir(cfg.output_dir, cfg.run_name), Signals()
     with one_clear_line(ValueError, OSError, checkpoint.CheckpointError, code=2):
         lock = checkpoint.RunLock(folder) if ranks.is_main else None
@@ -68,7 +72,7 @@ def start(cfg: Config, plan: Plan, task: Task, say: Callable[[str], None], clock
             is_main=ranks.is_main,
             log=log,
         )
-        clock.done("processes and log")
+        clock.done("log")
         with one_clear_line(ValueError, code=2):
             options, layout = _policy_options(cfg, task, ranks)
             policy = Policy.load(str(resumed / "policy") if resumed else cfg.model, options, ranks.accelerator)

@@ -64,7 +64,7 @@ class Model(NamedTuple):
 
 
 def load_task(cfg: Config, say: Say, ranks: Ranks | None = None) -> Task:
-    """Load problems, check their golds, build prompts; collective, None: this process is alone.
+    """Load problems, check their golds, build prompts; collective. ranks: None when this process is alone.
 
     Raises ValueError or OSError naming what to mend, on all ranks when one of them meets it.
     """
