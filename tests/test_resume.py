@@ -209,7 +209,8 @@ def test_asked_to_stop_while_grades_are_collected_a_run_does_not_wait_for_them(
         os.kill(os.getpid(), signal.SIGTERM)
 
     def collecting(verifier: Verifier, tickets: list[Any]) -> list[Any]:
-        threading.Timer(0.5, stop).start()
+        if len(tickets) > 1:  # not the one answer that a reward is tried on before the run starts
+            threading.Timer(0.5, stop).start()
         return collect(verifier, tickets)
 
     monkeypatch.setattr(Verifier, "collect", collecting)
