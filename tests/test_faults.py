@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from launching import metrics
 from safetensors.torch import load_file
 
@@ -28,11 +27,7 @@ from bench.chaos import (
     wandb_unreachable,
     workers_killed,
 )
-from configs import load
-from configs.schema import Config
-from trainer import checkpoint
-from trainer.ranks import Ranks
-from trainer.resume import find_checkpoint, load_state
+from trainer.resume import load_state
 
 
 def argv(model: str, run: Path, **overrides: object) -> list[str]:
@@ -231,20 +226,21 @@ def test_a_run_that_never_saved_starts_from_step_0(four_steps: Path, toy_model: 
     assert difference(run, four_steps, step=4) == ""
 
 
-@pytest.mark.parametrize("name", ["train_problems", "tokenizer"])
-def test_other_content_under_the_same_name_is_refused(
-    four_steps: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+def test_other_content_behind_the_same_settings_is_refused(
+    toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(checkpoint, "info", lambda path: {"fingerprint": {name: "a", "reward": "b"}})
-    ranks, said = Ranks(Accelerator()), list[str]()
-    cfg = load(Config, ["--config", str(four_steps / "config.yaml")])
-
-    def found(**now: str) -> Path | None:
-        return find_checkpoint(four_steps, cfg, {"reward": "b", **now}, ranks, said.append)
-
-    assert found(**{name: "a"}) and len(said) == 1
-    with pytest.raises(ValueError, match=r"cannot be resumed, since other files(.|\n)*changed \(a then, c now\)"):
-        found(**{name: "c"})
+    reward, problems = tmp_path / "reward.py", tmp_path / "eval.jsonl"
+    reward.write_text("def grade(completion, gold):\n    return gold in completion\n")
+    problems.write_text('{"problem": "1+1=", "gold": "2"}\n')
+    words = argv(toy_model, tmp_path / "run", reward=f"{reward}:grade", eval_data=problems, max_steps=1)
+    assert train.main(words) == 0
+    problems.write_text('{"problem": "1+2=", "gold": "3"}\n')
+    reward.write_text("def grade(completion, gold):\n    return gold not in completion\n")
+    with pytest.raises(SystemExit) as stopped:
+        train.main(words)
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2 and "error: run_name: 'run' cannot be resumed" in told
+    assert "eval_data eval: its problems, golds" in told and "reward: the file of the function changed" in told
 
 
 # ---- strangers' code ----
