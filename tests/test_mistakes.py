@@ -202,8 +202,8 @@ def test_an_output_folder_that_cannot_be_written(capsys, toy_model, tmp_path, pl
     with pytest.raises(SystemExit) as stopped:
         train.main(argv)
     (line,) = capsys.readouterr().err.splitlines()
-    assert stopped.value.code == 2 and line.startswith(f"error: output_dir: {tmp_path / place}/demo_band cannot be")
-    assert told in line and "choose another output_dir" in line
+    assert stopped.value.code == 2 and line.startswith(f"error: output_dir: {tmp_path / place}")
+    assert told in line and "another output_dir" in line
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry_run"]])
