@@ -42,7 +42,7 @@ from trainer.checks import check_engine
 from trainer.clock import Clock
 from trainer.passes import Anchor, Anchors, forward, reference_pass, rule_totals, view_of, with_old_logprobs
 from trainer.ranks import Number, Pair
-from trainer.resume import save
+from trainer.resume import save, save_last
 from trainer.rollout import Completion
 from trainer.run import Run
 from trainer.samples import answer_metrics, log_samples, reward_parts
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
                 finish_step(run, train_step(run))
         except Stopped:  # by SIGTERM or Ctrl-C, on all ranks; an interrupted step leaves no trace
             pass
-        save(run)
+        save_last(run)
         if run.ranks.is_main and cfg.plots and not run.signals.number:  # a stopped run does not wait for pictures
             write_page([run.folder], run.folder / "page.html")
             run.tracker.artifact([run.folder / "page.html", *plot_run(run.folder)], "page")

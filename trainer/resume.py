@@ -96,6 +96,13 @@ def save(run: Run) -> None:
         run.tracker.say(f"warning: step {step}: {errors[0]}; training goes on (on_save_failure: continue)")
 
 
+def save_last(run: Run) -> None:
+    """`save`, where nothing comes after: a failure is not passed over, whatever on_save_failure says."""
+    save(run)
+    if run.saved_step != run.step:
+        raise checkpoint.CheckpointError(f"step {run.step}, the last one of this launch, has no checkpoint")
+
+
 def _error_of(work: Callable[[], object]) -> str:
     """What went wrong with a write, in words: no rank may leave while the others wait for it."""
     try:
