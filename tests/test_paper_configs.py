@@ -395,8 +395,11 @@ def test_without_the_hub_the_users_line_says_how_to_get_the_model(tmp_path: Path
     assert "Qwen/Qwen2.5-3B-Instruct could not be fetched" in lines[0] and "--model DIR" in lines[0]
 
 
+SHORT = ["--max_prompt_tokens", "512", "--max_response_tokens", "16"]  # within the context of the model made here
+
+
 def test_without_the_hub_a_local_model_leads_to_the_data(tmp_path: Path, chat_model: Path):
-    code, lines = refusal(tmp_path, [sys.executable], "--model", chat_model)
+    code, lines = refusal(tmp_path, [sys.executable], "--model", chat_model, *SHORT)
     text = "\n".join(lines)
     assert code == 2 and "open-r1/DAPO-Math-17k-Processed" in lines[0]
     assert "python -m data.fetch dapo_math_17k_processed --out DIR" in text
@@ -406,7 +409,7 @@ def test_without_the_hub_a_local_model_leads_to_the_data(tmp_path: Path, chat_mo
 def test_without_the_hub_local_training_data_leads_to_the_evaluation_sets(
     tmp_path: Path, chat_model: Path, sums: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ):
-    argv = ["--config", "qwen3b_band.yaml", "--model", str(chat_model), "--train_data", str(sums[0])]
+    argv = ["--config", "qwen3b_band.yaml", "--model", str(chat_model), "--train_data", str(sums[0]), *SHORT]
     with pytest.raises(SystemExit) as stopped:
         train.main([*argv, "--prompts_per_step", "8", "--output_dir", str(tmp_path / "runs")])
     error = capsys.readouterr().err.partition("error: ")[2]
