@@ -117,7 +117,7 @@ def train_step(run: Run) -> dict[str, float]:
         run.state,
         step=run.step + 1,
         prompts_drawn=prompts_drawn,
-        tokens_seen=int(metrics["train/tokens_seen"]),
+        tokens_seen=round(metrics["train/tokens_seen"]),
         skipped_in_a_row=updates.skipped_in_a_row,
         queue=queue,
     )
