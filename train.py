@@ -270,7 +270,8 @@ def old_policy_pass(run: Run, minibatches: list[list[Tokens]]) -> Anchors:
     kept = [[tokens.kept for tokens in minibatch if tokens.kept] for minibatch in minibatches]
     left = 0 if kept[0] else minibatches_left(run)
     passes = kept if kept[0] else forward(run, run.policy, minibatches[left:], "old log-probs")
-    mean_entropy = run.ranks.mean([entropy for row in passes for _, entropy in row])
+    by_entropy = run.cfg.radius == "entropy"
+    mean_entropy = run.ranks.mean([entropy for row in passes for _, entropy in row]) if by_entropy else math.nan
     of_step = {"mean_entropy": mean_entropy, "before_updates": True}
     none: Anchors = [[None] * len(minibatch) for minibatch in minibatches[:left]]
     return none + [

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from configs import load
 from configs.schema import Config
 from trainer.fingerprint import changed
+from trainer.ranks import Ranks
 from trainer.task import Task, load_task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +36,7 @@ def task_of(folder: Path, *keys: object) -> Task:
     """The task of train.jsonl, held_out.jsonl and model/ in a folder."""
     named = ["--config", "demo_band", "--model", folder / "model", "--train_data", folder / "train.jsonl"]
     named += ["--eval_data", folder / "held_out.jsonl", "--output_dir", folder / "runs", "--prompts_per_step", 16]
-    return load_task(load(Config, [*map(str, named), *map(str, keys)]), lambda line: None)
+    return load_task(load(Config, [*map(str, named), *map(str, keys)]), lambda line: None, Ranks(Accelerator(cpu=True)))
 
 
 @pytest.fixture

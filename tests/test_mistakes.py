@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import AutoConfig, Qwen2Config
 
 import rewards
@@ -20,6 +21,7 @@ from configs.schema import Config
 from rewards import check
 from trainer.checks import cache_too_small
 from trainer.model_files import check_context
+from trainer.ranks import Ranks
 from trainer.task import load_task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -160,7 +162,7 @@ def test_training_problems_that_are_held_out_too_are_counted(capsys, toy_model, 
         (tmp_path / "broken.jsonl").write_text("{")
         keys += ["--eval_data", f"[{tmp_path / 'copy.jsonl'}, toy_eval]", "--max_prompt_tokens", 8]
         cfg = load(Config, ["--config", "demo_band", "--model", toy_model, *map(str, keys)])
-        load_task(cfg, print)
+        load_task(cfg, print, Ranks(Accelerator(cpu=True)))
     else:
         keys += ["--eval_data", tmp_path / "copy.jsonl", "--model", toy_model, "--output_dir", tmp_path]
         assert train.main(["--config", "demo_band", *map(str, keys)]) == 0

@@ -33,6 +33,7 @@ class Tokens:
     batch: MicroBatch
     rows: list["TokenRow"]  # its sequences
     lengths: torch.Tensor  # (n,) int64, response tokens of each sequence
+    numbers: torch.Tensor  # (n,) int64, of each sequence's sample among those of all ranks
     ages: torch.Tensor  # (T,) int64, steps since they were sampled
     advantages: torch.Tensor
     weights: torch.Tensor  # of each token's loss in the loss of the update: the aggregation
@@ -126,6 +127,7 @@ def tokens_of(run: Run, rows: list[TokenRow], sequences_of_update: int, tokens_o
         batch=lay_out(prompts, responses, layout=run.layout, device=device),
         rows=rows,
         lengths=lengths,
+        numbers=torch.tensor([row.number for row in rows], device=device),
         ages=torch.tensor([row.age for row in rows], device=device).repeat_interleave(lengths),
         advantages=torch.tensor([row.advantage for row in rows], device=device).repeat_interleave(lengths),
         weights=weights,

@@ -88,8 +88,8 @@ def by_row(
 
 def view_of(tokens: Tokens, old: Anchor, logprobs: Tensor, update: int, totals: Mapping[str, Tensor]) -> View:
     """What a rule may see of a micro-batch in the step's update number `update`."""
-    numbers = torch.tensor([row.number for row in tokens.rows], device=logprobs.device)
-    return View(logprobs, old.old_logprobs, tokens.advantages, old.entropy, tokens.lengths, numbers, update, totals)
+    of_tokens = (old.old_logprobs, tokens.advantages, old.entropy, tokens.lengths, tokens.numbers)
+    return View(logprobs, *of_tokens, update, totals)
 
 
 @torch.no_grad()

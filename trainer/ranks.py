@@ -3,13 +3,14 @@
     ranks.add({"reward/mean": (sum, count)})    # sums and counts of all ranks, one collective
     ranks.largest({"ratio/max": 3.2})           # of each entry
     ranks.gather(rows)                          # picklable objects of all ranks, in their order
+    ranks.on_first(read)                        # what one rank reads, or what is wrong with it, for all
 
 All of it is collective: every rank calls it, with the same keys.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 Number = int | float | torch.Tensor
 Pair = tuple[Number, Number]  # sum, count
+MISTAKES = (ValueError, OSError)  # of a user, in keys or files
+T = TypeVar("T")
 
 
 class Ranks:
@@ -59,6 +62,33 @@ class Ranks:
         parts: list[Any] = [[] for _ in range(self.processes)]
         torch.distributed.all_gather_object(parts, rows)
         return [row for part in parts for row in part]
+
+    def on_each(self, work: Callable[[], T]) -> T:
+        """What `work` gives on this rank; a user's mistake (MISTAKES) that any rank meets is a ValueError on all."""
+        found, told = None, ""
+        try:
+            found = work()
+        except MISTAKES as error:
+            told = str(error) or repr(error)
+        told = next(filter(None, self.gather([told])), "")
+        if told:
+            raise ValueError(told)
+        return cast(T, found)
+
+    def on_first(self, work: Callable[[], T]) -> T:
+        """What `work` gives on rank 0, on every rank; a mistake that it meets there is a ValueError on all."""
+        from accelerate.utils import broadcast_object_list
+
+        found: list[Any] = [None, ""]
+        if self.is_main:
+            try:
+                found = [work(), ""]
+            except MISTAKES as error:
+                found = [None, str(error) or repr(error)]
+        broadcast_object_list(found)
+        if found[1]:
+            raise ValueError(found[1])
+        return found[0]
 
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate.utils import broadcast_object_list
 
 from configs import diff, to_yaml
 from configs.schema import Config
@@ -138,21 +137,15 @@ def find_checkpoint(
 
     Raises ValueError for a run that cannot be resumed with this configuration and data, or whose checkpoints are gone.
     """
-    found: list[Any] = [None, ""]
-    if ranks.is_main:
-        try:
-            found = [_newest(folder, cfg, fingerprint, say), ""]
-        except (ValueError, OSError, checkpoint.CheckpointError) as error:
-            found = [None, str(error)]
-    broadcast_object_list(found)
-    if found[1]:
-        raise ValueError(found[1])
-    return found[0]
+    return ranks.on_first(lambda: _newest(folder, cfg, fingerprint, say))
 
 
 def _newest(folder: Path, cfg: Config, fingerprint: Mapping[str, str], say: Callable[[str], None]) -> Path | None:
     root, newest = folder / "checkpoints", folder / NEWEST
-    path, warnings = checkpoint.recover(root)
+    try:
+        path, warnings = checkpoint.recover(root)
+    except checkpoint.CheckpointError as error:  # what is left to do is the user's decision
+        raise ValueError(error) from None
     for line in warnings:
         say(f"warning: {line}")
     if path:

@@ -9,10 +9,9 @@ prompts, and the others get them from it. So all train on the same problems, and
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import broadcast_object_list
 
 from configs import to_yaml
 from configs.memory import MODELS, Size, memory_text
@@ -39,7 +38,6 @@ from trainer.ranks import Ranks
 
 Say = Callable[[str], None]
 Rows = list[tuple[Problem, list[int]]]  # problem, prompt token ids
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,8 @@ class Model(NamedTuple):
     config: Any  # transformers'
 
 
-def load_task(cfg: Config, say: Say, ranks: Ranks | None = None) -> Task:
-    """Load problems, check their golds, build prompts; collective. ranks: None when this process is alone.
+def load_task(cfg: Config, say: Say, ranks: Ranks) -> Task:
+    """Load problems, check their golds, build prompts; collective.
 
     Raises ValueError or OSError naming what to mend, on all ranks when one of them meets it.
     """
@@ -86,9 +84,9 @@ def load_task(cfg: Config, say: Say, ranks: Ranks | None = None) -> Task:
             _tell_shared([problem for problem, _ in train], name, [problem for problem, _ in rows], say)
         return train, evals
 
-    model, of_files = _on_each(ranks, look)
+    model, of_files = ranks.on_each(look)
     _check_same(ranks, of_files)
-    train, evals = _on_first(ranks, read)
+    train, evals = ranks.on_first(read)
     sizes = ", ".join(f"{name} ({len(rows)})" for name, rows in evals.items())
     say(f"{len(train):,} training prompts; evaluation on {sizes or 'nothing'}")
     return Task(
@@ -155,49 +153,15 @@ def dry_run(cfg: Config, processes: int, say: Say) -> int:
     return 0
 
 
-# ---- who does what ----
+# ---- the parts ----
 
 
-def _on_each(ranks: Ranks | None, work: Callable[[], T]) -> T:
-    """What `work` gives on this rank; a mistake that any rank meets is raised on all of them."""
-    if ranks is None:
-        return work()
-    found, told = None, ""
-    try:
-        found = work()
-    except (ValueError, OSError) as error:
-        told = str(error) or repr(error)
-    told = next(filter(None, ranks.gather([told])), "")
-    if told:
-        raise ValueError(told)
-    return found  # type: ignore[return-value]
-
-
-def _on_first(ranks: Ranks | None, work: Callable[[], T]) -> T:
-    """What `work` gives on rank 0, on every rank; so is a mistake that it meets there."""
-    if ranks is None:
-        return work()
-    found: list[Any] = [None, ""]
-    if ranks.is_main:
-        try:
-            found = [work(), ""]
-        except (ValueError, OSError) as error:
-            found = [None, str(error) or repr(error)]
-    broadcast_object_list(found)
-    if found[1]:
-        raise ValueError(found[1])
-    return found[0]
-
-
-def _check_same(ranks: Ranks | None, of_files: dict[str, str]) -> None:
+def _check_same(ranks: Ranks, of_files: dict[str, str]) -> None:
     """Raise ValueError when ranks, on machines of their own, have other files under the same names."""
-    every = ranks.gather([of_files]) if ranks else [of_files]
+    every = ranks.gather([of_files])
     for rank, theirs in enumerate(every):
         for line in changed(every[0], theirs):
             raise ValueError(f"rank {rank} has other files than rank 0, under the same names: {line}")
-
-
-# ---- the parts ----
 
 
 def _check_enough(cfg: Config, problems: int) -> None:
