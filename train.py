@@ -22,25 +22,35 @@ before the step's first update, or the engine's), `logprobs` (now).
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
 
-from bandpo.objective import ClipStatistics, kl_estimate
+from bandpo.objective import kl_estimate
 from bandpo.radius import token_radius
 from bandpo.rule import ClippedLoss, View, clipped_loss
 from configs import load_or_exit
 from configs.schema import Config, Plan
 from data import next_problems
-from eval.evaluate import Row, evaluate, in_order, summarize
+from eval.evaluate import evaluate_policy
 from eval.plots import plot_run
 from eval.view import write_page
 from rewards import Grade, Ticket, shape_reward
-from trainer.batching import Tokens, collate, raise_not_finite
+from trainer.batching import Tokens, collate, raise_not_finite, real_token_share
 from trainer.checks import check_engine
 from trainer.clock import Clock
-from trainer.passes import Anchor, Anchors, forward, reference_pass, rule_totals, view_of, with_old_logprobs
+from trainer.passes import (
+    Anchor,
+    Anchors,
+    engine_gap,
+    forward,
+    minibatches_left,
+    reference_pass,
+    rule_totals,
+    view_of,
+    with_old_logprobs,
+)
 from trainer.ranks import Number, Pair
 from trainer.resume import save, save_last
 from trainer.rollout import Completion
@@ -51,6 +61,7 @@ from trainer.start import start
 from trainer.state import Sample
 from trainer.stopping import Stopped, die_with_launcher, one_clear_line
 from trainer.task import dry_run
+from trainer.updates import Updates
 
 
 def main(argv: list[str]) -> int:
@@ -121,7 +132,7 @@ def train_step(run: Run) -> dict[str, float]:
         skipped_in_a_row=updates.skipped_in_a_row,
         queue=queue,
     )
-    log_samples(run, samples, [pair for row in updates.measured.values() for pair in row])
+    log_samples(run, samples, list(updates.measured.values()))
     times = run.clock.take() | {"time/step_s": time.perf_counter() - started_s}
     return metrics | {"train/epoch": run.epochs} | times
 
@@ -280,18 +291,6 @@ def old_policy_pass(run: Run, minibatches: list[list[Tokens]]) -> Anchors:
     ]
 
 
-def minibatches_left(run: Run) -> int:
-    """How many minibatches, from the first on, need no pass before the updates.
-
-    The first update's own forward pass is still under the old policy: the same numbers, one pass less. With
-    `old_policy: sampler` the engine's log-probs are the anchor, and no minibatch needs a pass. But a radius by entropy
-    needs the step's mean entropy before the first update, and some rules need sums over an update: then all need one.
-    """
-    if run.cfg.radius == "entropy" or run.rule.sums:
-        return 0
-    return 1 if run.cfg.old_policy == "trainer" else run.plan.minibatches
-
-
 def anchor(
     run: Run, tokens: Tokens, logprobs: Tensor, entropy: Tensor, *, mean_entropy: float, before_updates: bool
 ) -> Anchor:
@@ -307,27 +306,13 @@ def anchor(
 # ---- optimize ----
 
 
-@dataclass
-class Updates:
-    """What the updates of a step did; numbers stay on the device until the step's metrics are read."""
-
-    anchors: Anchors  # complete once every minibatch had its first update
-    skipped_in_a_row: int  # updates without a finite gradient, earlier steps included
-    skipped: int = 0
-    grad_norms: list[float] = field(default_factory=list)
-    loss: float | Tensor = 0.0  # of this rank's share, summed over updates
-    clip: ClipStatistics | None = None
-    means: dict[str, tuple[float | Tensor, int]] = field(default_factory=dict)  # sum, count of token_loss's values
-    measured: dict[int, list[tuple[Tokens, dict[str, Tensor]]]] = field(default_factory=dict)  # minibatch -> its latest
-
-
 def optimize(run: Run, minibatches: list[list[Tokens]], anchors: Anchors) -> Updates:
     """`updates_per_step` optimizer steps on the clipped objective."""
     cfg, updates = run.cfg, Updates([list(row) for row in anchors], run.state.skipped_in_a_row)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(cfg, run.step)
     for update, m in enumerate(list(range(len(minibatches))) * cfg.epochs_per_step):
-        minibatch, olds, measured = minibatches[m], updates.anchors[m], []
+        minibatch, olds = minibatches[m], updates.anchors[m]
         totals = rule_totals(run, minibatch, olds, update)
         for k, tokens in enumerate(minibatch):
             with run.policy.accumulating(last=k == len(minibatch) - 1):
@@ -339,15 +324,7 @@ def optimize(run: Run, minibatches: list[list[Tokens]], anchors: Anchors) -> Upd
                 loss = (tokens.weights * losses).sum()
                 # DDP and FSDP average gradients over processes; the weights already divide by global counts.
                 (loss * run.plan.processes).backward()
-            updates.loss += loss.detach()
-            for name, values in means.items():
-                total, count = updates.means.get(name, (0.0, 0))
-                updates.means[name] = (total + values.detach().double().sum(), count + len(values))
-            statistics = clipped.statistics(view)
-            updates.clip = updates.clip.merge(statistics) if updates.clip else statistics
-            seen = {"old_logprobs": old.old_logprobs, "logprobs": view.logprobs.detach(), "entropy": old.entropy}
-            measured.append((tokens, seen | clipped.bounds()))
-        updates.measured[m] = measured
+            updates.add((m, k), tokens, loss.detach(), view, clipped, means)
         apply_update(run, updates, minibatch)
     return updates
 
@@ -391,30 +368,22 @@ def apply_update(run: Run, updates: Updates, minibatch: list[Tokens]) -> None:
         raise_not_finite(run, minibatch, updates.skipped_in_a_row)
 
 
-# ---- metrics and evaluation ----
+# ---- metrics ----
 
 
 def step_metrics(
     run: Run, samples: list[Sample], minibatches: list[list[Tokens]], updates: Updates
 ) -> dict[str, float]:
     """All of docs/metrics.md but train/epoch, times and evaluation: sums and counts of all ranks, divided once."""
-    cfg = run.cfg
+    cfg, once = run.cfg, 1 / run.plan.processes
     pairs = [pair for rows in zip(minibatches, updates.anchors, strict=True) for pair in zip(*rows, strict=True)]
-    flat = [(tokens, old) for tokens, old in pairs if old]
-    # ln(trainer / sampler) where both are the same policy: before any update, and not for answers of an older one.
-    gaps = [
-        (old.trainer_logprobs - t.sampler_logprobs)[(t.ages == 0) | (t.kept is not None)]
-        for t, old in flat
-        if old.before_updates
-    ]
-    gap = torch.cat(gaps).double()
-    entropy = torch.cat([old.entropy for _, old in flat]).double()
-    positions = [tokens.batch.input_ids.numel() for tokens, _ in flat]
-    masks = [tokens.batch.attention_mask for tokens, _ in flat]  # None: no padding
-    tokens, once = len(entropy), 1 / run.plan.processes
+    seen = [(tokens, old) for tokens, old in pairs if old]
+    entropy = torch.cat([old.entropy for _, old in seen]).double()
+    gap = engine_gap(seen)
+    tokens = len(entropy)
     sums: dict[str, Pair] = {  # of this rank
         "train/entropy": (entropy.sum(), tokens),
-        "train/lag": (sum(t.ages.double().sum() for t, _ in flat), tokens),
+        "train/lag": (sum(t.ages.double().sum() for t, _ in seen), tokens),
         "train/loss": (updates.loss, cfg.updates_per_step * once),
         "train/tokens_seen": (tokens + run.state.tokens_seen * once, once),
         **answer_metrics(cfg, samples),
@@ -425,10 +394,7 @@ def step_metrics(
         "optim/grad_norm": (sum(updates.grad_norms) * once, len(updates.grad_norms) * once),
         "optim/skipped": (updates.skipped * once, once),
         "throughput/tokens_per_s": (tokens, sum(run.clock.times.values()) * once),
-        "throughput/real_token_share": (
-            sum(n if mask is None else mask.sum() for n, mask in zip(positions, masks, strict=True)),
-            sum(positions),
-        ),
+        "throughput/real_token_share": real_token_share([t.batch for t, _ in seen]),
     }
     peaks: dict[str, Number] = {
         "ratio/max": updates.clip.ratio_max if updates.clip else 0.0,
@@ -441,26 +407,6 @@ def step_metrics(
     if "mismatch/kl" not in metrics:  # nothing to compare
         del largest["mismatch/max"]
     return metrics | largest | used
-
-
-def evaluate_policy(run: Run) -> tuple[dict[str, float], float]:
-    """mean@k, pass@k, maj@k on every evaluation set, at the sampling settings of training; and the mean over sets of
-    mean@k, which ranks checkpoints. Raises Stopped."""
-    cfg, sets, k = run.cfg, run.task.evals, run.cfg.eval_samples
-    mine = {"rank": run.plan.rank, "world": run.plan.processes}
-    rows: list[Row] = []
-    answers = sum(map(len, sets.values())) * k // run.plan.processes
-    with run.may_stop(), run.tracker.progress(answers, f"step {run.step} evaluation", "answers") as bar:
-
-        def one_more(count: int) -> None:
-            bar.update(count)
-            run.check_stop()
-
-        rows = evaluate(
-            run.engine, run.eval_verifier, sets, run.sampling, samples=k, seed=cfg.seed, progress=one_more, **mine
-        )
-    metrics = summarize(in_order(run.ranks.gather(rows), sets), k, (k,))
-    return metrics, sum(metrics[f"eval/{name}/mean@{k}"] for name in sets) / len(sets)
 
 
 if __name__ == "__main__":

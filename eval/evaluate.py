@@ -3,9 +3,10 @@
     rows = evaluate(engine, verifier, prompts, sampling, samples=32, seed=0, rank=0, world=1, progress=None)
     summarize(in_order(rows, prompts), 32, ks=(32,))["eval/aime24/mean@32"]
 
-Training calls `evaluate` on every rank; `python -m eval.run` uses its three parts (`generate`, `Grading`, `summarize`)
-in separate processes. Every sample has a random stream of its own, a pure function of (seed, set, problem, sample), so
-the figures depend neither on the number of ranks nor on what else is evaluated (with an engine that seeds each sample).
+Training calls `evaluate_policy` on every rank; `python -m eval.run` uses its three parts (`generate`, `Grading`,
+`summarize`) in separate processes. Every sample has a random stream of its own, a pure function of (seed, set,
+problem, sample), so the figures depend neither on the number of ranks nor on what else is evaluated (with an engine
+that seeds each sample).
 Two graders side by side: the tolerant verifier counts as correct; the paper's strict "Answer:" rule is `strict`.
 
 Axes: P problems of a set, K samples of each.
@@ -14,7 +15,7 @@ Axes: P problems of a set, K samples of each.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from data import Problem
 from eval.metrics import Estimate, maj_at_k, mean_at_k, over_problems, pass_at_k
 from rewards import Grade, Ticket, Verifier, answer_line_reward, vote_key
 from trainer.rollout import Completion, Engine, Sampling
+
+if TYPE_CHECKING:
+    from trainer.run import Run
 
 Prompts = Mapping[str, Sequence[tuple[Problem, list[int]]]]  # set name -> its problems with their prompt's token ids
 Row = dict[str, Any]  # one sample: JSON types alone, so that it can be stored and sent between ranks
@@ -58,6 +62,26 @@ def evaluate(
     grading = Grading(verifier)
     generate(engine, share(jobs(prompts, samples), rank, world), sampling, seed, grading.submit, progress)
     return grading.collect()
+
+
+def evaluate_policy(run: "Run") -> tuple[dict[str, float], float]:
+    """mean@k, pass@k, maj@k on every evaluation set, at the sampling settings of training; and the mean over sets of
+    mean@k, which ranks checkpoints. Collective; raises Stopped."""
+    cfg, sets, k = run.cfg, run.task.evals, run.cfg.eval_samples
+    mine = {"rank": run.plan.rank, "world": run.plan.processes}
+    rows: list[Row] = []
+    answers = sum(map(len, sets.values())) * k // run.plan.processes
+    with run.may_stop(), run.tracker.progress(answers, f"step {run.step} evaluation", "answers") as bar:
+
+        def one_more(count: int) -> None:
+            bar.update(count)
+            run.check_stop()
+
+        rows = evaluate(
+            run.engine, run.eval_verifier, sets, run.sampling, samples=k, seed=cfg.seed, progress=one_more, **mine
+        )
+    metrics = summarize(in_order(run.ranks.gather(rows), sets), k, (k,))
+    return metrics, sum(metrics[f"eval/{name}/mean@{k}"] for name in sets) / len(sets)
 
 
 def jobs(prompts: Prompts, samples: int) -> list[Job]:

@@ -118,14 +118,14 @@ def in_the_middle_of_an_evaluation(patch: pytest.MonkeyPatch, number: signal.Sig
         return submit(verifier, completion, gold)
 
     seen: list[str] = []
-    evaluate, when = train.evaluate, iter([False, True])  # not the evaluation of step 0
+    evaluate, when = train.evaluate_policy, iter([False, True])  # not the evaluation of step 0
 
     def evaluating(*words, **keys):
         if next(when, False):
             patch.setattr(Verifier, "submit", signalling)
         return evaluate(*words, **keys)
 
-    patch.setattr(train, "evaluate", evaluating)
+    patch.setattr(train, "evaluate_policy", evaluating)
 
 
 def while_saving(patch: pytest.MonkeyPatch, number: signal.Signals) -> None:

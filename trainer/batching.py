@@ -21,6 +21,7 @@ import torch
 
 from bandpo.objective import aggregation_weights
 from trainer.policy import MicroBatch
+from trainer.ranks import Pair
 from trainer.run import Run
 from trainer.state import Sample
 
@@ -251,6 +252,13 @@ def lay_out(
         sequences=sequences,
         places=first,
     )
+
+
+def real_token_share(batches: Sequence[MicroBatch]) -> Pair:
+    """(sum, count): how many of the positions that go through the model are tokens, and not padding."""
+    positions = [batch.input_ids.numel() for batch in batches]
+    masks = [batch.attention_mask for batch in batches]
+    return sum(n if mask is None else mask.sum() for n, mask in zip(positions, masks, strict=True)), sum(positions)
 
 
 def raise_not_finite(run: Run, minibatch: list[Tokens], in_a_row: int) -> NoReturn:

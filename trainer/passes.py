@@ -86,6 +86,29 @@ def by_row(
     ]
 
 
+def minibatches_left(run: Run) -> int:
+    """How many minibatches, from the first on, need no pass before the updates.
+
+    The first update's own forward pass is still under the old policy: the same numbers, one pass less. With
+    `old_policy: sampler` the engine's log-probs are the anchor, and no minibatch needs a pass. But a radius by entropy
+    needs the step's mean entropy before the first update, and some rules need sums over an update: then all need one.
+    """
+    if run.cfg.radius == "entropy" or run.rule.sums:
+        return 0
+    return 1 if run.cfg.old_policy == "trainer" else run.plan.minibatches
+
+
+def engine_gap(seen: Sequence[tuple[Tokens, Anchor]]) -> Tensor:
+    """ln(trainer / sampler) of the step's tokens, float64, where both are the same policy: before any update, and not
+    for answers of an older one."""
+    gaps = [
+        (old.trainer_logprobs - tokens.sampler_logprobs)[(tokens.ages == 0) | (tokens.kept is not None)]
+        for tokens, old in seen
+        if old.before_updates
+    ]
+    return torch.cat(gaps).double()
+
+
 def view_of(tokens: Tokens, old: Anchor, logprobs: Tensor, update: int, totals: Mapping[str, Tensor]) -> View:
     """What a rule may see of a micro-batch in the step's update number `update`."""
     of_tokens = (old.old_logprobs, tokens.advantages, old.entropy, tokens.lengths, tokens.numbers)
