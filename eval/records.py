@@ -56,7 +56,7 @@ def load_record(path: Path) -> Record:
     _check_is_run(path)
     notes: list[str] = []
     config = _read_config(path / "config.yaml", notes)
-    lines = _read_jsonl(path / "metrics.jsonl", notes)
+    lines = read_lines(path / "metrics.jsonl", "step", int, notes)
     if not lines:
         logged, lines = _read_wandb(path, notes)
         config = config or logged
@@ -135,28 +135,30 @@ def _read_config(path: Path, notes: list[str]) -> dict[str, Any]:
     return config
 
 
-def _read_jsonl(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+def read_lines(path: Path, key: str, kind: type, notes: list[str]) -> list[dict[str, Any]]:
+    """The objects of a JSONL file whose `key` is of that kind; [] without the file. A line that is none gives a note."""
     if not path.exists():
         return []
-    entries, broken = [], []
-    lines = path.read_text(errors="replace").split("\n")
+    rows, broken = [], []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            row = json.loads(line)
         except json.JSONDecodeError:
-            entry = None
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            entries.append(entry)
+            row = None
+        if isinstance(row, dict) and isinstance(row.get(key), kind):
+            rows.append(row)
         else:
             broken.append(number)
     if broken and broken[-1] == len(lines):  # no newline behind it: the writer is in the middle of this line
         broken.pop()
-        notes.append("the last line of metrics.jsonl is unfinished and left out")
+        notes.append(f"the last line of {path.name} is unfinished and left out")
     if broken:
-        notes.append(f"metrics.jsonl: no JSON object with a step in line {', '.join(map(str, broken[:5]))}; left out")
-    return entries
+        places = ", ".join(map(str, broken[:5]))
+        notes.append(f"{path.name}: no JSON object with {key!r} in line {places}; left out")
+    return rows
 
 
 def _read_wandb(path: Path, notes: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

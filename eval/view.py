@@ -30,7 +30,7 @@ import numpy as np
 from configs.schema import Config
 from eval.compare import REPEAT_KEYS, Group, Parser, group_runs, keys_of, panel_of
 from eval.plots import describe, line_style, spread
-from eval.records import Record, load_record
+from eval.records import Record, load_record, read_lines
 
 TEMPLATES = Path(__file__).with_suffix("")  # eval/view/
 MAX_SAMPLE_BYTES = 250 * 2**20  # of samples/ in one page, which then has some 50 MB and opens in a second or two
@@ -180,29 +180,11 @@ def _answers(
     answers, tokens = [], []
     for number, of_run in enumerate(files):
         for step in steps:
-            for row in _read_samples(of_run[step], notes[number]) if step in of_run else []:
+            for row in read_lines(of_run[step], "answer", str, notes[number]) if step in of_run else []:
                 lists = _token_lists(row, of_run[step].name, notes[number])
                 answers.append(_answer(row, number, step, lists))
                 tokens.append(_pack(lists) if lists else "")
     return answers, tokens
-
-
-def _read_samples(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    rows, broken = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            row = None
-        if isinstance(row, dict) and isinstance(row.get("answer"), str):
-            rows.append(row)
-        else:
-            broken.append(number)
-    if broken:
-        notes.append(f"{path.name}: no answer can be read in line {', '.join(map(str, broken[:5]))}; left out")
-    return rows
 
 
 def _answer(row: dict[str, Any], run: int, step: int, lists: dict[str, list[Any]] | None) -> dict[str, Any]:

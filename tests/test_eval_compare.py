@@ -203,7 +203,7 @@ def test_odd_runs_are_noted_and_kept(tmp_path: Path) -> None:
         "bare: no config.yaml",
         "nan: not a finite number: reward/mean from step 5",
         "resumed: 1 steps were logged twice",
-        "broken: metrics.jsonl: no JSON object with a step in line 3, 4; left out",
+        "broken: metrics.jsonl: no JSON object with 'step' in line 3, 4; left out",
         "empty: no metrics.jsonl and no offline wandb file",
         "empty: nothing logged yet",
         "badconfig: config.yaml cannot be read",

@@ -542,7 +542,8 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     (run / "environment.json").write_text("{")
     write_page([run], tmp_path / "page.html")
     text = cards(tmp_path / "page.html")
-    assert "step_000001.jsonl: no answer can be read in line 3, 4; left out" in text
+    assert "step_000001.jsonl: no JSON object with 'answer' in line 3; left out" in text
+    assert "the last line of step_000001.jsonl is unfinished and left out" in text
     assert "step_000001.jsonl: weight not as long as token_texts (30); shown without colours" in text
     assert "environment.json cannot be read" in text
     assert "1 of 2 answers come without numbers" in (tmp_path / "page.html").read_text()

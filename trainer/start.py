@@ -13,9 +13,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
-from transformers.utils.logging import disable_progress_bar
 
 from configs import to_yaml
 from configs.memory import Size, cache_a_token
@@ -43,6 +40,10 @@ def start(cfg: Config, plan: Plan, say: Callable[[str], None], clock: Clock) -> 
     Mistakes and accidents end the process with one line (stopping.one_clear_line). Raises RuntimeError when processes
     or sharding are not what was asked for.
     """
+    from accelerate import Accelerator  # here, since --help and --dry_run do without
+    from accelerate.utils import InitProcessGroupKwargs
+    from transformers.utils.logging import disable_progress_bar
+
     if cfg.deterministic:
         _be_deterministic()
     # Accelerate starts the process group; the engine, built later, joins it.
