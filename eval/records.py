@@ -136,7 +136,7 @@ def _read_config(path: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def read_lines(path: Path, key: str, kind: type, notes: list[str]) -> list[dict[str, Any]]:
-    """The objects of a JSONL file whose `key` is of that kind; [] without the file. A line that is none gives a note."""
+    """The objects of a JSONL file whose `key` is of that kind; [] without the file. Other lines are told in notes."""
     if not path.exists():
         return []
     rows, broken = [], []
