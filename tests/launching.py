@@ -1,14 +1,31 @@
 """Starting train.py as a user does, and reading what a run left behind."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+import torch
+from safetensors.torch import load_file
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
 ACCELERATE = str(Path(sys.executable).with_name("accelerate"))
 ONE_PROCESS = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+SMALL = "--prompts_per_step 8 --samples_per_prompt 4 --updates_per_step 2 --epochs_per_step 1 --micro_batch_tokens 128"
+# A reward that differs inside every group, lengths that differ, and a reference policy.
+LIVELY = "--temperature 2.0 --overlong_buffer_tokens 15 --kl_coef 0.01"
+QUIET = "--eval_every 0 --wandb disabled --plots false"
+
+# Of a short run on one GPU.
+GPU_KEYS = {
+    **{"prompts_per_step": 8, "samples_per_prompt": 4, "updates_per_step": 2, "epochs_per_step": 1, "kl_coef": 0.01},
+    **{"temperature": 2.0, "overlong_buffer_tokens": 15, "eval_every": 2, "eval_samples": 2, "save_every": 1},
+    **{"precision": "auto", "sharding": "fsdp2", "wandb": "disabled", "plots": "false", "engine_eager": "true"},
+    **{"engine_memory_share": 0.2, "eval_data": "toy_eval"},
+}
 
 
 def train(config: str, *overrides: object, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
@@ -24,6 +41,35 @@ def trained(config: str, *overrides: object) -> subprocess.CompletedProcess[str]
     return done
 
 
+def launch(
+    processes: int, *line: object, timeout_s: float = 150, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`line` run by Python, by torchrun when there are several processes; output captured, the caller judges."""
+    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node", str(processes)]
+    command = [*(torchrun if processes > 1 else [sys.executable]), *map(str, line)]
+    paths = {"PYTHONPATH": f"{ROOT}:{TESTS}", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **paths, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def small_run(toy_model: str, out: Path, name: str, sharding: str, max_steps: int) -> list[str]:
+    fixed = f"--config demo_band.yaml --model {toy_model} --output_dir {out} --run_name {name} --sharding {sharding}"
+    return f"{fixed} --max_steps {max_steps} {SMALL} {QUIET}".split()
+
+
+def well(done: subprocess.CompletedProcess[str]) -> str:
+    """The output of a launch that must have ended well."""
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done.stdout
+
+
 def metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -31,3 +77,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def without_clock(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Metrics that must be the same in two identical runs: all but times, speed and memory."""
     return [{k: v for k, v in row.items() if k.split("/")[0] not in ("time", "throughput", "memory")} for row in rows]
+
+
+def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step_{step:06d}" / "policy" / "model.safetensors")

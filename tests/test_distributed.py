@@ -4,17 +4,15 @@ Tolerances, float32 on the CPU over gloo: gradients 1e-5 of the largest entry (m
 of AdamW 2e-5 (they move by 4e-4; measured: 5e-6), log-probs of engine and trainer 1e-3 (measured: 1e-5).
 """
 
-import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from launching import ACCELERATE, ROOT, metrics, without_clock
+from launching import ACCELERATE, LIVELY, ROOT, TESTS, launch, metrics, small_run, weights, well, without_clock
 from safetensors.torch import load_file
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM
@@ -23,40 +21,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(torch.cuda.is_available(), reason="shows what several CPU processes do"),
 ]
-TESTS = Path(__file__).resolve().parent
-SMALL = "--prompts_per_step 8 --samples_per_prompt 4 --updates_per_step 2 --epochs_per_step 1 --micro_batch_tokens 128"
-# A reward that differs inside every group, lengths that differ, and a reference policy.
-LIVELY = "--temperature 2.0 --overlong_buffer_tokens 15 --kl_coef 0.01"
-QUIET = "--eval_every 0 --wandb disabled --plots false"
-
-
-def launch(
-    processes: int, *line: object, timeout_s: float = 150, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """`line` run by Python, by torchrun when there are several processes; output captured, the caller judges."""
-    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node", str(processes)]
-    command = [*(torchrun if processes > 1 else [sys.executable]), *map(str, line)]
-    paths = {"PYTHONPATH": f"{ROOT}:{TESTS}", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, **paths, **environment},
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-
-
-def small_run(toy_model: str, out: Path, name: str, sharding: str, max_steps: int) -> list[str]:
-    fixed = f"--config demo_band.yaml --model {toy_model} --output_dir {out} --run_name {name} --sharding {sharding}"
-    return f"{fixed} --max_steps {max_steps} {SMALL} {QUIET}".split()
-
-
-def well(done: subprocess.CompletedProcess[str]) -> str:
-    """The output of a launch that must have ended well."""
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return done.stdout
 
 
 # ---- the gradient ----
@@ -114,10 +78,6 @@ def assert_same_steps(one: Path, other: Path) -> None:
         for key, value in row.items():
             if not key.startswith("mismatch/"):
                 assert found[key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
-
-
-def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(run / "checkpoints" / f"step_{step:06d}" / "policy" / "model.safetensors")
 
 
 def assert_same_weights(one: Path, other: Path, step: int) -> None:

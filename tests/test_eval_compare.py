@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 import numpy as np
 import pytest
 import yaml
-from test_tracking import records
+from wandb_files import records
 
 from eval.compare import compare, group_runs, label_configs, main, paired_interval
 from eval.plots import FIGURES, Curve, describe, line_style, plot_run, sort_keys, spread

@@ -5,7 +5,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from test_rewards_pool import own_verifier
+from verifiers import own_verifier
 
 from rewards import Grade, GraderError, Verifier
 

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from test_rewards_pool import HARD, ROOT, math_verifier, own_verifier, wait_until_gone, worker_pids
+from launching import ROOT
+from verifiers import HARD, math_verifier, own_verifier, wait_until_gone, worker_pids
 
 from rewards import Grade
 

@@ -22,7 +22,7 @@ from socket import create_server
 from typing import Any
 
 import pytest
-from wandb.proto import wandb_internal_pb2
+from wandb_files import records
 
 from trainer import tracking
 from trainer.checkpoint import CheckpointError, RunLock
@@ -342,26 +342,6 @@ def run(
     steps = [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(last))  # whatever happens to wandb
     return done
-
-
-def records(path: Path) -> Iterator[Any]:
-    """The records of a .wandb file: a log of 32 KiB blocks, each with pieces of 7 bytes of header and the data."""
-    data, pos, buffer = path.read_bytes(), 7, b""
-    while pos + 7 <= len(data):
-        left = 32768 - pos % 32768
-        if left < 7:
-            pos += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[pos : pos + 7])  # 1 whole, 2 first, 3 middle, 4 last
-        if kind == 0:
-            return
-        piece = data[pos + 7 : pos + 7 + length]
-        pos += 7 + length
-        buffer = piece if kind in (1, 2) else buffer + piece
-        if kind in (1, 4):
-            record = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
-            record.ParseFromString(buffer)
-            yield record
 
 
 def history(path: Path) -> list[dict[str, Any]]:

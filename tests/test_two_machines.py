@@ -13,8 +13,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from launching import ACCELERATE, ROOT, metrics, without_clock
-from test_distributed import LIVELY, launch, small_run, weights, well
+from launching import ACCELERATE, LIVELY, ROOT, launch, metrics, small_run, weights, well, without_clock
 
 pytestmark = [
     pytest.mark.slow,

@@ -8,18 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import ROOT, metrics, without_clock
-
-KEYS = {
-    **{"prompts_per_step": 8, "samples_per_prompt": 4, "updates_per_step": 2, "epochs_per_step": 1, "kl_coef": 0.01},
-    **{"temperature": 2.0, "overlong_buffer_tokens": 15, "eval_every": 2, "eval_samples": 2, "save_every": 1},
-    **{"precision": "auto", "sharding": "fsdp2", "wandb": "disabled", "plots": "false", "engine_eager": "true"},
-    **{"engine_memory_share": 0.2, "eval_data": "toy_eval"},
-}
+from launching import GPU_KEYS, ROOT, metrics, without_clock
 
 
 def run(model: str, out: Path, *script: str, **keys: object) -> subprocess.CompletedProcess[str]:
-    words = [w for k, v in {"model": model, "output_dir": out, **KEYS, **keys}.items() for w in (f"--{k}", str(v))]
+    words = [w for k, v in {"model": model, "output_dir": out, **GPU_KEYS, **keys}.items() for w in (f"--{k}", str(v))]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     return subprocess.run(
         [sys.executable, *(script or ("train.py",)), "--config", "demo_band", *words],

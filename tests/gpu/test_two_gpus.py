@@ -4,15 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import metrics
-from test_distributed import launch, well
-from test_training import KEYS
+from launching import GPU_KEYS, launch, metrics, well
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
 
 def run(processes: int, model: str, out: Path, **keys: object) -> list[dict]:
-    given = {"config": "demo_band", "model": model, "output_dir": out, "run_name": "run", **KEYS, **keys}
+    given = {"config": "demo_band", "model": model, "output_dir": out, "run_name": "run", **GPU_KEYS, **keys}
     words = [w for k, v in given.items() for w in (f"--{k}", str(v))]
     well(launch(processes, "train.py", *words, timeout_s=400, ACCELERATE_USE_CPU="false"))
     return metrics(out / "run")
