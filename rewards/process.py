@@ -3,6 +3,10 @@
 How a process ended says who ended it. A signal that people, schedulers and the kernel's memory killer send
 (`FROM_OUTSIDE`) says nothing about the item in hand; an exit or a fault (a segmentation fault, an abort) is the item's.
 SIGPROF is the kernel's word that the item has used up its processor time.
+
+Why not multiprocessing, or a pool built on it: a process that it starts afresh imports the main script first, here
+train.py and with it torch; its limits go by the clock, which a loaded machine stretches; and one that was killed looks
+like one that broke.
 """
 
 import contextlib
