@@ -9,7 +9,7 @@ first, which warms up. Prints a table: seconds and share of each phase, what is 
 forward and backward, tokens per second, share of real tokens, peak memory, and model FLOPs per second (2 per weight and
 token computed in the old-log-prob pass, 6 in an update; recomputation and attention not counted).
 
-    python -m bench.step --size 1m --steps 20 --versus clip=fixed         # two settings in turn, step by step
+    python -m bench.step --size 1m --steps 20 --versus clip=dcpo --versus rule=sapo   # settings in turn, step by step
 
 Rewards: the answers of a random model are all wrong, so a hash of the text is used as reward, as varied as real ones.
 The learning rate is too small to change the lengths of answers.
@@ -25,7 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +51,16 @@ def main() -> None:
     parser.add_argument("--ragged", action="store_true", help="let the end token end answers")
     parser.add_argument("--prompt_tokens", type=int, default=10, help="about; longer problems are padded with digits")
     parser.add_argument("--made_up", type=int, default=0, help="no engine: random answers of this mean length")
-    parser.add_argument("--versus", nargs="*", default=[], metavar="KEY=VALUE", help="these keys in every second step")
+    parser.add_argument(
+        "--versus", nargs="+", action="append", default=[], metavar="KEY=VALUE", help="keys of another setting, in turn"
+    )
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="any key of the configuration")
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of the table")
     parser.add_argument("--append", type=Path, help="a file that gets the same JSON line as well")
     options = parser.parse_args()
     result = measure(options)
     result["wall_s"] = time.perf_counter() - started
-    print(json.dumps(result) if options.json else table(result))
+    print(json.dumps(result) if options.json else table(result, options.versus))
     if options.append:
         with options.append.open("a") as file:
             file.write(json.dumps(result) + "\n")
@@ -97,7 +99,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
             "prompts_per_step": options.prompts,
             "samples_per_prompt": options.samples,
             "updates_per_step": options.updates,
-            "max_steps": options.steps + 1,
+            "max_steps": 1,
             "micro_batch_tokens": 16384,
             "engine_max_sequences": min(1024, options.prompts * options.samples),
             "eval_every": 0,
@@ -110,8 +112,9 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
             **({"mismatch_limit": 1e9} if options.made_up else {}),
             **dict(pair.split("=", 1) for pair in options.set),
         }
-        other = keys | dict(pair.split("=", 1) for pair in options.versus)
-        cfg, second = (load(Config, [w for k, v in ks.items() for w in (f"--{k}", str(v))]) for ks in (keys, other))
+        changes = [dict(pair.split("=", 1) for pair in pairs) for pairs in ([], *options.versus)]
+        settings = [load(Config, [w for k, v in (keys | own).items() for w in (f"--{k}", str(v))]) for own in changes]
+        cfg = settings[0]
         plan = Plan(cfg)
         # One end token of 24, as TRL takes it; chat templates have a second one.
         load_task = lifecycle.load_task
@@ -140,8 +143,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
                 setattr(run.engine, name, timed(getattr(run.engine, name), spent, name))
             run.policy.model.forward = timed(run.policy.model.forward, spent, "forward")
             torch.Tensor.backward = timed(torch.Tensor.backward, spent, "backward")
-            for number in range((options.steps + 1) * (2 if options.versus else 1)):
-                run.cfg = second if number % 2 and options.versus else cfg
+            for number in [*range(len(settings)), *in_turn(len(settings), options.steps)]:
+                run.cfg = settings[number]
                 run.rule = find_rule(run.cfg)
                 spent.update(dict.fromkeys(spent, 0.0))
                 computed.clear()
@@ -149,9 +152,9 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
                 metrics = train.train_step(run)
                 parts = {f"{name}_s": spent[name] for name in ("sleep", "wake", "sync_weights")}
                 outer = {"cpu_s": time.process_time() - cpu, "inside_s": sum(spent[name] for name in inside)}
-                rows.append(metrics | parts | outer)
-        rows = rows[2 if options.versus else 1 :]
-        measured = rows[:: 2 if options.versus else 1]
+                rows.append(metrics | parts | outer | {"setting": number})
+        rows = rows[len(settings) :]
+        measured = [row for row in rows if row["setting"] == 0]
 
         def median(key: str) -> float:
             return statistics.median(row[key] for row in measured)
@@ -171,15 +174,25 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
             "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
             "mismatch_max": max(row["mismatch/max"] for row in rows),
         }
-        if options.versus:
-            ratios = [b["cpu_s"] / a["cpu_s"] for a, b in zip(rows[::2], rows[1::2], strict=True)]
-            result["versus_cpu_ratio"] = statistics.median(ratios)
-            result["versus_low"], result["versus_high"] = paired_interval(ratios, 0.95)
+        for number in range(1, len(settings)):
+            pairs = [pair for pair in zip(rows[::2], rows[1::2], strict=True) if number in (r["setting"] for r in pair)]
+            times = [{row["setting"]: row["cpu_s"] for row in pair} for pair in pairs]
+            ratios = [time[number] / time[0] for time in times]
+            result[f"versus_{number}"] = statistics.median(ratios)
+            result[f"versus_{number}_low"], result[f"versus_{number}_high"] = paired_interval(ratios, 0.95)
         tflop = 2 * result["parameters"] * sum(computed) / 1e12  # of one forward pass over the step's sequences
         anchored = tflop * (1 - 1 / options.updates) if cfg.old_policy == "trainer" else 0.0
         result["old_tflops"] = anchored / result["old_s"] if anchored else 0.0
         result["update_tflops"] = 3 * tflop / result["optimize_s"]
         return result
+
+
+def in_turn(settings: int, steps: int) -> list[int]:
+    """Which setting each step has: the first alone, or beside each of the others, `steps` pairs each, either first."""
+    if settings == 1:
+        return [0] * steps
+    pairs = [(0, other) for other in range(1, settings)]
+    return [number for k in range(steps) for pair in pairs for number in (pair if k % 2 else pair[::-1])]
 
 
 class MadeUp:
@@ -233,7 +246,7 @@ def timed(function: Callable[..., Any], spent: dict[str, float], name: str) -> C
     return wrapped
 
 
-def table(result: dict[str, float]) -> str:
+def table(result: dict[str, float], versus: Sequence[Sequence[str]]) -> str:
     """The result for people."""
     lines = [f"{result['parameters'] / 1e6:.1f}M parameters, {result['tokens_per_step']:,.0f} response tokens a step, "]
     lines[0] += f"mean length {result['length_mean']:.1f}"
@@ -250,11 +263,10 @@ def table(result: dict[str, float]) -> str:
     handing = ", ".join(f"{part} {result[f'{part}_s']:.3f} s" for part in ("sleep", "wake", "sync_weights"))
     lines.append(f"of it the engine's {handing}")
     lines.append(f"model TFLOP/s: old {result['old_tflops']:.3g}, update {result['update_tflops']:.3g}")
-    if "versus_cpu_ratio" in result:
-        low, high = result["versus_low"], result["versus_high"]
+    for number, pairs in enumerate(versus, start=1):
+        median, low, high = (result[f"versus_{number}{end}"] for end in ("", "_low", "_high"))
         lines.append(
-            f"CPU time, second setting over first: median {result['versus_cpu_ratio']:.4f}, "
-            f"mean in [{low:.4f}, {high:.4f}]"
+            f"CPU time, {' '.join(pairs):30} over the first setting: {median:.4f}, mean in [{low:.4f}, {high:.4f}]"
         )
     return "\n".join(lines)
 
