@@ -118,7 +118,7 @@ def fixed(view: View, *, clip_low: float = 0.2, clip_high: float = 0.2) -> Resul
 
     w = r in [1 - clip_low, 1 + clip_high], else 0 (on the clipped side)
     Source: PPO, arXiv 1707.06347, equation 7
-    Checked: verl, TRL
+    Checked: verl, TRL (also by `make beside`)
     """
     return torch.full_like(view.p, 1 - clip_low), torch.full_like(view.p, 1 + clip_high)
 
@@ -420,7 +420,7 @@ def up(view: View, *, clip_low: float = 0.2) -> Result:
 
     w = 1 for A > 0; for A <= 0 r, 0 below 1 - clip_low
     Source: UP-GRPO, arXiv 2607.06987, equation 15
-    Checked: verl (up), TRL
+    Checked: pull requests to verl and TRL, in neither's release yet
     """
     r = view.ratio
     return torch.where(view.advantages > 0, 1.0, torch.where(r < 1 - clip_low, 0.0, r))
@@ -432,7 +432,7 @@ def sapo(view: View, *, tau_positive: float = 1.0, tau_negative: float = 1.05) -
 
     w = 4 s (1 - s) r, s = sigmoid(tau (r - 1)), tau by the sign of A
     Source: SAPO, arXiv 2511.20347, equations 5-8
-    Checked: verl (sapo)
+    Checked: verl (sapo), TRL (also by `make beside`)
     """
     r = view.ratio
     gate = torch.sigmoid(by_sign(view, tau_positive, tau_negative) * (r - 1))

@@ -1,11 +1,13 @@
 """Our rules beside TRL's and verl's own losses: the gradient of every token's log-prob, on one made-up update.
 
-    make bench-env && .venv.bench/bin/python -m bench.rules_beside
+    make beside
 
 Their code is called as it is installed (GRPOTrainer._compute_loss; the functions of verl's policy loss registry), with
-our parameters. Six responses of 1 to 150 tokens, A of both signs and 0, ratios from e^-3 to e^3, float64.
+our parameters. Sixty responses of 1 to 150 tokens, A of both signs and 0, ratios from e^-3 to e^3, float64.
 
+cut       share of tokens of A != 0 that are left without a gradient
 gradient  the largest relative difference of any token's; ours has float32 weights of aggregation, hence about 1e-7
+tokens    of how many the gradient differs by more than 1e-6
 loss      relative; "-" where ours is another function with the same gradient (rules that give weights)
 halves    the gradient again, their update now cut into two micro-batches as their trainer would; ours never changes
 """
@@ -29,22 +31,25 @@ from bandpo.objective import aggregation_weights
 from bandpo.rule import Rule, View, WithPenalty, clipped_loss, totals
 from bandpo.rules import load_rule
 
-LENGTHS = [40, 1, 100, 2, 150, 7]
-ADVANTAGES = [1.5, -0.5, 0.0, 1.0, -2.0, -1.0]
+LENGTHS = [1 + 37 * k * k % 150 for k in range(60)]
 LONGEST = 160  # max_response_tokens
 SAME = 1e-6
 
 
 def made_up_update() -> View:
-    """Rare to sure tokens; every fifth ratio is exactly 1."""
+    """Rare to sure tokens, half of the ratios near 1, every fifth exactly 1; those of responses on both sides of 1."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor(LENGTHS)
     tokens = sum(LENGTHS)
     old = -torch.logspace(-3, 1.2, tokens, dtype=torch.float64)[torch.randperm(tokens, generator=generator)]
-    moved = old + torch.randn(tokens, generator=generator, dtype=torch.float64).clamp(-3, 3)
-    moved[::5] = old[::5]
-    advantages = torch.tensor(ADVANTAGES, dtype=torch.float64).repeat_interleave(lengths)
-    logprobs = moved.clamp(max=-1e-4).requires_grad_()
+    noise = torch.randn(tokens, generator=generator, dtype=torch.float64).clamp(-3, 3)
+    noise[::2] *= 0.2
+    noise += (0.15 + 0.1 * torch.randn(len(lengths), generator=generator)).double().repeat_interleave(lengths)
+    noise[::5] = 0
+    advantages = torch.randn(len(lengths), generator=generator, dtype=torch.float64)
+    advantages[::10] = 0.0
+    advantages = advantages.repeat_interleave(lengths)
+    logprobs = (old + noise).clamp(max=-1e-4).requires_grad_()
     return View(logprobs, old, advantages, torch.zeros_like(old), lengths, torch.arange(len(lengths)))
 
 
@@ -154,15 +159,15 @@ def cases() -> list[Case]:
     higher = load_rule("fixed", {"clip_low": 0.2, "clip_high": 0.28})
     clip = {"epsilon": 0.2, "epsilon_high": 0.28}
     verl_clip: Any = {"clip_ratio_low": 0.2, "clip_ratio_high": 0.28}
-    narrow = load_rule("fixed", {"clip_low": 3e-4, "clip_high": 4e-4})
-    sequence = {"epsilon": 3e-4, "epsilon_high": 4e-4, "importance_sampling_level": "sequence"}
+    narrow = load_rule("fixed", {"clip_low": 0.05, "clip_high": 0.07})
+    sequence = {"epsilon": 0.05, "epsilon_high": 0.07, "importance_sampling_level": "sequence"}
     mean, norm = "seq-mean-token-mean", "seq-mean-token-sum-norm"
     capped = load_rule("fixed", {"clip_low": 1.0, "clip_high": 4.0})
     sapo, tv, kl = load_rule("sapo", {}), load_rule("dppo_tv", {}), load_rule("dppo_kl", {})
     cov = load_rule("clip_cov", {"share": 1.0, "clip_low": 0.2, "clip_high": 0.28})
     all_of_them = {"clip_cov_ratio": 1.0}
-    kl_cov = load_rule("kl_cov", {"share": 0.05})
-    largest = {"kl_cov_ratio": 0.05, "ppo_kl_coef": 1.0}
+    kl_cov = load_rule("kl_cov", {"share": 0.01})
+    largest = {"kl_cov_ratio": 0.01, "ppo_kl_coef": 1.0}
     return [
         Case(higher, trl("grpo", **clip), "TRL grpo", aggregation=mean),
         Case(higher, trl("bnpo", **clip), "TRL bnpo"),
@@ -175,7 +180,7 @@ def cases() -> list[Case]:
         Case(narrow, trl("luspo", **sequence), f"TRL luspo, / {LONGEST}", "gspo", aggregation=norm, scale=LONGEST),
         Case(higher, verl("vanilla", "token-mean", **verl_clip), "verl vanilla", dual_clip=3.0),
         Case(higher, verl("vanilla", norm, **verl_clip), "verl vanilla", dual_clip=3.0, aggregation=norm),
-        Case(narrow, verl("gspo", "seq-mean-token-mean", clip_ratio_low=3e-4, clip_ratio_high=4e-4), "verl gspo",
+        Case(narrow, verl("gspo", "seq-mean-token-mean", clip_ratio_low=0.05, clip_ratio_high=0.07), "verl gspo",
              "gspo", aggregation=mean),
         Case(higher, verl("cispo", "token-mean", **verl_clip), "verl cispo", "cispo"),
         Case(sapo, verl("sapo", "token-mean"), "verl sapo", aggregation=mean),
@@ -206,33 +211,43 @@ def halves(update: View) -> list[View]:
     ]
 
 
-def difference(one: Tensor, other: Tensor) -> float:
-    """The largest relative difference of any element; 0 where both are 0."""
+def differences(one: Tensor, other: Tensor) -> Tensor:
+    """The relative difference of every element; 0 where both are 0."""
     larger = torch.maximum(one.abs(), other.abs())
-    return ((one - other).abs() / larger.where(larger > 0, 1.0)).max().item()
+    return (one - other).abs() / larger.where(larger > 0, 1.0)
+
+
+def row(case: Case) -> tuple[str, ...]:
+    """A line of the table."""
+    update = made_up_update()
+    loss, comparable = case.ours(update)
+    own = torch.autograd.grad(loss, update.logprobs)[0]
+    whole, halved = ([case.theirs(part, len(parts)) for part in parts] for parts in ([update], halves(update)))
+    found, cut = (
+        differences(own, torch.autograd.grad(torch.stack(losses).sum(), update.logprobs)[0])
+        for losses in (whole, halved)
+    )
+    verdict = "same" if found.max() < SAME else "DIFFERS"
+    return (
+        f"{case.rule.name} {'' if case.surrogate == 'ppo' else case.surrogate}",
+        case.aggregation,
+        case.beside,
+        f"{(own == 0)[update.advantages != 0].double().mean():.0%}",
+        f"{found.max():.0e}",
+        str((found > SAME).sum().item()),
+        f"{differences(loss, whole[0]):.0e}" if comparable else "-",
+        f"{cut.max():.0e}",
+        verdict + ("" if cut.max() < SAME else ", depends on the cut"),
+    )
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    print(f"TRL {version('trl')}, verl {version('verl')}")
-    print(f"{'ours':12}{'':7}{'aggregation':26}{'beside':22}{'gradient':>10}{'loss':>10}{'halves':>10}")
+    print(f"TRL {version('trl')}, verl {version('verl')}; {sum(LENGTHS):,} tokens")
+    line = "{:14}{:25}{:20}{:>5}{:>10}{:>8}{:>8}{:>8}  {}"
+    print(line.format("ours", "aggregation", "beside", "cut", "gradient", "tokens", "loss", "halves", ""))
     for case in cases():
-        update = made_up_update()
-        loss, comparable = case.ours(update)
-        own = torch.autograd.grad(loss, update.logprobs)[0]
-        assert own.count_nonzero() > 0, "nothing to compare"
-        found = []
-        for parts in ([update], halves(update)):
-            their_loss = torch.stack([case.theirs(part, len(parts)) for part in parts]).sum()
-            found.append((difference(own, torch.autograd.grad(their_loss, update.logprobs)[0]), their_loss))
-        (whole, their_loss), (cut, _) = found
-        loss_difference = f"{difference(loss, their_loss):.0e}" if comparable else "-"
-        surrogate = "" if case.surrogate == "ppo" else case.surrogate
-        print(
-            f"{case.rule.name:12}{surrogate:7}{case.aggregation:26}{case.beside:22}{whole:10.0e}{loss_difference:>10}"
-            f"{cut:10.0e}  {'same' if whole < SAME else 'DIFFERS'}{'' if cut < SAME else ', not when cut'}",
-            flush=True,
-        )
+        print(line.format(*row(case)), flush=True)
 
 
 if __name__ == "__main__":
