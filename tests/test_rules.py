@@ -313,6 +313,15 @@ def test_kl_cov_takes_its_share_where_many_covariances_are_about_equal():
     assert (shares - 20 / 90).abs().max() < 4.5 * math.sqrt(0.22 * 0.78 / 400)  # each in its turn
 
 
+def test_gec_in_its_second_phase():
+    view = made_up_view(torch.float64)
+    rule = rule_of("gec", high_at_0=0.2, high_slope=0.0, low_at_0=0.3, low_slope=-0.13)
+    tokens = tokens_of(view)
+    wanted = clipped_by([(0.3 - 0.13 * t.r * t.p, 0.2) for t in tokens], tokens)
+    torch.testing.assert_close(push(rule, view).tolist(), wanted)
+    assert check_rule(rule) == "interval"
+
+
 def test_acpo_by_hand():
     """Two rare tokens at r = 1 +- 0.1 and two sure ones at 1: widths 0.2 + 3 x 0.1 and, but for the 1e-8, 0.2."""
     p = torch.tensor([0.1, 0.1, 0.9, 0.9], dtype=torch.float64)
