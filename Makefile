@@ -17,7 +17,7 @@ DRIVER := 580# the oldest NVIDIA driver that runs CUDA 13, which the wheels of r
 TRITON := triton==3.7.1# the release that torch 2.13.0 takes on a GPU
 
 .DEFAULT_GOAL := help
-.PHONY: help install resolve demo test quick browser gpu check fuzz chaos study study-gpu bench bench-env clean
+.PHONY: help install resolve demo test quick browser gpu check fuzz chaos study study-gpu bench bench-env beside clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -99,6 +99,14 @@ bench-env: $(STAMP) ## an environment with TRL, for python -m bench.vs_trl and b
 	@test -x .venv.bench/bin/python || $(PYTHON) -m venv .venv.bench
 	@echo "$(CURDIR)/$(VENV)/lib/$$($(BIN)/python -c "import sys; print(f'python{sys.version_info[0]}.{sys.version_info[1]}')")/site-packages" > $$(ls -d .venv.bench/lib/python*/site-packages)/ours.pth
 	@.venv.bench/bin/python -m pip install -qq --no-deps trl==1.16.0
+
+# verl's losses, and what importing them takes, in a folder of their own: vLLM would use Ray if it saw it.
+.venv.bench/verl: | bench-env
+	@rm -rf $@ && .venv.bench/bin/python -m pip install -qq --no-deps --target $@ verl==0.9.1 ray==2.60.0 \
+	  tensordict==0.15.3 omegaconf==2.4.0 codetiming==1.4.0 msgpack==1.2.4 orjson==3.13.0 pyvers==0.2.3
+
+beside: .venv.bench/verl ## our rules beside TRL's and verl's own losses (docs/rules.md)
+	@PYTHONPATH=.venv.bench/verl .venv.bench/bin/python -W ignore -m bench.rules_beside
 
 clean: ## remove the environment; runs stay
 	rm -rf $(VENV)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from bandpo.band import band_bounds, inside_band
 from bandpo.rule import Result, Rule, Sums, View, WithPenalty
@@ -117,7 +118,7 @@ def fixed(view: View, *, clip_low: float = 0.2, clip_high: float = 0.2) -> Resul
 
     w = r in [1 - clip_low, 1 + clip_high], else 0 (on the clipped side)
     Source: PPO, arXiv 1707.06347, equation 7
-    Checked: verl, TRL
+    Checked: verl, TRL (also by `make beside`)
     """
     return torch.full_like(view.p, 1 - clip_low), torch.full_like(view.p, 1 + clip_high)
 
@@ -235,6 +236,27 @@ def atr(view: View, *, delta: float | Tensor) -> Result:
     return down.exp().expand_as(view.p), up.exp().expand_as(view.p)
 
 
+@published()
+def gec(
+    view: View,
+    *,
+    high_at_0: float = 0.5,
+    high_slope: float = -0.25,
+    low_at_0: float = 0.2,
+    low_slope: float = 0.0,
+) -> Result:
+    """Thresholds that are lines in the new probability; the published ones raise entropy, as rare tokens may gain more.
+
+    w = r in [1 - low(p r), 1 + high(p r)], high(x) = high_at_0 + high_slope x and low likewise, else 0 (on the
+        clipped side)
+    Source: GEC (flexible entropy control), arXiv 2602.09782, the dynamic thresholds; without their schedules
+    Checked: an article of the authors; a description and another project's configuration for the numbers
+    """
+    # Solved for r, as the paper does: r <= 1 + high_at_0 + high_slope p r.
+    lower = (1 - low_at_0) / (1 + low_slope * view.p)
+    return lower, (1 + high_at_0) / (1 - high_slope * view.p)
+
+
 def _balance(view: View, *, low_from: float, high_from: float, high_to: float, high_step: float) -> dict[str, Tensor]:
     """What tokens of A < 0 contribute, and those of A > 0 under every upper bound."""
     r, a = view.ratio, view.advantages
@@ -276,6 +298,42 @@ def bapo(
     path = (view.p.new_tensor([low_from] * len(highs) + [low_to]), view.p.new_tensor(highs + highs[-1:]))
     lower, upper = (bounds.index_select(0, step).expand_as(view.p) for bounds in path)
     return lower, upper
+
+
+def _spread(view: View, *, groups: int) -> dict[str, Tensor]:
+    moved = (view.ratio - 1).double()
+    columns = torch.stack([torch.ones_like(moved), moved, moved.square()], dim=1)
+    members = _group(view, groups) == torch.arange(groups, device=moved.device)[:, None]  # (groups, T)
+    return {"spread": members.double() @ columns}  # tokens, sums of r - 1 and of its square
+
+
+def _group(view: View, groups: int) -> Tensor:
+    """(T,) int64, which of so many equal parts of [0, 1] the new probability is in."""
+    return (view.logprobs.detach().exp() * groups).long().clamp(0, groups - 1)
+
+
+@published(_spread)
+def acpo(
+    view: View,
+    *,
+    base: float = 0.2,
+    alpha: float = 3.0,
+    clip_min: float = 0.0,
+    clip_max: float = 3.0,
+    groups: int = 5,
+) -> Result:
+    """An interval for each group of probabilities, as wide as the ratios of the update's tokens in it are spread.
+
+    w = r in [1 - c, 1 + c], c = base + alpha s between clip_min and clip_max, s the standard deviation of r in the
+        group, else 0 (on the clipped side)
+    Source: ACPO, arXiv 2606.22570, section 4
+    Checked: the authors' code and its settings, which group by the new probability
+    """
+    tokens, moved, squares = view.totals["spread"].unbind(dim=1)
+    tokens = tokens.clamp(min=1)
+    spread = (squares / tokens - (moved / tokens).square()).clamp(min=0) + 1e-8
+    width = (base + alpha * spread.sqrt()).clamp(clip_min, clip_max).to(view.p.dtype)[_group(view, groups)]
+    return (1 - width).clamp(min=0), 1 + width
 
 
 # ---- masks and gates on single tokens ----
@@ -362,7 +420,7 @@ def up(view: View, *, clip_low: float = 0.2) -> Result:
 
     w = 1 for A > 0; for A <= 0 r, 0 below 1 - clip_low
     Source: UP-GRPO, arXiv 2607.06987, equation 15
-    Checked: verl (up), TRL
+    Checked: pull requests to verl and TRL, in neither's release yet
     """
     r = view.ratio
     return torch.where(view.advantages > 0, 1.0, torch.where(r < 1 - clip_low, 0.0, r))
@@ -374,11 +432,33 @@ def sapo(view: View, *, tau_positive: float = 1.0, tau_negative: float = 1.05) -
 
     w = 4 s (1 - s) r, s = sigmoid(tau (r - 1)), tau by the sign of A
     Source: SAPO, arXiv 2511.20347, equations 5-8
-    Checked: verl (sapo)
+    Checked: verl (sapo), TRL (also by `make beside`)
     """
     r = view.ratio
     gate = torch.sigmoid(by_sign(view, tau_positive, tau_negative) * (r - 1))
     return 4 * gate * (1 - gate) * r
+
+
+@published()
+def mhpo(
+    view: View,
+    *,
+    c: float = 1.5,
+    k_positive: float = 1.5,
+    lambda_positive: float = 1.0,
+    k_negative: float = 2.0,
+    lambda_negative: float = 0.8,
+) -> Result:
+    """ln r bent to stay within +-c, and a hazard that damps the gradient, for r < 1 sooner than for r > 1.
+
+    w = exp(f - h) / cosh(ln r / c)^2, f = c tanh(ln r / c), h = (ln(1 + e^f) / lambda_positive)^k_positive +
+        (ln(1 + e^-f) / lambda_negative)^k_negative
+    Source: MHPO, arXiv 2603.16929, the modulator, the penalty (a constant for the gradient) and section 4.1
+    Checked: two descriptions of the paper, one with a reimplementation; not the paper's own text
+    """
+    bent = c * torch.tanh(view.log_ratio / c)
+    hazard = (softplus(bent) / lambda_positive) ** k_positive + (softplus(-bent) / lambda_negative) ** k_negative
+    return torch.exp(bent - hazard) / torch.cosh(view.log_ratio / c).square()
 
 
 @published()
@@ -407,6 +487,19 @@ def ce_gppo(
     Checked: the paper's text, the authors' code
     """
     return gppo(view, beta_low=beta_low, beta_high=beta_high, clip_low=clip_low, clip_high=clip_high)
+
+
+@published()
+def dgpo(view: View, *, n: float = 1.0, m: float = 2.0, clip_low: float = 0.2, clip_high: float = 0.2) -> Result:
+    """Clipped tokens keep a gradient that fades as r falls, and grows slower than r as it rises.
+
+    w = r^(n + 1) / (1 - clip_low)^n below for A < 0, (1 + clip_high)^(1 / m) r^(1 - 1 / m) above for A > 0, else r
+    Source: DGPO, arXiv 2603.14389, the weight W of the probability's gradient, W p r here
+    Checked: the authors' readme, whose constants follow from continuity; a description that writes them out
+    """
+    r, a, low, high = view.ratio, view.advantages, 1 - clip_low, 1 + clip_high
+    w = torch.where((a > 0) & (r > high), high * (r / high) ** (1 - 1 / m), r)
+    return torch.where((a < 0) & (r < low), low * (r / low) ** (n + 1), w)
 
 
 @published()
@@ -554,7 +647,8 @@ def kl_cov(view: View, *, share: float = 2e-4, coefficient: float = 1.0) -> Resu
     Checked: the paper's text and listing, verl (kl_cov); share 2e-4 is for 32B, 2e-3 for 7B
     """
     count = view.totals["covariances"].long()
-    above = count.flip(0).cumsum(0).flip(0) - count  # tokens in higher bins
-    first = (above >= share * count.sum()).sum()  # the lowest bin of the largest
-    chosen = _bin(covariance(view)) >= first
+    wanted = (share * count.sum()).floor().clamp(min=1)
+    left = wanted - (count.flip(0).cumsum(0).flip(0) - count)  # what the higher bins leave to each
+    place = _bin(covariance(view))
+    chosen = _uniform(view) * count[place] < left[place]  # all, none, or in the last bin the right number on average
     return WithPenalty(view.ratio, coefficient * chosen * (view.logprobs - view.old_logprobs).abs())

@@ -56,7 +56,7 @@ METHODS |= {
         rule: {"rule": rule, **ALONE}
         for rule in ("ripo", "bapo", "abc", "up", "sapo", "gppo", "ce_gppo", "cfpo", "pspo")
     },
-    **{rule: {"rule": rule, **ALONE} for rule in ("clip_cov", "kl_cov")},
+    **{rule: {"rule": rule, **ALONE} for rule in ("clip_cov", "kl_cov", "gec", "acpo", "mhpo", "dgpo")},
     **{rule: {"rule": rule, **TO_SAMPLER} for rule in ("dppo_tv", "dppo_kl", "cppo", "drpo", "m2po")},
     "atr": {"rule": "atr", "rule_parameters": {"delta": 0.02}, **ALONE},
     "band_asymmetric": {

@@ -2,6 +2,7 @@
 
 import math
 import re
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from bandpo.rules import RULES, covariance, load_rule
 from train import group_advantages
 
 ROOT = Path(__file__).resolve().parent.parent
-INTERVALS = {"fixed", "none", "band", "band_relaxed", "band_asymmetric", "dcpo", "ripo", "atr", "bapo"}
+INTERVALS = {"fixed", "none", "band", "band_relaxed", "band_asymmetric", "dcpo", "ripo", "atr", "gec", "bapo", "acpo"}
 NO_DEFAULT = {"atr": {"delta": 0.03}}  # what has no published value
 PPO = {"surrogate": "ppo", "dual_clip": None}
 
@@ -149,6 +150,43 @@ def bapo(tokens: list[Token]) -> list[float]:
     return clipped(lambda p: low, lambda p: high)(tokens)
 
 
+def gec(tokens: list[Token]) -> list[float]:
+    """PPO's interval with an upper threshold of 0.5 - 0.25 times the new probability."""
+    return clipped_by([(0.2, 0.5 - 0.25 * t.r * t.p) for t in tokens], tokens)
+
+
+def clipped_by(thresholds: list[tuple[float, float]], tokens: list[Token]) -> list[float]:
+    """PPO's min(r A, clip(r) A) with a pair of thresholds for each token."""
+    return [
+        0.0 if (t.a > 0 and t.r > 1 + high) or (t.a < 0 and t.r < 1 - low) else t.r * t.a
+        for t, (low, high) in zip(tokens, thresholds, strict=True)
+    ]
+
+
+def acpo(tokens: list[Token]) -> list[float]:
+    """0.2 + 3 standard deviations of the ratios in each fifth of new probabilities, at most 3."""
+    groups = [min(int(t.r * t.p * 5), 4) for t in tokens]
+    ratios = [[t.r for t, group in zip(tokens, groups, strict=True) if group == k] for k in range(5)]
+    widths = [min(0.2 + 3 * math.sqrt(statistics.pvariance(of_group) + 1e-8), 3) for of_group in ratios]
+    return clipped_by([(widths[group], widths[group]) for group in groups], tokens)
+
+
+def mhpo(r: Tensor, constant: Tensor, a: float, p: float) -> Tensor:
+    bent = 1.5 * torch.tanh(constant.log() / 1.5)
+    hazard = torch.log(1 + bent.exp()) ** 1.5 + (torch.log(1 + (-bent).exp()) / 0.8) ** 2
+    return torch.exp(1.5 * torch.tanh(r.log() / 1.5) - hazard) * a
+
+
+def dgpo(r: Tensor, constant: Tensor, a: float, p: float) -> Tensor:
+    """W A pi, with the constants that make W continuous at pi = 0.8 p and 1.2 p, n 1 and m 2."""
+    pi = constant * p
+    if constant < 0.8 and a < 0:
+        return 0.8**-1 * p**-2 * pi * a * r * p
+    if constant > 1.2 and a > 0:
+        return 1.2**0.5 * p**-0.5 * pi**-0.5 * a * r * p
+    return 1 / p * a * r * p
+
+
 def m2po(tokens: list[Token]) -> list[float]:
     """Algorithm 1 of the paper: the largest goes until the mean is small."""
     region = sorted((math.log(t.r) ** 2, i) for i, t in enumerate(tokens) if t.leaving)
@@ -198,7 +236,9 @@ PAPER: dict[str, Callable[[list[Token]], list[float]]] = {
     "atr": clipped(
         lambda p: bisected(lambda r: k3(r) <= 0.03, 1, 1e-9), lambda p: bisected(lambda r: k3(r) <= 0.03, 1, 9)
     ),
+    "gec": gec,
     "bapo": bapo,
+    "acpo": acpo,
     "dppo_tv": masked(lambda p, x: abs(x - p), 0.2, 20.0),
     "dppo_kl": masked(binary_kl, 0.05, 20.0),
     "cppo": cppo,
@@ -206,7 +246,9 @@ PAPER: dict[str, Callable[[list[Token]], list[float]]] = {
     "up": slope(lambda r, _, a, p: r / r.detach() * a if a > 0 else torch.minimum(r * a, r.clamp(min=0.8) * a)),
     "sapo": slope(lambda r, _, a, p: 4 / (t := 1.0 if a > 0 else 1.05) * torch.sigmoid(t * (r - 1)) * a),
     "gppo": gppo(1.0, 1.0),
+    "mhpo": slope(mhpo),
     "ce_gppo": gppo(0.75, 1.0),
+    "dgpo": slope(dgpo),
     "cfpo": slope(lambda r, _, a, p: r * a - abs(a) / (2 * 0.2) * (r - 1) ** 2),
     "drpo": slope(lambda r, _, a, p: r * a - abs(a) / (2 * 12.5) * p * (r - 1) ** 2),
     "pspo": slope(lambda r, _, a, p: ((1 - 0.1) * r + 0.1) * a),
@@ -248,6 +290,48 @@ def test_clip_cov_drops_its_share_of_those_with_a_large_covariance_by_chance():
     assert shares.mean().item() == pytest.approx(0.5, abs=0.02)
     assert (shares.mean(0) - 0.5).abs().max() < 4.5 * 0.5 / math.sqrt(200)  # every one of them, in half of the updates
     assert (shares.mean(1) - 0.5).abs().max() < 4.5 * 0.5 / math.sqrt(shares.shape[1])
+
+
+def test_kl_cov_takes_its_share_where_many_covariances_are_about_equal():
+    """Nearly sure tokens of one response are in one bin: 30 of 100 are wanted, and 10 are alone above them."""
+    spread = torch.linspace(-0.001, -0.0009, 90, dtype=torch.float64)
+    old = torch.cat([spread, torch.linspace(-3, -2, 10, dtype=torch.float64)])
+    advantages = torch.where(old > -1, 1.0, -1.0).double()
+    lengths = torch.tensor([90, 10])
+    view = View((old + 0.1).requires_grad_(), old, advantages, old, lengths, torch.arange(2))
+    rule = rule_of("kl_cov", share=0.3)
+    cov = covariance(with_totals(rule, view))
+    assert cov[:90].max() / cov[:90].min() < 1.001 and cov[90:].min() > 2 * cov[:90].max()
+
+    def penalised(update: int) -> Tensor:
+        return push(rule, replace(view, update=update)) - view.ratio * advantages < -0.5
+
+    chosen = torch.stack([penalised(update) for update in range(400)])
+    assert chosen[:, 90:].all()
+    shares = chosen[:, :90].double().mean(0)
+    assert shares.mean().item() == pytest.approx(20 / 90, abs=0.01)
+    assert (shares - 20 / 90).abs().max() < 4.5 * math.sqrt(0.22 * 0.78 / 400)  # each in its turn
+
+
+def test_gec_in_its_second_phase():
+    view = made_up_view(torch.float64)
+    rule = rule_of("gec", high_at_0=0.2, high_slope=0.0, low_at_0=0.3, low_slope=-0.13)
+    tokens = tokens_of(view)
+    wanted = clipped_by([(0.3 - 0.13 * t.r * t.p, 0.2) for t in tokens], tokens)
+    torch.testing.assert_close(push(rule, view).tolist(), wanted)
+    assert check_rule(rule) == "interval"
+
+
+def test_acpo_by_hand():
+    """Two rare tokens at r = 1 +- 0.1 and two sure ones at 1: widths 0.2 + 3 x 0.1 and, but for the 1e-8, 0.2."""
+    p = torch.tensor([0.1, 0.1, 0.9, 0.9], dtype=torch.float64)
+    r = torch.tensor([0.9, 1.1, 1.0, 1.0], dtype=torch.float64)
+    one = torch.ones(1, dtype=torch.int64)
+    view = View((p * r).log().requires_grad_(), p.log(), torch.ones_like(p), p, lengths=4 * one, numbers=one)
+    rule = rule_of("acpo")
+    lower, upper = rule(with_totals(rule, view))
+    assert upper.tolist() == pytest.approx([1.5, 1.5, 1.2003, 1.2003]), upper
+    assert lower.tolist() == pytest.approx([0.5, 0.5, 0.7997, 0.7997]), lower
 
 
 def test_cppo_by_hand():
@@ -310,7 +394,7 @@ def test_every_rule_has_a_second_formula_and_a_docstring_with_its_source():
 def test_a_ratio_of_one_is_never_cut(name: str):
     view = made_up_view(torch.float64)
     view = replace(view, logprobs=view.old_logprobs.clone().requires_grad_())
-    factor = 0.9 if name == "pspo" else 1.0
+    factor = {"pspo": 0.9, "mhpo": math.exp(-(math.log(2) ** 1.5) - (math.log(2) / 0.8) ** 2)}.get(name, 1.0)
     torch.testing.assert_close(
         push(rule_of(name, **({"share": 0.0} if name == "clip_cov" else {})), view), factor * view.advantages
     )
@@ -327,6 +411,12 @@ SAME = [
     ("abc", {"low_gain": 1.0, "high_loss": 1e9}, "fixed", {}),
     ("band_relaxed", {"delta": 1e-9}, "fixed", {"clip_high": 0.28}),
     ("band_relaxed", {"clip_low": 0.0, "clip_high": 0.0}, "band", {}),
+    ("gec", {"high_at_0": 0.28, "high_slope": 0.0}, "fixed", {"clip_high": 0.28}),
+    ("acpo", {"alpha": 0.0}, "fixed", {}),
+    ("acpo", {"clip_min": 9.0, "clip_max": 1e9}, "none", {}),
+    ("dgpo", {"n": -1.0, "m": 1.0}, "gppo", {}),
+    ("dgpo", {"n": 0.0, "m": 1e12}, "none", {}),
+    ("mhpo", {"c": 1e9, "lambda_positive": 1e30, "lambda_negative": 1e30}, "none", {}),
     ("bapo", {"low_to": 0.6, "high_to": 1.2}, "fixed", {"clip_low": 0.4}),
     ("bapo", {"target": 0.0}, "fixed", {"clip_low": 0.4}),
     ("bapo", {"target": 1.0}, "fixed", {"clip_low": 0.1, "clip_high": 2.0}),
@@ -484,7 +574,12 @@ def test_a_far_token_stays_finite():
 def test_a_broken_token_does_not_hide():
     view = made_up_view()
     broken = replace(view, logprobs=torch.where(view.position == 0, math.nan, view.logprobs))
-    for name in RULES.keys() - {"kl_cov", "clip_cov", "bapo"}:  # there one broken token breaks the sums, and all losses
+    for name in RULES.keys() - {
+        "kl_cov",
+        "clip_cov",
+        "bapo",
+        "acpo",
+    }:  # one broken token breaks their sums, so all losses
         rule = rule_of(name)
         losses = clipped_loss(rule, with_totals(rule, broken), **PPO).losses
         assert losses[view.position == 0].isnan().all() and losses[view.position > 1].isfinite().any(), name
@@ -549,7 +644,7 @@ def test_a_rule_of_ones_own(my_file: str):
 
 
 MISTAKES = [
-    ("bend", {}, r"rule 'bend' is not known; use FILE.py:FUNCTION, or one of abc, atr, band, .*, up$"),
+    ("bend", {}, r"rule 'bend' is not known; use FILE.py:FUNCTION, or one of abc, acpo, atr, band, .*, up$"),
     ("nowhere/mine.py:soft", {}, "nowhere/mine.py cannot be read: No such file"),
     ("MINE:sofd", {}, "has no function sofd; it has soft, by_entropy, mean_ratio, "),
     ("MINE:WIDTH", {}, "has no function WIDTH"),
