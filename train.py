@@ -311,14 +311,15 @@ def optimize(run: Run, minibatches: list[list[Tokens]], anchors: Anchors) -> Upd
     cfg, updates = run.cfg, Updates([list(row) for row in anchors], run.state.skipped_in_a_row)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(cfg, run.step)
-    for update, m in enumerate(list(range(len(minibatches))) * cfg.epochs_per_step):
+    first, order = run.step * cfg.updates_per_step, list(range(len(minibatches))) * cfg.epochs_per_step
+    for update, m in enumerate(order, start=first):  # the update's number in the run
         minibatch, olds = minibatches[m], updates.anchors[m]
         totals = rule_totals(run, minibatch, olds, update)
         for k, tokens in enumerate(minibatch):
             with run.policy.accumulating(last=k == len(minibatch) - 1):
                 logprobs, entropy = run.policy(tokens.batch)  # (T,), (T,)
-                first = {"mean_entropy": math.nan, "before_updates": update == 0}
-                old = olds[k] = olds[k] or anchor(run, tokens, logprobs.detach(), entropy.detach(), **first)
+                made = {"mean_entropy": math.nan, "before_updates": update == first}
+                old = olds[k] = olds[k] or anchor(run, tokens, logprobs.detach(), entropy.detach(), **made)
                 view = view_of(tokens, old, logprobs, update, totals)
                 losses, clipped, means = token_loss(run, tokens, old, view, entropy)  # (T,)
                 loss = (tokens.weights * losses).sum()

@@ -36,7 +36,7 @@ class View:
     entropy       of the old policy, nats
     lengths       (n,) int64, tokens of each sequence
     numbers       (n,) int64, which sequence of the update each is, however the update is cut
-    update        updates done so far: what is drawn by chance differs from update to update
+    update        updates of the run before this one: what is drawn by chance differs from update to update
     totals        what the rule's own sums add up to over the whole update
     """
 

@@ -67,6 +67,19 @@ def test_the_same_seed_is_the_same_run_on_a_busy_machine(engine: str, toy_model:
 # ---- random numbers ----
 
 
+def test_a_rule_sees_the_number_of_the_update_in_the_run(toy_model: str, tmp_path: Path):
+    """What a rule draws by chance from it is then drawn anew in every step."""
+    rule, seen = tmp_path / "rule.py", tmp_path / "seen"
+    rule.write_text(
+        f"def f(view):\n    with open({str(seen)!r}, 'a') as file:\n        print(view.update, file=file)\n"
+        "    return view.ratio\n"
+    )
+    keys = {"max_steps": 2, "updates_per_step": 2, "eval_every": 0, "rule": f"{rule}:f"}
+    assert train.main(argv(toy_model, tmp_path / "run", **keys)) == 0
+    numbers = seen.read_text().split()
+    assert list(dict.fromkeys(numbers[numbers.index("1") - 1 :])) == ["0", "1", "2", "3"]
+
+
 def test_a_tweak_that_draws_random_numbers_goes_on_with_the_same_ones(
     toy_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -110,7 +110,7 @@ def engine_gap(seen: Sequence[tuple[Tokens, Anchor]]) -> Tensor:
 
 
 def view_of(tokens: Tokens, old: Anchor, logprobs: Tensor, update: int, totals: Mapping[str, Tensor]) -> View:
-    """What a rule may see of a micro-batch in the step's update number `update`."""
+    """What a rule may see of a micro-batch in the run's update number `update`, from 0."""
     of_tokens = (old.old_logprobs, tokens.advantages, old.entropy, tokens.lengths, tokens.numbers)
     return View(logprobs, *of_tokens, update, totals)
 
@@ -120,8 +120,11 @@ def rule_totals(run: Run, minibatch: list[Tokens], olds: list[Anchor | None], up
     """The sums over an update that some rules need, under the policy just before it; {} for other rules. Collective."""
     if not run.rule.sums:
         return {}
+    first = update == run.step * run.cfg.updates_per_step  # of the step: the pass over the old policy is of this one
     views = [
-        view_of(tokens, old, run.policy(tokens.batch)[0] if update or tokens.kept else old.trainer_logprobs, update, {})
+        view_of(
+            tokens, old, old.trainer_logprobs if first and not tokens.kept else run.policy(tokens.batch)[0], update, {}
+        )
         for tokens, old in zip(minibatch, olds, strict=True)
         if old  # all are there: see minibatches_left
     ]
