@@ -145,7 +145,7 @@ def _read_jsonl(path: Path, notes: list[str]) -> list[dict[str, Any]]:
             continue
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # also a whole number of too many digits
             entry = None
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
             entries.append(entry)

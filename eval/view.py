@@ -194,7 +194,7 @@ def _read_samples(path: Path, notes: list[str]) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # also a whole number of too many digits
             row = None
         if isinstance(row, dict) and isinstance(row.get("answer"), str):
             rows.append(row)
@@ -284,7 +284,7 @@ def _card(run: Record, runs: Sequence[Record], notes: list[str]) -> dict[str, An
         environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         warnings.append("no environment.json")
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         warnings.append(f"environment.json cannot be read ({error})")
     warnings += environment.get("warnings", [])
     hardware = environment.get("hardware", {})
