@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from data.toy import toy_problems
+from eval.evaluate import Job
 from eval.run import (
     EvalConfig,
     Follower,
@@ -20,7 +21,9 @@ from eval.run import (
     prepare,
     read_answers,
     run,
+    warn_of_golds,
 )
+from rewards import Verifier
 from trainer.checkpoint import begin, commit
 
 SAMPLES = 4
@@ -151,6 +154,13 @@ def test_stored_files_that_cannot_be_read_are_named(tmp_path: Path, line: bytes,
     (tmp_path / "settings.json").write_bytes(line)
     with pytest.raises(ValueError, match=f"{tmp_path}.*give another --name"):
         check_settings(tmp_path / "settings.json", {"seed": 0})
+
+
+def test_a_long_gold_is_told_in_a_short_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with Verifier(workers=1, timeout_s=2.0, memory_gib=2.0, grader="math") as verifier:
+        warn_of_golds(verifier, [Job("easy", "easy/0", "x" * 10_000_000, [1], [0])])
+    said = capsys.readouterr().out
+    assert "easy/0: gold 'xxx" in said and "counts as unsolved" in said and len(said) < 300
 
 
 def test_other_weights_in_the_same_place_are_refused(

@@ -276,6 +276,13 @@ def test_a_rule_of_the_users_that_raises(capsys, toy_model, tmp_path, rule: byte
     assert line.startswith("error: rule ") and told in line
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry_run"]])
+def test_a_verifier_without_room_to_work(capsys, toy_model, tmp_path, dry: list[str]):
+    """Every symbolic answer would be a crash."""
+    (line,) = refused(capsys, toy_model, tmp_path, "--verifier_memory_gib", 0.01, *dry)
+    assert line.startswith("error: verifier_memory_gib 0.01: no grading process can work in it")
+
+
 def test_a_reward_is_tried_with_all_that_it_asks_for(capsys, toy_model, tmp_path):
     (tmp_path / "my_reward.py").write_text(
         "def reward(completion, gold, problem, prompt, response_tokens, truncated):\n"
