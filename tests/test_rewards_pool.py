@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rewards import Grade, Verifier
+from rewards import Grade, GraderError, Verifier
 
 ROOT = Path(__file__).resolve().parent.parent
 HARD = ("\\boxed{2\\sqrt2}", "\\sqrt8")  # right, and only computer algebra can tell
@@ -244,6 +244,15 @@ def test_equal_answers_are_judged_once_also_when_they_time_out():
 def test_limits_that_cannot_be_worked_in_are_refused_at_once(limits, told):
     with pytest.raises(ValueError, match=told):
         Verifier(**{"workers": 1, "timeout_s": 1.0, "memory_gib": 2.0, "grader": "math", **limits})
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_grading_that_nobody_is_left_to_do_is_an_error():
+    with math_verifier() as verifier:
+        verifier.grade(*HARD)
+        verifier._queue.put("no ticket")  # type: ignore[arg-type]  (ends the thread that gets it)
+        with pytest.raises(GraderError, match="the grading threads ended; why is on stderr"):
+            verifier.grade("\\boxed{3\\sqrt2}", "\\sqrt{18}")
 
 
 def test_a_jump_is_warned_about_once(caplog):
