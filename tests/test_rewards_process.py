@@ -127,7 +127,11 @@ def test_a_run_that_is_suspended_and_continued_loses_no_grade(tmp_path):
     assert said == "match\n", errors
 
 
-def test_what_a_reward_has_started_ends_with_its_worker(tmp_path):
+@pytest.mark.parametrize("pidfd", [True, False])  # elsewhere than on Linux there is none
+def test_what_a_reward_has_started_ends_with_its_worker(tmp_path, monkeypatch, pidfd):
+    if not pidfd:
+        (tmp_path / "sitecustomize.py").write_text("import os\ndel os.pidfd_open\n")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     body = """
         import subprocess
         def reward(completion, gold):
