@@ -16,6 +16,7 @@ A rule that needs more than single tokens (a quantile, a balance of sums) has fu
 `totals`. They are sums over tokens, so that nothing depends on how an update is cut into micro-batches and ranks.
 """
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, get_args
@@ -256,11 +257,15 @@ def check_rule(rule: Rule) -> str:
     """Try a rule on made-up tokens; "interval" or "weight", what it gives. A few milliseconds on the CPU.
 
     Raises ValueError saying what is wrong: shapes, dtypes, values that are not finite (an upper bound may be infinite),
-    an interval without 1, a gradient where a constant must be. What the function itself raises passes through.
+    an interval without 1, a gradient where a constant must be, and whatever the function raises, with the line of it.
     """
     view = made_up_view()
-    found = totals(rule, [view], lambda sums: sums, surrogate="ppo")
-    result = rule(replace(view, totals=found))
+    try:
+        found = totals(rule, [view], lambda sums: sums, surrogate="ppo")
+        result = rule(replace(view, totals=found))
+    except (Exception, SystemExit) as error:  # a user's function may raise anything
+        where = told(error, rule.function.__code__.co_filename)
+        raise ValueError(f"rule {rule.name}, tried on made-up tokens: {where}") from error
     tokens = len(view.logprobs)
 
     def examine(name: str, value: object, *, finite: bool = True, gradient: bool = False) -> Tensor:
@@ -299,6 +304,13 @@ def check_rule(rule: Rule) -> str:
             f"upper, at p {view.p[token]:.4g}, A {view.advantages[token]:.4g}"
         )
     return "interval"
+
+
+def told(error: BaseException, path: str) -> str:
+    """An error with the line of the file `path` that it came from, where there is one; a SyntaxError has its own."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    line = f":{frames[-1].lineno}" if frames else ""
+    return f"{path}{line}: {type(error).__name__}: {error}"
 
 
 def made_up_view(dtype: torch.dtype = torch.float32) -> View:

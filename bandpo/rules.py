@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from bandpo.band import band_bounds, inside_band
-from bandpo.rule import Result, Rule, Sums, View, WithPenalty
+from bandpo.rule import Result, Rule, Sums, View, WithPenalty, told
 
 RULES: dict[str, Rule] = {}
 
@@ -38,8 +38,8 @@ def published(*sums: Sums) -> Callable[[Callable[..., Result]], Callable[..., Re
 def load_rule(name: str, parameters: Mapping[str, object]) -> Rule:
     """The rule of RULES with this name, or of the user's "FILE.py:FUNCTION", with these parameters.
 
-    Raises ValueError for an unknown name or parameter, listing what there is, and for a file or function that is not
-    there or has not the form of a rule. What the file raises passes through.
+    Raises ValueError for an unknown name or parameter, listing what there is, for a file or function that is not there
+    or has not the form of a rule, and for a file that is no Python or raises, with the line of it.
     """
     if name in RULES:
         return RULES[name].with_parameters(parameters)
@@ -47,12 +47,15 @@ def load_rule(name: str, parameters: Mapping[str, object]) -> Rule:
     if not colon or not path.endswith(".py"):
         raise ValueError(f"rule {name!r} is not known; use FILE.py:FUNCTION, or one of {', '.join(sorted(RULES))}")
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, "rb") as file:
             source = file.read()
     except OSError as error:
         raise ValueError(f"rule {name!r}: {path} cannot be read: {error.strerror}") from error
     names: dict[str, object] = {"__name__": path.removesuffix(".py"), "__file__": path}
-    exec(compile(source, path, "exec"), names)
+    try:
+        exec(compile(source, path, "exec"), names)
+    except (Exception, SystemExit) as error:  # a user's file may raise anything
+        raise ValueError(f"rule {name!r}: {told(error, path)}") from error
     found = names.get(function_name)
     if isinstance(found, Rule):
         return found.with_parameters(parameters)

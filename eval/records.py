@@ -146,7 +146,7 @@ def read_lines(path: Path, key: str, kind: type, notes: list[str]) -> list[dict[
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # also a whole number of too many digits
             row = None
         if isinstance(row, dict) and isinstance(row.get(key), kind):
             rows.append(row)

@@ -287,7 +287,7 @@ def warn_of_golds(verifier: Verifier, every: Sequence[Job]) -> None:
     """Problems whose gold cannot be matched count as unsolved, as they do in published figures; say which."""
     for job, trouble in zip(every, verifier.check_golds([job.gold for job in every]), strict=True):
         if trouble:
-            print(f"warning: {job.problem}: gold {job.gold!r} cannot be matched ({trouble}); it counts as unsolved")
+            print(f"warning: {job.problem}: gold {job.gold!r:.80} cannot be matched ({trouble}); it counts as unsolved")
 
 
 def model_files(model: str) -> dict[str, str]:
@@ -306,11 +306,15 @@ def model_files(model: str) -> dict[str, str]:
 
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Write the settings of the first call; refuse others later. Raises ValueError naming each that changed."""
+    """Write the settings of the first call; refuse others later. Raises ValueError naming each that changed, and
+    for a file that cannot be read."""
     if not path.exists():
         path.write_text(json.dumps(settings, indent=1))
         return
-    before = json.loads(path.read_text())
+    try:
+        before = dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): give another --name, or remove the folder") from None
     changed = [
         f"{key}: {before.get(key)!r} there, {settings.get(key)!r} now"
         for key in before | settings
@@ -329,16 +333,21 @@ Key = tuple[str, str, int]  # set, problem, sample
 def read_answers(folder: Path, every: Sequence[Job]) -> dict[Key, Row]:
     """The stored answers that are wanted, with today's golds.
 
-    Raises ValueError where a problem's prompt is no longer the stored one.
+    Raises ValueError where a problem's prompt is no longer the stored one, and for a line that is no answer.
     """
     prompts = {(job.set, job.problem): prompt_hash(job.prompt) for job in every}
     golds = {(job.set, job.problem): job.gold for job in every}
     wanted = {(job.set, job.problem, number) for job in every for number in job.samples}
     stored: dict[Key, Row] = {}
     for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text().split("\n")[:-1]:  # behind the last newline: nothing, or a line cut short
-            row = json.loads(line)
-            key = (row["set"], row["problem"], row["sample"])
+        lines = path.read_bytes().split(b"\n")[:-1]  # behind the last newline: nothing, or a line cut short
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                key = (row["set"], row["problem"], row["sample"])
+            except (ValueError, KeyError, TypeError) as error:
+                told = f"{path}, line {number}: no answer of an evaluation ({type(error).__name__}: {error})"
+                raise ValueError(f"{told}; take the line out: it is sampled again") from None
             if key not in wanted:
                 continue
             if row["prompt_hash"] != prompts[key[:2]]:

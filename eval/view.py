@@ -266,7 +266,7 @@ def _card(run: Record, runs: Sequence[Record], notes: list[str]) -> dict[str, An
         environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         warnings.append("no environment.json")
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         warnings.append(f"environment.json cannot be read ({error})")
     warnings += environment.get("warnings", [])
     hardware = environment.get("hardware", {})

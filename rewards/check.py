@@ -28,7 +28,7 @@ class Case(NamedTuple):
 def read_cases(path: Path) -> list[Case]:
     """The cases of a JSONL file. Raises ValueError naming the line that is not a case."""
     cases = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
         try:

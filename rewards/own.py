@@ -108,11 +108,11 @@ def scores_of(said: object) -> dict[str, float]:
     """The numbers that a reward returned, `score` among them. Raises TypeError for anything else."""
     scores = said if isinstance(said, Mapping) else {"score": said}
     if "score" not in scores or not all(isinstance(name, str) for name in scores):
-        raise TypeError(f"returned {reprlib.repr(said)}; a dict needs names, and 'score' among them")
+        raise TypeError(f"returned {_shown(said)}; a dict needs names, and 'score' among them")
     found = {name: _number(value) for name, value in scores.items()}
     for name, value in found.items():
         if value is None:
-            what = f"{type(scores[name]).__name__} {reprlib.repr(scores[name])}"
+            what = f"{type(scores[name]).__name__} {_shown(scores[name])}"
             raise TypeError(f"returned {what} as {name}; a finite number, or a dict of them with 'score', is needed")
     return {name: value for name, value in found.items() if value is not None}
 
@@ -128,6 +128,14 @@ def _number(value: Any) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
+
+
+def _shown(value: object) -> str:
+    """A value, shortened; Python refuses to write out a whole number of more than 4,300 digits."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:
+        return "(too long to be shown)"
 
 
 def told(error: BaseException, path: str) -> str:

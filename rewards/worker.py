@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -35,13 +36,15 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def main() -> None:
     settings = json.loads(sys.argv[1])
     _die_with(settings["parent"])
+    path, own, _ = settings["grader"].rpartition(":")
+    if own:
+        _take_along()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (settings["memory_bytes"], settings["memory_bytes"]))
     channel = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what a grader prints goes to stderr
     lines = channel.makefile("rwb")
-    path, own, _ = settings["grader"].rpartition(":")
     try:
         reward = load(settings["grader"]) if own else None
         calls = {"own": reward.grade} if reward else _math_calls()
@@ -69,6 +72,23 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(0)
+
+
+def _take_along() -> None:
+    """Leave a process behind that kills our group once we have ended, however we did: what a user's reward has started
+    must not outlive a trainer that was killed. It is nobody's child, since that code may wait for its own.
+    """
+    if not hasattr(os, "pidfd_open"):  # not Linux: the group ends with a worker that its owner ends
+        return
+    ours = os.pidfd_open(os.getpid())
+    if os.fork() == 0:
+        if os.fork() == 0:
+            os.closerange(0, ours)  # the socket, above all
+            select.select([ours], [], [])  # readable when we have ended
+            os.killpg(0, signal.SIGKILL)
+        os._exit(0)
+    os.wait()
+    os.close(ours)
 
 
 def _send(lines: Any, message: dict[str, Any]) -> None:

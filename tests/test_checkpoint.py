@@ -200,6 +200,15 @@ def test_a_full_disk_is_recognised_by_what_torch_and_safetensors_raise(tmp_path)
             with checkpoint.writing():
                 with open("/dev/full", "wb") as file:
                     torch.save(torch.zeros(numbers), file)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:  # nothing is left to fail when the file is closed: torch's words come last
+        with pytest.raises(CheckpointError, match="the disk is full .*unexpected pos"):
+            with checkpoint.writing():
+                with open(tmp_path / "x.pt", "wb") as file:
+                    torch.save(torch.zeros(100_000), file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     with pytest.raises(CheckpointError, match="not saved: .*No such file"):
         with checkpoint.writing():
             save_file({"x": torch.zeros(3)}, tmp_path / "absent" / "x.safetensors")

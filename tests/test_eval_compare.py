@@ -184,7 +184,11 @@ def test_odd_runs_are_noted_and_kept(tmp_path: Path) -> None:
         write_run(tmp_path / "nan", [*good, {"step": 5, "reward/mean": float("nan")}], clip="dcpo", seed=0),
         write_run(tmp_path / "resumed", [*good, {"step": 4, "reward/mean": 0.7}], clip="dcpo", seed=0),
         write_run(
-            tmp_path / "broken", good[:2], tail="\0\0garbage\n[1]\n" + json.dumps(good[2]) + "\n", clip="x", seed=0
+            tmp_path / "broken",
+            good[:2],
+            tail="\0\0garbage\n[1]\n" + "1" * 5000 + "\n" + json.dumps(good[2]) + "\n",
+            clip="x",
+            seed=0,
         ),
     ]
     (tmp_path / "empty").mkdir()
@@ -203,7 +207,7 @@ def test_odd_runs_are_noted_and_kept(tmp_path: Path) -> None:
         "bare: no config.yaml",
         "nan: not a finite number: reward/mean from step 5",
         "resumed: 1 steps were logged twice",
-        "broken: metrics.jsonl: no JSON object with 'step' in line 3, 4; left out",
+        "broken: metrics.jsonl: no JSON object with 'step' in line 3, 4, 5; left out",
         "empty: no metrics.jsonl and no offline wandb file",
         "empty: nothing logged yet",
         "badconfig: config.yaml cannot be read",

@@ -9,7 +9,21 @@ import pytest
 import yaml
 
 from data.toy import toy_problems
-from eval.run import EvalConfig, Follower, configure, environment, main, model_files, prepare, run
+from eval.evaluate import Job
+from eval.run import (
+    EvalConfig,
+    Follower,
+    check_settings,
+    configure,
+    environment,
+    main,
+    model_files,
+    prepare,
+    read_answers,
+    run,
+    warn_of_golds,
+)
+from rewards import Verifier
 from trainer.checkpoint import begin, commit
 
 SAMPLES = 4
@@ -121,6 +135,32 @@ def test_other_settings_are_refused(config: EvalConfig, metrics: dict[str, float
     other.write_text('{"problem": "1+1+1+1=", "answer": "4"}\n')
     with pytest.raises(ValueError, match="easy/0 was sampled from another prompt"):
         run(dataclasses.replace(config, sets=str(other)))
+
+
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        (b'{"set"', "JSONDecodeError"),
+        (b'{"set": "easy", "problem": 0}', "KeyError: 'sample'"),
+        (b"\xff", "UnicodeDecodeError"),
+        (b"1" * 5000, "Exceeds the limit"),
+        (b"[]", "TypeError"),
+    ],
+)
+def test_stored_files_that_cannot_be_read_are_named(tmp_path: Path, line: bytes, told: str) -> None:
+    (tmp_path / "one.jsonl").write_bytes(b'{"set": "easy", "problem": "0", "sample": 0}\n' + line + b"\n")
+    with pytest.raises(ValueError, match=f"one.jsonl, line 2: no answer of an evaluation .*{told}.*; take"):
+        read_answers(tmp_path, [])
+    (tmp_path / "settings.json").write_bytes(line)
+    with pytest.raises(ValueError, match=f"{tmp_path}.*give another --name"):
+        check_settings(tmp_path / "settings.json", {"seed": 0})
+
+
+def test_a_long_gold_is_told_in_a_short_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with Verifier(workers=1, timeout_s=2.0, memory_gib=2.0, grader="math") as verifier:
+        warn_of_golds(verifier, [Job("easy", "easy/0", "x" * 10_000_000, [1], [0])])
+    said = capsys.readouterr().out
+    assert "easy/0: gold 'xxx" in said and "counts as unsolved" in said and len(said) < 300
 
 
 def test_other_weights_in_the_same_place_are_refused(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from launching import metrics
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import train
 from bench.chaos import (
@@ -216,6 +216,20 @@ def test_lines_of_metrics_that_were_lost_are_back_after_a_resume(
     assert difference(run, four_steps, step=4) == ""
 
 
+def test_a_run_whose_folder_is_deleted_while_it_trains_ends_with_one_line(
+    toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run, reward = tmp_path / "run", tmp_path / "reward.py"
+    reward.write_text(
+        "import shutil\n"
+        "def grade(completion, gold):\n"
+        f"    shutil.rmtree({str(run)!r}, ignore_errors=True)\n"
+        "    return gold in completion\n"
+    )
+    line = error_of(capsys, argv(toy_model, run, reward=f"{reward}:grade", eval_every=0, max_steps=1), 1)
+    assert f"{run} is not this run's any more: deleted or moved while it trained" in line
+
+
 def test_a_run_that_never_saved_starts_from_step_0(four_steps: Path, toy_model: str, tmp_path: Path, capsys):
     run = tmp_path / "run"
     shutil.copytree(four_steps, run)
@@ -292,10 +306,22 @@ def test_a_wandb_that_is_not_there_stops_nothing(toy_model: str, tmp_path: Path)
 def test_weights_that_are_no_numbers_end_the_run_with_one_line(
     toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """The learning rate throws them so far that sampling fails in the next step."""
-    line = error_of(capsys, argv(toy_model, tmp_path / "run", lr="1e30", eval_every=0), 1)
-    assert "the engine failed while sampling: RuntimeError: probability tensor" in line and "inf" in line
-    assert "multinomial" in (tmp_path / "run" / "engine_error_rank_0.txt").read_text()
+    """The learning rate throws them so far that the next step cannot sample, nor could it if the run was resumed."""
+    line = error_of(capsys, argv(toy_model, tmp_path / "run", lr="1e30", eval_every=0, save_every=1), 1)
+    assert line == "error: the policy's logits are not finite: lower lr, or go back to an earlier checkpoint"
+
+
+def test_a_model_whose_weights_are_no_numbers_is_a_mistake_told_before_training(
+    toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    model, name = shutil.copytree(toy_model, tmp_path / "model"), "model.layers.1.mlp.up_proj.weight"
+    weights = load_file(model / "model.safetensors")
+    weights[name][3, 5] = torch.nan
+    weights["model.norm.weight"] *= 1e38  # its sum is infinite, none of its numbers is
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    line = error_of(capsys, argv(str(model), tmp_path / "run"), 2)
+    assert f"model: {model}: 1 weights hold numbers that are not finite (NaN or infinite), {name} among them" in line
+    assert metrics(tmp_path / "run") == []
 
 
 def test_weights_that_are_infinite_are_named_as_such(

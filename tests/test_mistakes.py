@@ -19,7 +19,7 @@ from configs.memory import MODELS, Size
 from configs.names import stems
 from configs.schema import Config
 from rewards import check
-from trainer.checks import cache_too_small
+from trainer.checks import cache_trouble
 from trainer.model_files import check_context
 from trainer.ranks import Ranks
 from trainer.task import load_task
@@ -228,7 +228,7 @@ def test_a_context_that_a_factor_lengthens():
             check_context(fits, config)
 
 
-def test_a_cache_that_does_not_hold_one_sequence(capsys, toy_model, tmp_path):
+def test_a_cache_that_does_not_hold_one_sequence_or_is_larger_than_the_machine(capsys, toy_model, tmp_path):
     """The toy: 2 layers, 64 numbers of keys and of values a token, float32: 1,024 bytes; 8 + 16 tokens a sequence."""
     if torch.cuda.is_available():
         pytest.skip("a GPU has its memory for a cache")
@@ -236,8 +236,10 @@ def test_a_cache_that_does_not_hold_one_sequence(capsys, toy_model, tmp_path):
     keys = ["--engine", "vllm", "--engine_cpu_cache_gib"]
     (line,) = refused(capsys, toy_model, tmp_path, *keys, small)
     assert f"engine_cpu_cache_gib: {small} leaves 2.19e-05 GiB" in line and "24, needs 2.29e-05; raise it" in line
+    (line,) = refused(capsys, toy_model, tmp_path, *keys, 10_000)
+    assert "engine_cpu_cache_gib: 10000.0 is more than this machine's memory" in line and line.endswith("; lower it")
     cfg = load(Config, ["--config", "demo_band", "--model", toy_model, *keys[:2], keys[2], str(fits)])
-    assert cache_too_small(cfg, Size.of(AutoConfig.from_pretrained(toy_model))) == ""
+    assert cache_trouble(cfg, Size.of(AutoConfig.from_pretrained(toy_model))) == ""
 
 
 @pytest.mark.parametrize(
@@ -254,6 +256,31 @@ def test_a_reward_that_gives_no_number(capsys, toy_model, tmp_path, reward: str,
     (tmp_path / "my_reward.py").write_text(reward + "\n")
     (line,) = refused(capsys, toy_model, tmp_path, "--reward", f"{tmp_path}/my_reward.py:reward", *dry)
     assert told in line
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry_run"]])
+@pytest.mark.parametrize(
+    "rule, told",
+    [
+        (b"\n1 / 0\n", "my_rule.py:2: ZeroDivisionError: division by zero"),
+        (b"import nothing_of_the_kind\n", "my_rule.py:1: ModuleNotFoundError: No module named 'nothing_of_the_kind'"),
+        (b"raise SystemExit\n", "my_rule.py:1: SystemExit"),
+        (b"def rule(view:\n", "my_rule.py: SyntaxError: '(' was never closed (my_rule.py, line 1)"),
+        (b"a = 1\nb = '\xff'\n", "codec can't decode byte 0xff in position 0: invalid start byte (my_rule.py, line 2)"),
+        (b"def rule(view):\n    return view.ratio @ view\n", "my_rule.py:2: TypeError: unsupported operand"),
+    ],
+)
+def test_a_rule_of_the_users_that_raises(capsys, toy_model, tmp_path, rule: bytes, told: str, dry: list[str]):
+    (tmp_path / "my_rule.py").write_bytes(rule)
+    (line,) = refused(capsys, toy_model, tmp_path, "--rule", f"{tmp_path}/my_rule.py:rule", *dry)
+    assert line.startswith("error: rule ") and told in line
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry_run"]])
+def test_a_verifier_without_room_to_work(capsys, toy_model, tmp_path, dry: list[str]):
+    """Every symbolic answer would be a crash."""
+    (line,) = refused(capsys, toy_model, tmp_path, "--verifier_memory_gib", 0.01, *dry)
+    assert line.startswith("error: verifier_memory_gib 0.01: no grading process can work in it")
 
 
 def test_a_reward_is_tried_with_all_that_it_asks_for(capsys, toy_model, tmp_path):

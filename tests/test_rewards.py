@@ -97,6 +97,9 @@ def test_a_line_that_is_no_case_is_named(tmp_path):
     file.write_text('{"completion": "x", "gold": "1"}\n')
     with pytest.raises(ValueError, match="line 1: without expected"):
         read_cases(file)
+    file.write_bytes(b'\n{"completion": "\xff"}\n')
+    with pytest.raises(ValueError, match=r"cases.jsonl line 2: not JSON \('utf-8' codec can't decode"):
+        read_cases(file)
 
 
 # --------------------------------------------------------------------------------------------------------- extraction

@@ -12,7 +12,7 @@ import pytest
 from launching import ROOT
 from verifiers import HARD, is_running, math_verifier, own_verifier, wait_until_gone, worker_pids
 
-from rewards import Grade, Verifier
+from rewards import Grade, GraderError, Verifier
 
 STUCK = "\\boxed{((9^{999})^{999})^{999}}"  # passes the guards, fills memory and time
 
@@ -213,6 +213,15 @@ def test_equal_answers_are_judged_once_also_when_they_time_out():
 def test_limits_that_cannot_be_worked_in_are_refused_at_once(limits, told):
     with pytest.raises(ValueError, match=told):
         Verifier(**{"workers": 1, "timeout_s": 1.0, "memory_gib": 2.0, "grader": "math", **limits})
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_grading_that_nobody_is_left_to_do_is_an_error():
+    with math_verifier() as verifier:
+        verifier.grade(*HARD)
+        verifier._queue.put("no ticket")  # type: ignore[arg-type]  (ends the thread that gets it)
+        with pytest.raises(GraderError, match="the grading threads ended; why is on stderr"):
+            verifier.grade("\\boxed{3\\sqrt2}", "\\sqrt{18}")
 
 
 def test_a_jump_is_warned_about_once(caplog):

@@ -128,7 +128,11 @@ def test_a_run_that_is_suspended_and_continued_loses_no_grade(tmp_path):
     assert said == "match\n", errors
 
 
-def test_what_a_reward_has_started_ends_with_its_worker(tmp_path):
+@pytest.mark.parametrize("pidfd", [True, False])  # elsewhere than on Linux there is none
+def test_what_a_reward_has_started_ends_with_its_worker(tmp_path, monkeypatch, pidfd):
+    if not pidfd:
+        (tmp_path / "sitecustomize.py").write_text("import os\ndel os.pidfd_open\n")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     body = """
         import subprocess
         def reward(completion, gold):
@@ -145,6 +149,27 @@ def test_what_a_reward_has_started_ends_with_its_worker(tmp_path):
         assert verifier.grade("fine", str(pids)).correct
     assert len(pids.read_text().split()) == 2
     assert wait_until_gone([int(pid) for pid in pids.read_text().split()])
+
+
+def test_what_a_reward_has_started_ends_with_a_trainer_that_is_killed(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import subprocess\n"
+        "def reward(completion, gold):\n"
+        "    print(subprocess.Popen(['sleep', '1000']).pid, flush=True)\n"
+        "    while True: pass\n"
+    )
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from rewards import Verifier\n"
+        "verifier = Verifier(workers=1, timeout_s=60.0, memory_gib=2.0, grader='mine.py:reward')\n"
+        "verifier.collect([verifier.submit('x', 'y')])\n"
+    )
+    trainer = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert trainer.stderr
+    pid = int(trainer.stderr.readline())
+    trainer.kill()
+    trainer.communicate(timeout=20)  # nobody holds its stderr
+    assert wait_until_gone([pid])
 
 
 def test_memory_is_limited(tmp_path):

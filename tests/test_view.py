@@ -538,11 +538,11 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     short["weight"] = short["weight"][:-1]
     run = write_run(tmp_path / "run", "band", 0, {1: [good, short]})
     with open(run / "samples" / "step_000001.jsonl", "a") as file:
-        file.write('{"answer": 3}\n{"answer": "cut o')
+        file.write('{"answer": 3}\n' + "1" * 5000 + '\n{"answer": "cut o')
     (run / "environment.json").write_text("{")
     write_page([run], tmp_path / "page.html")
     text = cards(tmp_path / "page.html")
-    assert "step_000001.jsonl: no JSON object with 'answer' in line 3; left out" in text
+    assert "step_000001.jsonl: no JSON object with 'answer' in line 3, 4; left out" in text
     assert "the last line of step_000001.jsonl is unfinished and left out" in text
     assert "step_000001.jsonl: weight not as long as token_texts (30); shown without colours" in text
     assert "environment.json cannot be read" in text

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import torch
 
 from bandpo.rule import Rule, check_rule
@@ -71,11 +72,12 @@ def find_room(folder: Path) -> None:
         raise ValueError(f"output_dir: {folder} cannot be written ({error}); choose another output_dir") from None
 
 
-def cache_too_small(cfg: Config, size: Size) -> str:
-    """In words, why vLLM's keys and values of one whole sequence do not fit; "" where they do or it cannot be told.
+def cache_trouble(cfg: Config, size: Size) -> str:
+    """In words, why vLLM's keys and values of one whole sequence do not fit, or a CPU's cache not into its memory; ""
+    where they do or it cannot be told.
 
-    What they have is taken too large rather than too small: all of the cache on a CPU, and on a GPU all that the
-    weights leave of the engine's share.
+    The room is taken too large rather than too small: all of the cache on a CPU, and on a GPU all that the weights
+    leave of the engine's share.
     """
     if cfg.engine != "vllm":
         return ""
@@ -86,7 +88,9 @@ def cache_too_small(cfg: Config, size: Size) -> str:
         room = cfg.engine_memory_share * card * cfg.tensor_parallel - size.parameters * numbers
     else:
         numbers, key = (2 if cfg.precision == "bfloat16" else 4), "engine_cpu_cache_gib"
-        room = cfg.engine_cpu_cache_gib * GIB
+        room, memory = cfg.engine_cpu_cache_gib * GIB, psutil.virtual_memory().total
+        if room > memory:
+            return f"{key}: {cfg.engine_cpu_cache_gib} is more than this machine's memory, {memory / GIB:.3g}; lower it"
     needed = whole * cache_a_token(size, numbers)
     if needed <= room:
         return ""

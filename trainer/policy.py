@@ -164,10 +164,11 @@ class Policy:
         """Load float32 weights from a folder or hub id and shard them as `options.sharding` says; collective.
 
         Weights become float32 group by group on the device: the host's memory holds the files, once for all ranks.
-        Raises ValueError when weights are missing, RuntimeError when the sharding asked for is not the one obtained.
+        Raises ValueError when weights are missing or no numbers, RuntimeError for another sharding than was asked for.
         """
         register_attention()
         causal_lm = _read(path, options)
+        check_finite(causal_lm, path)
         causal_lm.eval().requires_grad_(trainable)
         _drop_nothing(causal_lm)
         if options.gradient_checkpointing and trainable:
@@ -329,6 +330,18 @@ def _drop_nothing(causal_lm: nn.Module) -> None:
         for name, value in vars(module).items():
             if "drop" in name and isinstance(value, float):  # attention_dropout of Llama and Qwen, for example
                 setattr(module, name, 0.0)
+
+
+def check_finite(causal_lm: nn.Module, path: str) -> None:
+    """Raise ValueError naming a weight that holds a NaN or an infinity: nothing that follows would say so."""
+    # The sum tells, without a copy of the weight; one that overflows by itself is looked at number by number.
+    doubtful = [(name, w) for name, w in causal_lm.named_parameters() if not w.sum(dtype=torch.float32).isfinite()]
+    broken = [name for name, weight in doubtful if not weight.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"model: {path}: {len(broken)} weights hold numbers that are not finite (NaN or infinite), {broken[0]} "
+            "among them; get its files again, or start from another model"
+        )
 
 
 def check_head(causal_lm: Any, path: str) -> None:

@@ -157,7 +157,7 @@ def _newest(folder: Path, cfg: Config, fingerprint: Mapping[str, str], say: Call
             )
         say(f"resuming {folder} after step {checkpoint.step_of(path)}")
     elif newest.exists():
-        saved = newest.read_text(encoding="utf-8").strip()
+        saved = newest.read_text(encoding="utf-8", errors="replace").strip()
         raise ValueError(
             f"run_name: {cfg.run_name!r} has a checkpoint of {saved}, and {root} holds none: is its disk mounted? To "
             f"start anew, choose another run_name or move {folder} away"

@@ -28,6 +28,7 @@ import torch
 
 OnFinish = Callable[[int, int, "Completion"], None]  # (prompt index, sample index, completion)
 NamedTensors = Iterable[tuple[str, torch.Tensor]]
+NOT_FINITE = "lower lr, or go back to an earlier checkpoint"  # what there is to do
 MOST_SEQUENCES = {"vllm": 1024, "hf": 256}  # decoded at once; vLLM's own default on an H100, and a batch of `generate`
 
 
@@ -229,7 +230,8 @@ class VllmEngine:
     def _completion(self, output: Any, i: int, j: int) -> Completion:
         token_ids, logprobs = list(output.token_ids), list(output.logprobs.logprobs)
         if len(logprobs) != len(token_ids) or not all(-float("inf") < x <= 1e-6 for x in logprobs):
-            raise FloatingPointError(f"the engine returned log-probs that are not finite for prompt {i}, sample {j}")
+            told = f"the engine returned log-probs that are not finite for prompt {i}, sample {j}"
+            raise FloatingPointError(f"{told}: {NOT_FINITE}")
         text = self.tokenizer.decode(token_ids, skip_special_tokens=True)
         return Completion(token_ids, logprobs, output.finish_reason, text)
 
@@ -412,6 +414,8 @@ class HfEngine:
         class OnlyTokenizerRows(LogitsProcessor):
             def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
                 scores[:, vocab_size:] = -float("inf")
+                if not scores.amax(-1).isfinite().all():  # a NaN counts as the largest
+                    raise FloatingPointError(f"the policy's logits are not finite: {NOT_FINITE}")
                 return scores
 
         input_ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.device)

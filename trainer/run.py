@@ -25,7 +25,7 @@ from trainer.checks import EngineMismatch
 from trainer.clock import Clock
 from trainer.policy import Policy
 from trainer.ranks import Ranks
-from trainer.rollout import Engine, Sampling, weight_sum
+from trainer.rollout import NOT_FINITE, Engine, Sampling, weight_sum
 from trainer.state import State
 from trainer.stopping import Signals, Stopped
 from trainer.task import Task
@@ -153,10 +153,7 @@ class Run:
         self.engine.wake()  # which also empties torch's cache: the engine takes its memory elsewhere
         self.engine.sync_weights(summed())
         if broken := [name for name, value in ours.items() if not math.isfinite(value)]:
-            raise FloatingPointError(
-                f"the policy's weights are not finite, {broken[0]} among them: lower lr, or go back to an earlier "
-                "checkpoint"
-            )
+            raise FloatingPointError(f"the policy's weights are not finite, {broken[0]} among them: {NOT_FINITE}")
         theirs = self.engine.checksum(names)
         # The same numbers summed in double precision: any real update of a weight shows, the order of the sum does not.
         wrong = [n for n, value in theirs.items() if not abs(value - ours[n]) <= 1e-6]

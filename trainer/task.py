@@ -31,7 +31,7 @@ from data import (
 from rewards import GraderError, Verifier, check_golds
 from rewards.golds import NOT_CHECKED
 from trainer import checkpoint
-from trainer.checks import cache_too_small, find_kernels, find_model, find_room, find_rule
+from trainer.checks import cache_trouble, find_kernels, find_model, find_room, find_rule
 from trainer.fingerprint import changed, fingerprint_of_data, own_files, tokenizer_hash
 from trainer.model_files import check_context, check_weights, files_hash, read_config, read_tokenizer
 from trainer.ranks import Ranks
@@ -70,7 +70,7 @@ def load_task(cfg: Config, say: Say, ranks: Ranks) -> Task:
     def look() -> tuple[Model, dict[str, str]]:
         _check_local(cfg, say)
         model = _model(cfg)
-        if told := cache_too_small(cfg, Size.of(model.config)):
+        if told := cache_trouble(cfg, Size.of(model.config)):
             raise ValueError(told)
         own = own_files({"reward": cfg.reward, "rule": cfg.rule})
         return model, {"tokenizer": tokenizer_hash(model.tokenizer, model.stops), "model": files_hash(cfg.model), **own}
@@ -112,7 +112,7 @@ def look_at_task(cfg: Config, say: Say) -> tuple[Size | None, list[str]]:
         size = Size.of(model.config)
     except HubUnreachable:
         missing.append(f"model {cfg.model}: its tokenizer, chat template and stop ids")
-    told = cache_too_small(cfg, size) if size else ""
+    told = cache_trouble(cfg, size) if size else ""
     if told and torch.cuda.is_available():
         raise ValueError(told)
     if told:  # the run may be meant for another machine
