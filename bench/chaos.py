@@ -8,7 +8,7 @@ other fault of `FAULTS` is tried once. A run has survived when its metrics (time
 state are those of the undisturbed run to the last bit and no process of it is left. The batch is the demo's, with all
 threads. Prints a table for docs/reliability.md; the exit code is 1 when a run has not survived.
 
-Left out: GPUs, machines that disappear as a whole (tests/test_two_machines.py).
+Left out: GPUs, machines that disappear as a whole (tests/train/test_two_machines.py).
 """
 
 import argparse

@@ -12,10 +12,10 @@ Two kinds of item, each completion a solution of some 600 characters with a box 
 "ours, one process" runs extraction, comparison and algebra in this process; "ours, 1 worker" is the Verifier as a run
 uses it, wall clock, warm. "math-verify" is verify(parse(boxed gold), parse(completion)), its time limits on.
 
-`--against` grades tests/data/verifier_cases.jsonl by ours and by the rules of other packages, each in a process of its
-own, one answer after the other: accuracy, false positives, false negatives, hangs (no verdict within 10 s; counted as
-unpaid), answers a second. Theirs run in .venv.bench, from the installed packages; a rule that cannot be loaded there is
-named and left out.
+`--against` grades tests/rewards/verifier_cases.jsonl by ours and by the rules of other packages, each in a process of
+its own, one answer after the other: accuracy, false positives, false negatives, hangs (no verdict within 10 s; counted
+as unpaid), answers a second. Theirs run in .venv.bench, from the installed packages; a rule that cannot be loaded
+there is named and left out.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """How right is the verifier on a labelled set? False positives and negatives by kind, every mistake listed.
 
-    python -m rewards.check tests/data/verifier_cases.jsonl [--grader math|answer_line|FILE.py:FUNCTION] [--workers N]
+    python -m rewards.check tests/rewards/verifier_cases.jsonl [--grader math|answer_line|FILE.py:FUNCTION]
 
 Each line of the file: {"completion": str, "gold": str, "expected": bool, "kind": str (optional)}. Exit status 1 when
 there was a false positive: paying for a wrong answer is the mistake that a policy learns to repeat; 2 when the file or

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from launching import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {
     "train": {"bandpo", "configs", "data", "eval", "rewards", "trainer"},
     "trainer": {"bandpo", "configs", "data", "rewards"},

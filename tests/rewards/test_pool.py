@@ -1,4 +1,4 @@
-"""The worker pool with real processes: queue, threads, forks, exits. How one process ends: test_rewards_process.py."""
+"""The worker pool with real processes: queue, threads, forks, exits. How one process ends: test_process.py."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""compare and plots on recorded runs (tests/data/compare, invented numbers) and on small ones written here.
+"""compare and plots on recorded runs (tests/eval/recorded, invented numbers) and on small ones written here.
 
 Checks numbers: every figure of the tables is worked out again from the files, by other code.
 """
@@ -15,13 +15,14 @@ from statistics import fmean, stdev
 import numpy as np
 import pytest
 import yaml
+from launching import ROOT
 from wandb_files import records
 
 from eval.compare import compare, group_runs, label_configs, main, paired_interval
 from eval.plots import FIGURES, Curve, describe, line_style, plot_run, sort_keys, spread
 from eval.records import _wandb_records, load_record
 
-RECORDED = Path(__file__).parent / "data" / "compare"
+RECORDED = Path(__file__).parent / "recorded"
 FIXED = [RECORDED / f"fixed_seed{seed}" for seed in range(5)]
 BAND = [RECORDED / f"band_seed{seed}" for seed in range(5)]
 
@@ -362,14 +363,14 @@ def test_no_two_of_32_lines_look_alike() -> None:
 
 def test_matplotlib_is_not_imported_before_something_is_drawn() -> None:
     code = "import sys, eval.compare; assert not {'matplotlib', 'torch', 'wandb'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_command_line(tmp_path: Path) -> None:
     rows = [{"step": step, "train/entropy": 1 / step} for step in (1, 2)]
     runs = [str(write_run(tmp_path / "runs" / clip, rows, clip=clip)) for clip in ("fixed", "band")]
     command = [sys.executable, "-m", "eval.compare", *runs, "--out", str(tmp_path / "f.pdf")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and "| band " in done.stdout
     assert f"6 pictures and the table: {tmp_path}/f*" in done.stdout
     pictures = {f"{name}.{kind}" for name in ("f", "f_entropy") for kind in ("pdf", "png", "svg")}

@@ -2,14 +2,13 @@
 
 import re
 import textwrap
-from pathlib import Path
 
 import pytest
+from launching import ROOT
 from verifiers import own_verifier
 
 from rewards import Grade, GraderError, Verifier
 
-ROOT = Path(__file__).resolve().parent.parent
 ABOUT = {"problem": {"id": 7, "level": "5"}, "prompt": "What is 6*7?", "response_tokens": 9, "truncated": False}
 
 

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from launching import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 TOY = ["--size", "1m", "--prompts", "4", "--samples", "2", "--tokens", "32", "--prompt_tokens", "20"]
 
 

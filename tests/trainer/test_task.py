@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from launching import ROOT
 from safetensors.torch import load_file, save_file
 
 from configs import load
@@ -20,8 +21,6 @@ from configs.schema import Config
 from trainer.fingerprint import changed
 from trainer.ranks import Ranks
 from trainer.task import Task, load_task
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:

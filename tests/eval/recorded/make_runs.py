@@ -1,6 +1,6 @@
 """Writes the run folders beside this file: invented numbers with the shape of real ones, for the tests of compare.
 
-    python tests/data/compare/make_runs.py
+    python tests/eval/recorded/make_runs.py
 
 Nothing here was measured. Curves are a sigmoid of the step plus seeded noise; 5 seeds of `fixed` and of `band`.
 """

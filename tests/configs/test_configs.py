@@ -15,10 +15,9 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launching import ROOT
 
 from configs import ConfigError, diff, help_text, knob, load, names, schema, to_yaml
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bandpo.logprobs import _product
 
 needs_triton = pytest.mark.skipif(not TRITON.is_dir(), reason="needs Triton in a folder of its own: make .venv/triton")
-TESTS = Path(__file__).resolve().parent
+TESTS = ROOT / "tests"
 
 
 def as_on_gpu(*line: object) -> subprocess.CompletedProcess[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from launching import ROOT
 from transformers import AutoConfig, Qwen2Config
 
 import rewards
@@ -23,8 +24,6 @@ from trainer.checks import cache_trouble
 from trainer.model_files import check_context
 from trainer.ranks import Ranks
 from trainer.task import load_task
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture

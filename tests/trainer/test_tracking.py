@@ -22,6 +22,7 @@ from socket import create_server
 from typing import Any
 
 import pytest
+from launching import ROOT
 from wandb_files import records
 
 from trainer import tracking
@@ -29,7 +30,6 @@ from trainer.checkpoint import CheckpointError, RunLock
 from trainer.metrics_log import LogError, MetricsLog, open_log
 from trainer.tracking import Tracker, console_line
 
-ROOT = Path(__file__).resolve().parents[1]
 KEY = "k" * 40
 
 METRICS = {

@@ -1,5 +1,5 @@
 """The verifier's judgement: extraction, comparison, the strict rule, golds, shaping. Processes:
-test_rewards_pool.py.
+test_pool.py.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import sympy
+from launching import ROOT
 
 import rewards
 from rewards import Grade, Verifier, extract_answer, shape_reward, vote_key
@@ -24,8 +25,7 @@ from rewards.normalize import normalize
 from rewards.parts import statement
 from rewards.regions import region
 
-CASES = Path(__file__).parent / "data" / "verifier_cases.jsonl"
-ROOT = Path(__file__).resolve().parent.parent
+CASES = Path(__file__).parent / "verifier_cases.jsonl"
 
 
 @pytest.fixture(scope="module")

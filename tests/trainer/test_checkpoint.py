@@ -10,11 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from launching import ROOT
 
 from trainer import checkpoint
 from trainer.checkpoint import CheckpointError, RunLock, begin, commit, damage, info, latest, prune, recover
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def save(root: Path, step: int, score: float | None = None, data: bytes = b"weights") -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from launching import ROOT
 from torch import Tensor
 
 from bandpo.objective import policy_loss, sequence_logprobs
@@ -18,7 +19,6 @@ from bandpo.rule import Rule, View, WithPenalty, check_rule, clipped_loss, made_
 from bandpo.rules import RULES, covariance, load_rule
 from train import group_advantages
 
-ROOT = Path(__file__).resolve().parent.parent
 INTERVALS = {"fixed", "none", "band", "band_relaxed", "band_asymmetric", "dcpo", "ripo", "atr", "gec", "bapo", "acpo"}
 NO_DEFAULT = {"atr": {"delta": 0.03}}  # what has no published value
 PPO = {"surrogate": "ppo", "dual_clip": None}
