@@ -279,7 +279,7 @@ def old_policy_pass(run: Run, minibatches: list[list[Tokens]]) -> Anchors:
     first update makes them (minibatches_left). Samples that waited bring theirs (with_old_logprobs).
     """
     kept = [[tokens.kept for tokens in minibatch if tokens.kept] for minibatch in minibatches]
-    left = 0 if kept[0] else minibatches_left(run)
+    left = 0 if kept[0] else minibatches_left(run, minibatches)
     passes = kept if kept[0] else forward(run, run.policy, minibatches[left:], "old log-probs")
     by_entropy = run.cfg.radius == "entropy"
     mean_entropy = run.ranks.mean([entropy for row in passes for _, entropy in row]) if by_entropy else math.nan
@@ -320,7 +320,7 @@ def optimize(run: Run, minibatches: list[list[Tokens]], anchors: Anchors) -> Upd
                 logprobs, entropy = run.policy(tokens.batch)  # (T,), (T,)
                 made = {"mean_entropy": math.nan, "before_updates": update == first}
                 old = olds[k] = olds[k] or anchor(run, tokens, logprobs.detach(), entropy.detach(), **made)
-                view = view_of(tokens, old, logprobs, update, totals)
+                view = view_of(run, tokens, old, logprobs, update, totals)
                 losses, clipped, means = token_loss(run, tokens, old, view, entropy)  # (T,)
                 loss = (tokens.weights * losses).sum()
                 # DDP and FSDP average gradients over processes; the weights already divide by global counts.

@@ -229,9 +229,10 @@ def totals(
     """What the rule's sums add up to over the update, for `View.totals`; {} for a rule without sums.
 
     views: all micro-batches of this rank for one update, with `logprobs` under the policy as it is before that update.
-    For the first update of a step these are known where the old policy has just been evaluated on its tokens; every
-    other update of such a rule needs a forward pass without gradient first. (Statistics of the update before would be
-    free, but are of other sequences and an older policy, and would have to be kept in checkpoints.)
+    For the first update of a step these are known where the old policy has just been evaluated on its tokens, and of
+    an update of one micro-batch in its own pass; every other one needs a forward pass without gradient first.
+    (Statistics of the update before would be free, but are of other sequences and an older policy, and would have to
+    be kept in checkpoints.)
     reduce: adds named tensors over ranks; called once for each of `rule.sums`. surrogate: as for `clipped_loss`.
     """
     found: dict[str, Tensor] = {}

@@ -86,14 +86,15 @@ def by_row(
     ]
 
 
-def minibatches_left(run: Run) -> int:
+def minibatches_left(run: Run, minibatches: Sequence[Sequence[Tokens]]) -> int:
     """How many minibatches, from the first on, need no pass before the updates.
 
     The first update's own forward pass is still under the old policy: the same numbers, one pass less. With
     `old_policy: sampler` the engine's log-probs are the anchor, and no minibatch needs a pass. But a radius by entropy
-    needs the step's mean entropy before the first update, and some rules need sums over an update: then all need one.
+    needs the step's mean entropy before the first update, and some rules need sums over several micro-batches: then all
+    need one.
     """
-    if run.cfg.radius == "entropy" or run.rule.sums:
+    if run.cfg.radius == "entropy" or (run.rule.sums and max(map(len, minibatches)) > 1):
         return 0
     return 1 if run.cfg.old_policy == "trainer" else run.plan.minibatches
 
@@ -109,23 +110,34 @@ def engine_gap(seen: Sequence[tuple[Tokens, Anchor]]) -> Tensor:
     return torch.cat(gaps).double()
 
 
-def view_of(tokens: Tokens, old: Anchor, logprobs: Tensor, update: int, totals: Mapping[str, Tensor]) -> View:
-    """What a rule may see of a micro-batch in the run's update number `update`, from 0."""
-    of_tokens = (old.old_logprobs, tokens.advantages, old.entropy, tokens.lengths, tokens.numbers)
-    return View(logprobs, *of_tokens, update, totals)
+def view_of(run: Run, tokens: Tokens, old: Anchor, logprobs: Tensor, update: int, totals: Mapping[str, Tensor]) -> View:
+    """What the rule may see of a micro-batch in the run's update number `update`, from 0. totals: of `rule_totals`."""
+    view = _view(tokens, old, logprobs, update, totals)
+    if not run.rule.sums or totals:
+        return view
+    alone = [replace(view, logprobs=logprobs.detach())]  # it is the whole update of this rank
+    return replace(view, totals=add_up(run.rule, alone, run.ranks.add_tensors, surrogate=run.cfg.surrogate))
 
 
 @torch.no_grad()
 def rule_totals(run: Run, minibatch: list[Tokens], olds: list[Anchor | None], update: int) -> dict[str, Tensor]:
-    """The sums over an update that some rules need, under the policy just before it; {} for other rules. Collective."""
-    if not run.rule.sums:
+    """The sums over an update that some rules need, under the policy just before it; collective.
+
+    {} for other rules, and for an update of one micro-batch, whose own pass gives them (view_of).
+    """
+    if not run.rule.sums or len(minibatch) == 1:
         return {}
     first = update == run.step * run.cfg.updates_per_step  # of the step: the pass over the old policy is of this one
     views = [
-        view_of(
+        _view(
             tokens, old, old.trainer_logprobs if first and not tokens.kept else run.policy(tokens.batch)[0], update, {}
         )
         for tokens, old in zip(minibatch, olds, strict=True)
         if old  # all are there: see minibatches_left
     ]
     return add_up(run.rule, views, run.ranks.add_tensors, surrogate=run.cfg.surrogate)
+
+
+def _view(tokens: Tokens, old: Anchor, logprobs: Tensor, update: int, totals: Mapping[str, Tensor]) -> View:
+    of_tokens = (old.old_logprobs, tokens.advantages, old.entropy, tokens.lengths, tokens.numbers)
+    return View(logprobs, *of_tokens, update, totals)
