@@ -247,7 +247,7 @@ def test_a_file_elsewhere_inherits_a_model_with_a_method(tmp_path):
     mine.write_text("inherit: qwen7b_dapo.yaml\nkl_coef: 0.01\n")
     changed = diff(vars(load(schema.Config, ["--config", "qwen7b_dapo"])), load(schema.Config, ["--config", str(mine)]))
     assert changed == {"kl_coef": (0.0, 0.01)}
-    mine.write_text("inherit: qwen7b_dpo.yaml\n")
+    mine.write_text("inherit: qwen7b_dappo.yaml\n")
     with pytest.raises(ConfigError, match=r"^mine.yaml line 1: inherit: .* did you mean .*qwen7b_dapo\b"):
         load(schema.Config, ["--config", str(mine)])
 
