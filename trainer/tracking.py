@@ -359,8 +359,8 @@ def _end_service() -> None:
 def write_environment(run_dir: Path) -> list[str]:
     """Writes environment.json: command, code version, packages, hardware of this launch, and of the earlier ones.
 
-    A launch that resumes adds itself; nothing of an earlier one is lost. What cannot be read is set aside, and told in
-    the line returned.
+    A launch that resumes adds itself; nothing of an earlier one is lost. Returns lines for people: what cannot be read
+    and is set aside, and what is not as at the launch before.
     """
     path, aside = run_dir / "environment.json", run_dir / "environment_found.json"
     earlier: list[Any] = []
@@ -385,7 +385,21 @@ def write_environment(run_dir: Path) -> list[str]:
         "earlier_launches": earlier,
     }
     replace_file(path, json.dumps(launch, indent=1).encode())
+    if earlier and (other := _other(earlier[-1], launch)):
+        told.append(f"warning: not as at the launch before, so the last digits may differ: {'; '.join(other)}")
     return told
+
+
+def _other(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What of hardware and packages is not as it was: a run goes on to the last bit only where all is."""
+    pairs = [(before.get(part), now[part]) for part in ("hardware", "packages")]
+    return [
+        f"{key} {then.get(key)} then, {here.get(key)} now"
+        for then, here in pairs
+        if isinstance(then, dict)  # a person may have edited the file
+        for key in {**then, **here}
+        if then.get(key) != here.get(key)
+    ]
 
 
 def git_state() -> dict[str, Any]:
@@ -405,7 +419,7 @@ def git_state() -> dict[str, Any]:
 
 
 def hardware() -> dict[str, Any]:
-    """CPU, usable cores, memory in GiB, GPUs."""
+    """CPU, usable cores, memory in GiB, threads, GPUs."""
     import torch
 
     cpuinfo = Path("/proc/cpuinfo")
@@ -415,6 +429,7 @@ def hardware() -> dict[str, Any]:
         "cpu": model[1] if model else platform.processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "threads": torch.get_num_threads(),  # of an operation on the CPU
         "gpus": [{"name": gpu.name, "memory_gib": round(gpu.total_memory / 2**30, 1)} for gpu in gpus],
     }
 

@@ -22,6 +22,7 @@ from socket import create_server
 from typing import Any
 
 import pytest
+import torch
 from launching import ROOT
 from wandb_files import records
 
@@ -260,8 +261,7 @@ def test_bars_are_drawn_on_a_terminal_only_and_lines_stay_whole(tmp_path):
 
 
 def test_environment_has_this_launch_and_the_earlier_ones(tmp_path):
-    tracking.write_environment(tmp_path)
-    tracking.write_environment(tmp_path)
+    assert tracking.write_environment(tmp_path) == tracking.write_environment(tmp_path) == []
     now = json.loads((tmp_path / "environment.json").read_text())
     assert len(now["earlier_launches"]) == 1 and "earlier_launches" not in now["earlier_launches"][0]
     assert now["command"][1:] == sys.argv and now["python"].startswith("3.")
@@ -270,6 +270,18 @@ def test_environment_has_this_launch_and_the_earlier_ones(tmp_path):
     assert isinstance(now["hardware"]["gpus"], list)
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
     assert now["git"]["commit"] == (head.strip() or None)
+
+
+def test_a_launch_with_other_threads_or_packages_than_the_one_before_is_told(tmp_path, monkeypatch):
+    """A run goes on to the last bit only where these are the same."""
+    tracking.write_environment(tmp_path)
+    then = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: then + 1)
+    monkeypatch.setattr(tracking, "PACKAGES", [name for name in tracking.PACKAGES if name != "wandb"])
+    (line,) = tracking.write_environment(tmp_path)
+    assert f"threads {then} then, {then + 1} now" in line and line.endswith(" then, None now")
+    (tmp_path / "environment.json").write_text('{"earlier_launches": [], "hardware": 3}')
+    assert tracking.write_environment(tmp_path) == []
 
 
 @pytest.mark.parametrize("text", ["", "{garbage", "[1]", "{}", '{"earlier_launches": null}'])
