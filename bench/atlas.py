@@ -65,11 +65,14 @@ RULES: dict[str, Keys] = {
     "GSPO": published("gspo"),
     "CISPO": published("cispo"),
     "GPPO": published("gppo"),
+    "Band early": {
+        "rule": f"{Path(__file__).with_name('radii.py')}:early"
+    },  # ours: the best of those in bench/radii.py
 }
 COLOURS = dict(
     zip(
         RULES,
-        "#000000 #7F7F7F #0072B2 #56B4E9 #332288 #009E73 #A0522D #D55E00 #CC79A7 #E69F00 #999933 #AA4499 #44AA99".split(
+        "#000000 #7F7F7F #0072B2 #56B4E9 #332288 #009E73 #A0522D #D55E00 #CC79A7 #E69F00 #999933 #AA4499 #44AA99 #882255".split(
             " "
         ),
         strict=True,
@@ -113,14 +116,21 @@ family(
 )
 
 
-SHORT = SMALL | {"prompts_per_step": 64, "samples_per_prompt": 8, "updates_per_step": 16, "epochs_per_step": 2}
-SHORT |= {"lr": 3e-4, "max_steps": 12, "eval_every": 12, "eval_samples": 8, "save_every": 0}
-RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+NOISY_GRADER = f"{Path(__file__).with_name('noisy_grader.py')}:noisy"
+QUICK = SMALL | {"max_prompt_tokens": 6, "max_response_tokens": 10, "samples_per_prompt": 8, "lr": 6e-4}
+QUICK |= {"updates_per_step": 16, "epochs_per_step": 4, "eval_samples": 8, "save_every": 0}
+RARE = QUICK | {"prompts_per_step": 128, "max_steps": 5, "eval_every": 5}
+NOISY = QUICK | {"prompts_per_step": 64, "max_steps": 6, "eval_every": 6, "reward": NOISY_GRADER}
+RATES = (6e-5, 2e-4, 6e-4, 2e-3, 6e-3)
 # Title, the setting at its own learning rate, all rates of the sweep.
 SETTINGS: dict[str, tuple[str, Setting, tuple[float, ...]]] = {
-    "many": ("many updates", Setting("toy_skewed", 0, SHORT), RATES),
-    "stale": ("stale answers", Setting("toy_skewed", 0, SHORT | {"lag": 4}), RATES),
-    "noisy": ("noisy chains", Setting("toy_six", 0, SHORT), RATES),
+    "rare": ("a rare good strategy", Setting("toy_quick", 0, RARE), RATES),
+    "noisy": ("a grader that errs", Setting("toy_words", 0, NOISY), RATES),
+    "stale": (
+        "rare, stale answers",
+        Setting("toy_quick", 0, RARE | {"lag": 2, "max_steps": 8, "eval_every": 8}),
+        RATES,
+    ),
 }
 
 
@@ -425,7 +435,13 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"--part: {', '.join(unknown)} is not one of {', '.join(study.parts)}")
     seeds = tuple(int(seed) for seed in args.seeds.split(",")) if args.seeds else study.seeds
     out, failed = args.out.resolve(), 0
-    jobs = jobs_of(study, parts, seeds, out)
+    ranked = [part for part in parts if part in SETTINGS]
+    jobs = [  # seed after seed, so that what is there at any time is whole; the rankings before the sweeps
+        job
+        for some in (ranked, [part for part in parts if part not in ranked])
+        for job in sorted(jobs_of(study, some, seeds, out), key=lambda job: job.keys["seed"])
+    ]
+    jobs = list({job.folder: job for job in jobs}.values())
     try:
         if args.replay:
             return 1 if replay(study, jobs, out, args.replay) else 0

@@ -12,10 +12,11 @@ from bandpo.rule import check_rule, made_up_view
 from bandpo.rules import load_rule
 from bench import atlas
 from bench.atlas import COLOURS, FAMILIES, RULES, SETTINGS, VARIANTS, adjusted, cliques, differing, letters, scores
+from bench.noisy_grader import noisy
 from bench.study import jobs_of
 from configs import load
 from configs.schema import Config
-from data.toy import MARKERS, TASKS, Task, chain_answer, make_tokenizer, toy_problems
+from data.toy import MARKERS, TASKS, chain_answer, make_tokenizer, toy_problems
 from eval.compare import Group, holm, paired_p
 from eval.plots import Curve, Panel, apart, draw_dots, draw_points, draw_sweeps
 from eval.records import Record
@@ -116,19 +117,17 @@ def test_radii_of_our_own_are_rules(name: str):
     assert (wide[0] <= lower).all() and (wide[1] >= upper).all()
 
 
-def test_a_slip_is_carried_on_to_the_answer():
-    task = Task(9, 10, 1.0, 64, 2, 2, 64, (1, 1), (1e-3, 1e-3), None, slip=0.2)
-    rng, right = random.Random(0), 0
-    for _ in range(2000):
-        right += "\\boxed{3}" in chain_answer(task, [3] + [0] * 8, "+" * 8, rng)
-    # A value that went wrong is back on 3 in a ninth of the slips after it: .8^8 = .168 and a little more.
-    assert 0.168 < right / 2000 < 0.26
+def test_the_noisy_grader_turns_three_in_ten():
+    answers = [f"a{i}\\boxed{{{i % 7}}}" for i in range(2000)]
+    said = [noisy(answer, "3", "1+2=") == 1.0 for answer in answers]
+    turned = sum(one != (i % 7 == 3) for i, one in enumerate(said))
+    assert 540 < turned < 660 and said == [noisy(answer, "3", "1+2=") == 1.0 for answer in answers]
 
 
 def test_markers_of_a_task_are_tokens_of_its_tokenizer():
     task = TASKS["toy_words"]
     assert task.markers is not None and len(make_tokenizer(task.markers)) == len(make_tokenizer()) + 26 - len(MARKERS)
-    answer = chain_answer(task, [1, 2, 3, 4], "+++", random.Random(0))
+    answer = chain_answer(task, [1, 2, 3], "++", random.Random(0))
     assert make_tokenizer(task.markers).decode(make_tokenizer(task.markers)(answer)["input_ids"]) == answer
     assert len(toy_problems("toy_words_train")) == task.train_rows and len(toy_problems("toy_words_eval")) == 128
 
