@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from bench.study import CPU, SMALL, Job, Keys, Part, Setting, Study, jobs_of, load_groups, run_all
+from bench.study import CPU, RULE_COLOURS, SMALL, Job, Keys, Part, Setting, Study, jobs_of, load_groups, run_all
 from eval.compare import (
     Column,
     Group,
@@ -69,15 +69,6 @@ RULES: dict[str, Keys] = {
         "rule": f"{Path(__file__).with_name('radii.py')}:early"
     },  # ours: the best of those in bench/radii.py
 }
-COLOURS = dict(
-    zip(
-        RULES,
-        "#000000 #7F7F7F #0072B2 #56B4E9 #332288 #009E73 #A0522D #D55E00 #CC79A7 #E69F00 #999933 #AA4499 #44AA99 #882255".split(
-            " "
-        ),
-        strict=True,
-    )
-)
 SWEPT = ("GRPO", "Clip-Higher", "Band KL", "DCPO", "fixed .8-3", "no clip", "DPPO TV", "SAPO")
 
 # One number each: what a family of rules has to be tuned by. The published value is the rule above.
@@ -363,17 +354,19 @@ def report(study: Study, seeds: Sequence[int], out: Path, figures: Path) -> str:
     titles = {name: SETTINGS[name][0] for name in known}
     caption = f"right at the end, % of answers; {len(seeds)} seeds a rule"
     dots = [(titles[name], {r: [*values[name].get(r, {}).values()] for r in RULES}) for name in known]
-    draw_dots(dots, COLOURS, figures / "atlas_rules", caption + "; dot: a seed; bar: their mean")
+    draw_dots(dots, RULE_COLOURS, figures / "atlas_rules", caption + "; dot: a seed; bar: their mean")
     points = [
         (titles[name], {g.label: [end_point(run, of_setting[name]) for run in g.runs] for g in groups})
         for name, groups in known.items()
     ]
     axes = ("entropy at the end, nats", "right at the end, %")
-    draw_points(points, COLOURS, figures / "atlas_entropy", "a point: a run; a label: the mean of a rule's runs", axes)
+    draw_points(
+        points, RULE_COLOURS, figures / "atlas_entropy", "a point: a run; a label: the mean of a rule's runs", axes
+    )
     rates, radii = rate_panels(study, out), radius_panels(study, out)
     if rates := [each for each in rates if each.curves]:
         shading = f"mean of {len(SWEEP_SEEDS)} seeds, lowest to highest shaded"
-        draw_sweeps(rates, COLOURS, figures / "atlas_rates", caption + "; " + shading, "learning rate", True)
+        draw_sweeps(rates, RULE_COLOURS, figures / "atlas_rates", caption + "; " + shading, "learning rate", True)
         sections += ["### Learning rates", rate_table(rates)]
     if radii := [each for each in radii if each.curves]:
         colours = dict(zip(SETTINGS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"), strict=False))

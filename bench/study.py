@@ -49,7 +49,7 @@ from eval.compare import (
     text_table,
     values_of,
 )
-from eval.plots import COLOURS, draw, draw_dots
+from eval.plots import draw, draw_dots
 from eval.records import Series, load_record
 
 Keys = dict[str, Any]
@@ -77,6 +77,26 @@ VARIANTS: dict[str, Keys] = {
 }
 
 
+# One colour a rule in all figures, those of bench/atlas.py too.
+RULE_COLOURS = {
+    "GRPO": "#000000",
+    "Clip-Higher": "#7F7F7F",
+    "Band KL": "#0072B2",
+    "Band TV": "#56B4E9",
+    "Band chi2": "#332288",
+    "Band relaxed": "#88CCEE",
+    "Band early": "#882255",
+    "Band entropy radius": "#6699CC",
+    "DCPO": "#009E73",
+    "fixed .8-3": "#A0522D",
+    "no clip": "#D55E00",
+    "DPPO TV": "#CC79A7",
+    "SAPO": "#E69F00",
+    "GSPO": "#999933",
+    "CISPO": "#AA4499",
+    "GPPO": "#44AA99",
+}
+OTHER = "#0072B2"  # radii and halves of Band
 HALVES = ("Band upper, .8 lower", "Band lower, 1.2 upper")
 METHODS = tuple(VARIANTS)[:9]  # up to "fixed .8-3"
 DELTAS = ("GRPO", "Band KL d=.01", "Band KL d=.02", "Band KL", "Band KL d=.2")
@@ -450,7 +470,8 @@ def headline(groups: Sequence[Group], setting: Setting) -> str:
 def curves(groups: Sequence[Group], setting: Setting, path: Path, caption: str) -> None:
     """Reward, mean@32, entropy and clipped share over the steps: the mean over seeds, lowest to highest shaded."""
     keys = ("reward/mean", f"eval/{setting.task}_eval/mean@32", "train/entropy", "clip/up/p<0.01")
-    draw([panel for key in keys if (panel := panel_of(groups, key))], path, caption, (".png", ".svg"))
+    panels = [panel for key in keys if (panel := panel_of(groups, key))]
+    draw(panels, RULE_COLOURS, path, caption, (".png", ".svg"))
 
 
 CURVED = ("GRPO", "Clip-Higher", "Band KL", "no clip", "Band entropy radius")  # more lines than these cannot be read
@@ -478,7 +499,7 @@ def report(study: Study, parts: Sequence[str], seeds: Sequence[int], out: Path, 
             curves(some, setting, figures / f"study_{name}_curves.png", caption + "; band: lowest to highest seed")
             draw_dots(
                 [(figure.heading, {g.label: values_of(g, figure) for g in groups}) for figure in wanted[:TESTED]],
-                {g.label: COLOURS[0] if g is groups[0] else COLOURS[2] for g in groups},
+                {g.label: RULE_COLOURS.get(g.label, OTHER) for g in groups},
                 figures / f"study_{name}_seeds.png",
                 caption + "; dot: a seed; bar: their mean",
             )

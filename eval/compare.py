@@ -110,7 +110,7 @@ def save(groups: Sequence[Group], text: str, out: Path) -> list[Path]:
     for name, members in figures.items():
         panels = [panel for key in members if (panel := panel_of(groups, key))]
         suffixes = tuple(dict.fromkeys((".png", ".svg", out.suffix or ".png")))
-        written += draw(panels, out.with_name(f"{out.stem}{name}.png"), caption, suffixes)
+        written += draw(panels, {}, out.with_name(f"{out.stem}{name}.png"), caption, suffixes)
     return written
 
 

@@ -33,6 +33,9 @@ STYLE: dict[Any, Any] = {
 }
 
 
+Colours = Mapping[str, str]  # label -> colour
+
+
 @dataclass(frozen=True)
 class Axis:
     title: str  # may name groups of `pattern`, as {set}
@@ -127,7 +130,7 @@ def plot_run(run_dir: Path) -> list[Path]:
     if "train/entropy" not in panels:
         return []
     path = Path(run_dir) / "plots" / "entropy.png"
-    return draw(list(panels.values()), path, f"{run.name}, to step {run.last_step}", (".png", ".svg"))
+    return draw(list(panels.values()), {}, path, f"{run.name}, to step {run.last_step}", (".png", ".svg"))
 
 
 def describe(key: str) -> tuple[str, str, str, str]:
@@ -156,8 +159,11 @@ def stderr_of(run: Record, key: str) -> Series | None:
     return run.series(f"{key}_stderr") if f"{key}_stderr" in run.keys else None
 
 
-def draw(panels: Sequence[Panel], path: Path, caption: str, suffixes: Sequence[str]) -> list[Path]:
-    """Write one figure, at most four panels wide, as path with each of `suffixes`. Returns the files written."""
+def draw(panels: Sequence[Panel], colours: Colours, path: Path, caption: str, suffixes: Sequence[str]) -> list[Path]:
+    """Write one figure, at most four panels wide, as path with each of `suffixes`. Returns the files written.
+
+    colours: of lines that keep theirs from figure to figure, by label; the others take one after the other.
+    """
     # Here and not above: nothing but drawing needs it. A bare Figure renders with Agg and leaves the backend alone.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -179,7 +185,7 @@ def draw(panels: Sequence[Panel], path: Path, caption: str, suffixes: Sequence[s
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
         for axis, panel in zip(axes.flat, panels, strict=False):
-            _draw_panel(axis, panel, labels if shared else [curve.label for curve in panel.curves])
+            _draw_panel(axis, panel, colours, labels if shared else [curve.label for curve in panel.curves])
             if not shared and any(curve.label for curve in panel.curves):
                 axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, handlelength=3)
         limits = [axis.get_xlim() for axis in axes.flat[: len(panels)]]
@@ -210,11 +216,12 @@ def line_style(number: int) -> tuple[str, str]:
     return COLOURS[number % len(COLOURS)], DASHES[(number + number // len(COLOURS)) % len(DASHES)]
 
 
-def _draw_panel(axis, panel: Panel, labels: Sequence[str]) -> None:
+def _draw_panel(axis, panel: Panel, colours: Colours, labels: Sequence[str]) -> None:
     scale = 100.0 if panel.unit.startswith("%") else 1.0
     few_points = max(len(steps) for curve in panel.curves for steps, _ in curve.seeds) <= 12
     for curve in panel.curves:
         colour, dash = line_style(labels.index(curve.label))
+        colour = colours.get(curve.label, colour)
         steps, mean, low, high = spread(curve)
         look: dict[str, Any] = {"color": colour, "linestyle": dash, "marker": "o" if few_points else None}
         axis.plot(steps, scale * mean, linewidth=1.5, markersize=3, label=curve.label, **look)
@@ -243,9 +250,7 @@ def spread(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
     return steps, mean, np.nanmin(values, axis=0), np.nanmax(values, axis=0)
 
 
-# Many runs at once: what is drawn for each label keeps the colour that the caller gives it.
-
-Colours = Mapping[str, str]
+# Many runs at once
 
 
 def apart(places: Sequence[float], gap: float) -> list[float]:
