@@ -24,7 +24,20 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from bench.study import CPU, RULE_COLOURS, SMALL, Job, Keys, Part, Setting, Study, jobs_of, load_groups, run_all
+from bench.study import (
+    CPU,
+    RULE_COLOURS,
+    SMALL,
+    Job,
+    Keys,
+    Part,
+    Setting,
+    Study,
+    jobs_of,
+    load_groups,
+    run_all,
+    verdict,
+)
 from eval.compare import (
     Column,
     Group,
@@ -158,7 +171,11 @@ def scores(group: Group, setting: Setting) -> dict[int, float]:
     return {run.config["seed"]: 100 * float(np.nan_to_num(run.value(key, end))) for run in group.runs}
 
 
-def adjusted(by_setting: Mapping[str, Mapping[str, Mapping[int, float]]]) -> dict[tuple[str, str, str], float]:
+Scores = Mapping[str, Mapping[str, Mapping[int, float]]]  # setting -> rule -> seed -> accuracy at the end, %
+Ps = Mapping[tuple[str, str, str], float]  # (setting, rule, rule) -> adjusted p
+
+
+def adjusted(by_setting: Scores) -> dict[tuple[str, str, str], float]:
     """p of every pair of rules in every setting, seeds paired, after Holm's correction over all of them together."""
     pairs, ps = [], []
     for name, by_rule in by_setting.items():
@@ -187,13 +204,21 @@ def cliques(items: Sequence[str], joined: Callable[[str, str], bool]) -> list[tu
     return sorted(found, key=lambda clique: [items.index(item) for item in clique])
 
 
+OTHERS = (
+    Column("reward AUC", "reward/mean", area_under, 1.0),
+    Column("entropy end, nats", "train/entropy", end_of, 1.0),
+    Column("clipped, share", "clip/fraction", lambda series: float(series[1].mean()), 1.0),
+)
+GRADIENT = Column("largest gradient", "optim/grad_norm", best, 1.0)
+
+
 def letters(rules: Sequence[str], apart: Callable[[str, str], bool]) -> dict[str, str]:
     """Rules that share a letter are not told apart. rules: best first."""
     sets = cliques(rules, lambda a, b: not apart(a, b))
     return {rule: "".join(chr(ord("a") + i) for i, members in enumerate(sets) if rule in members) for rule in rules}
 
 
-def ranking(name: str, study: Study, groups: Sequence[Group], ps: Mapping[tuple[str, str, str], float]) -> str:
+def ranking(name: str, study: Study, groups: Sequence[Group], ps: Ps) -> str:
     """A table of all rules, best first, and what it tells apart."""
     setting = study.settings[study.parts[name].setting]
     of_rule = {group.label: scores(group, setting) for group in groups}
@@ -208,13 +233,13 @@ def ranking(name: str, study: Study, groups: Sequence[Group], ps: Mapping[tuple[
         values, group = list(of_rule[rule].values()), by_label[rule]
         low, high = paired_interval(values, 0.95) if len(values) > 1 else (np.nan, np.nan)
         others = [np.mean(values_of(group, column)) for column in OTHERS]
-        worst = max(values_of(group, Column("", "optim/grad_norm", best, 1.0)))
+        worst = max(values_of(group, GRADIENT), default=np.nan)
         rows.append(
             [rule, str(len(values)), f"{np.mean(values):.1f} [{low:.1f}, {high:.1f}]", letter[rule]]
             + [f"{value:.3f}" for value in others]
             + [f"{worst:.1f}"]
         )
-    header = ["rule", "seeds", "right at the end, %", "group", *(c.heading for c in OTHERS), "largest gradient"]
+    header = ["rule", "seeds", "right at the end, %", "group", *(c.heading for c in OTHERS), GRADIENT.heading]
     told = max(cliques(rules, apart), key=len)
     text = text_table(header, rows) + f"\n\nTold apart from each other: {', '.join(told) if len(told) > 1 else 'none'}."
     matrix = np.array([[of_rule[rule].get(seed, np.nan) for seed in study.seeds] for rule in rules])
@@ -224,11 +249,18 @@ def ranking(name: str, study: Study, groups: Sequence[Group], ps: Mapping[tuple[
     return text
 
 
-OTHERS = (
-    Column("reward AUC", "reward/mean", area_under, 1.0),
-    Column("entropy end, nats", "train/entropy", end_of, 1.0),
-    Column("clipped, share", "clip/fraction", lambda series: float(series[1].mean()), 1.0),
-)
+def against(base: str, values: Scores, ps: Ps) -> str:
+    """A table: the base minus each other rule in every setting, points, with the pairs' interval and the adjusted p."""
+    rows = []
+    for rule in (rule for rule in RULES if rule != base):
+        cells = []
+        for name, by_rule in values.items():
+            seeds = by_rule.get(base, {}).keys() & by_rule.get(rule, {}).keys()
+            pairs = [by_rule[base][seed] - by_rule[rule][seed] for seed in sorted(seeds)]
+            p = min(ps.get((name, base, rule), 1.0), ps.get((name, rule, base), 1.0))
+            cells.append(f"{verdict(pairs).rstrip('*')}, p {p:.1g}" if len(pairs) > 1 else "-")
+        rows.append([rule, *cells])
+    return text_table([f"{base} minus", *values], rows)
 
 
 def main_parts(study: Study) -> list[str]:
@@ -246,7 +278,7 @@ def failures(study: Study, seeds: Sequence[int], out: Path) -> str:
             lost = [seed for seed, value in scores(group, setting).items() if value < start[seed] / 2]
             crashed = [run.config["seed"] for run in group.runs if run.last_step < setting.keys["max_steps"]]
             if lost or crashed:
-                worst = max(values_of(group, Column("", "optim/grad_norm", best, 1.0)))
+                worst = max(values_of(group, GRADIENT), default=np.nan)
                 numbers = [f"{len(lost)} of {len(group.runs)}", str(len(crashed)), f"{worst:.1f}"]
                 rows.append([part.setting, group.label, *numbers])
     unique = {tuple(row[:2]): row for row in rows}
@@ -350,6 +382,7 @@ def report(study: Study, seeds: Sequence[int], out: Path, figures: Path) -> str:
         if groups:
             sections.append(ranking(name, study, groups, ps))
         sections += ["\n".join(f"- {note}" for note in notes)] if notes else []
+    sections += ["### Band KL against each", against("Band KL", values, ps)]
     known = {name: groups for name, (groups, _) in by_part.items() if groups}
     titles = {name: SETTINGS[name][0] for name in known}
     caption = f"right at the end, % of answers; {len(seeds)} seeds a rule"
