@@ -267,6 +267,17 @@ def main_parts(study: Study) -> list[str]:
     return [name for name in study.parts if name in SETTINGS]
 
 
+def compromise(values: Scores) -> str:
+    """Points that each rule stays below the best rule of each setting, and the worst of them; smallest worst first."""
+    mean = {name: {rule: float(np.mean([*of.values()])) for rule, of in values[name].items()} for name in values}
+    rows = []
+    for rule in RULES:
+        losses = [max(of_rule.values()) - of_rule[rule] for of_rule in mean.values() if rule in of_rule]
+        rows += [(max(losses), [rule, *(f"{loss:.1f}" for loss in losses), f"{max(losses):.1f}"])] if losses else []
+    known = [name for name in mean if mean[name]]
+    return text_table(["points below the best", *known, "worst"], [row for _, row in sorted(rows)])
+
+
 def failures(study: Study, seeds: Sequence[int], out: Path) -> str:
     """Runs that crashed, and runs that end with less than half of what the start model gets right."""
     rows = []
@@ -383,6 +394,7 @@ def report(study: Study, seeds: Sequence[int], out: Path, figures: Path) -> str:
             sections.append(ranking(name, study, groups, ps))
         sections += ["\n".join(f"- {note}" for note in notes)] if notes else []
     sections += ["### Band KL against each", against("Band KL", values, ps)]
+    sections += ["### All settings together", compromise(values)]
     known = {name: groups for name, (groups, _) in by_part.items() if groups}
     titles = {name: SETTINGS[name][0] for name in known}
     caption = f"right at the end, % of answers; {len(seeds)} seeds a rule"

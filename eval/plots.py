@@ -281,7 +281,9 @@ def _write(figure, path: Path, caption: str) -> None:
 def _label_ends(axis, ends: Sequence[tuple[str, float, float, str]]) -> None:
     """Labels right of the axis, each led to from its point: (label, x, y, colour)."""
     low, high = axis.get_ylim()
-    for (label, x, y, colour), place in zip(ends, apart([end[2] for end in ends], 0.065 * (high - low)), strict=True):
+    places = apart([end[2] for end in ends], 0.065 * (high - low))
+    shift = max(0.0, low - min(places)) - max(0.0, max(places) - high)  # none above or below the axis
+    for (label, x, y, colour), place in zip(ends, [place + shift for place in places], strict=True):
         across = axis.transAxes.inverted().transform(axis.transData.transform((x, y)))[0]
         axis.annotate(
             label,
