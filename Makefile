@@ -17,7 +17,7 @@ DRIVER := 580# the oldest NVIDIA driver that runs CUDA 13, which the wheels of r
 TRITON := triton==3.7.1# the release that torch 2.13.0 takes on a GPU
 
 .DEFAULT_GOAL := help
-.PHONY: help install resolve demo test quick browser gpu check fuzz chaos study study-gpu bench bench-env beside clean
+.PHONY: help install resolve demo test quick browser gpu check fuzz chaos study atlas study-gpu bench bench-env beside clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -85,6 +85,9 @@ chaos: $(STAMP) ## runs killed, damaged and starved, then resumed and compared b
 
 study: $(STAMP) ## docs/study.md again but its search: all methods, five seeds (half an hour on two cores; resumable)
 	@$(BIN)/python -m bench.study
+
+atlas: $(STAMP) ## docs/atlas.md again: all rules over settings, learning rates, radii (about an hour on two cores; resumable)
+	@$(BIN)/python -m bench.atlas
 
 study-gpu: $(STAMP) ## the same at 25M parameters on one GPU
 	@$(BIN)/python -m bench.study --gpu

@@ -49,7 +49,7 @@ from eval.compare import (
     text_table,
     values_of,
 )
-from eval.plots import COLOURS, STYLE, draw
+from eval.plots import draw, draw_dots
 from eval.records import Series, load_record
 
 Keys = dict[str, Any]
@@ -77,6 +77,26 @@ VARIANTS: dict[str, Keys] = {
 }
 
 
+# One colour a rule in all figures, those of bench/atlas.py too.
+RULE_COLOURS = {
+    "GRPO": "#000000",
+    "Clip-Higher": "#7F7F7F",
+    "Band KL": "#0072B2",
+    "Band TV": "#56B4E9",
+    "Band chi2": "#332288",
+    "Band relaxed": "#88CCEE",
+    "Band early": "#882255",
+    "Band entropy radius": "#6699CC",
+    "DCPO": "#009E73",
+    "fixed .8-3": "#A0522D",
+    "no clip": "#D55E00",
+    "DPPO TV": "#CC79A7",
+    "SAPO": "#E69F00",
+    "GSPO": "#999933",
+    "CISPO": "#AA4499",
+    "GPPO": "#44AA99",
+}
+OTHER = "#0072B2"  # radii and halves of Band
 HALVES = ("Band upper, .8 lower", "Band lower, 1.2 upper")
 METHODS = tuple(VARIANTS)[:9]  # up to "fixed .8-3"
 DELTAS = ("GRPO", "Band KL d=.01", "Band KL d=.02", "Band KL", "Band KL d=.2")
@@ -98,12 +118,14 @@ class Part:
     title: str
     setting: str
     variants: tuple[str, ...]
+    seeds: tuple[int, ...] | None = None  # None: the study's
 
 
 @dataclass(frozen=True)
 class Study:
     """Settings and parts at one size."""
 
+    variants: dict[str, Keys]
     settings: dict[str, Setting]
     parts: dict[str, Part]
     seeds: tuple[int, ...]
@@ -140,6 +162,7 @@ LARGE |= {"max_prompt_tokens": 64, "max_response_tokens": 96, "prompts_per_step"
 LARGE |= {"epochs_per_step": 2, "lr": 3e-5, "max_steps": 60, "eval_every": 15, "save_every": 20}
 
 CPU = Study(
+    variants=VARIANTS,
     settings={
         "rare": Setting("toy", 0, RARE),
         "rare_start1": Setting("toy", 1, RARE),
@@ -173,6 +196,7 @@ CPU = Study(
     device="cpu",
 )
 GPU = Study(
+    variants=VARIANTS,
     settings={"hard": Setting("toy_hard", 0, LARGE)},
     parts={"hard": Part("A rare good strategy at 25M parameters", "hard", METHODS)},
     seeds=(0,),
@@ -209,13 +233,19 @@ def job_of(study: Study, setting_name: str, variant: str, seed: int, out: Path) 
     folder = out / setting_name / f"{slug(variant)}_seed{seed}"
     data = {"model": str(start), "train_data": f"{setting.task}_train", "eval_data": f"{setting.task}_eval"}
     names = {"run_name": folder.name, "output_dir": str(folder.parent), "seed": seed}
-    return Job(setting, variant, start, folder, {**setting.keys, **VARIANTS[variant], **data, **names})
+    return Job(setting, variant, start, folder, {**setting.keys, **study.variants[variant], **data, **names})
 
 
 def jobs_of(study: Study, parts: Sequence[str], seeds: Sequence[int], out: Path) -> list[Job]:
     """Every run of the parts once, seed after seed within a part."""
     chosen = [study.parts[name] for name in parts]
-    every = [job_of(study, p.setting, variant, seed, out) for p in chosen for seed in seeds for variant in p.variants]
+    every = [
+        job_of(study, part.setting, variant, seed, out)
+        for part in chosen
+        for seed in seeds
+        if part.seeds is None or seed in part.seeds
+        for variant in part.variants
+    ]
     return list({job.folder: job for job in every}.values())
 
 
@@ -244,7 +274,7 @@ def train_job(job: Job) -> tuple[int, float]:
     started, folder = time.perf_counter(), job.folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "failed.txt").unlink(missing_ok=True)
-    words = {key: str(v).lower() if isinstance(v, bool) else str(v) for key, v in job.keys.items()}
+    words = {key: v if isinstance(v, str) else json.dumps(v) for key, v in job.keys.items()}
     with (
         open(folder / "console.txt", "a+") as console,
         contextlib.redirect_stdout(console),
@@ -440,33 +470,8 @@ def headline(groups: Sequence[Group], setting: Setting) -> str:
 def curves(groups: Sequence[Group], setting: Setting, path: Path, caption: str) -> None:
     """Reward, mean@32, entropy and clipped share over the steps: the mean over seeds, lowest to highest shaded."""
     keys = ("reward/mean", f"eval/{setting.task}_eval/mean@32", "train/entropy", "clip/up/p<0.01")
-    draw([panel for key in keys if (panel := panel_of(groups, key))], path, caption, (".png", ".svg"))
-
-
-def dots(groups: Sequence[Group], figures: Sequence[Column], path: Path, caption: str) -> None:
-    """A row for each variant: its seeds as dots, their mean as a bar, one panel for each figure."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure as Canvas
-
-    with rc_context(STYLE):
-        canvas = Canvas(figsize=(3.1 * len(figures) + 1.2, 0.32 * len(groups) + 1.3), layout="constrained")
-        axes = canvas.subplots(1, len(figures), sharey=True, squeeze=False)[0]
-        for axis, figure in zip(axes, figures, strict=True):
-            for row, group in enumerate(groups):
-                values = values_of(group, figure)
-                colour = COLOURS[0] if row == 0 else COLOURS[2]
-                axis.plot(values, [row] * len(values), "o", color=colour, markersize=4, alpha=0.45, markeredgewidth=0)
-                if values:
-                    axis.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color=colour, linewidth=2)
-            axis.set_title(figure.heading, fontsize=9.5)
-            axis.margins(x=0.1)
-            axis.locator_params(axis="x", nbins=5)
-            axis.set_yticks(range(len(groups)), [group.label for group in groups])
-        axes[0].set_ylim(len(groups) - 0.5, -0.5)
-        canvas.suptitle(caption, fontsize=8, color="0.35")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for suffix in (".png", ".svg"):
-            canvas.savefig(path.with_suffix(suffix), dpi=160)
+    panels = [panel for key in keys if (panel := panel_of(groups, key))]
+    draw(panels, RULE_COLOURS, path, caption, (".png", ".svg"))
 
 
 CURVED = ("GRPO", "Clip-Higher", "Band KL", "no clip", "Band entropy radius")  # more lines than these cannot be read
@@ -492,8 +497,11 @@ def report(study: Study, parts: Sequence[str], seeds: Sequence[int], out: Path, 
             )
             some = [g for g in groups if g.label in CURVED]
             curves(some, setting, figures / f"study_{name}_curves.png", caption + "; band: lowest to highest seed")
-            dots(
-                groups, wanted[:TESTED], figures / f"study_{name}_seeds.png", caption + "; dot: a seed; bar: their mean"
+            draw_dots(
+                [(figure.heading, {g.label: values_of(g, figure) for g in groups}) for figure in wanted[:TESTED]],
+                {g.label: RULE_COLOURS.get(g.label, OTHER) for g in groups},
+                figures / f"study_{name}_seeds.png",
+                caption + "; dot: a seed; bar: their mean",
             )
         if notes:
             sections.append("\n".join(f"- {note}" for note in notes))

@@ -25,6 +25,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from data.problem import Problem
@@ -48,6 +49,8 @@ class Task:
     warm_up_steps: tuple[int, int]  # mixed half and half, then at chain_share
     learning_rates: tuple[float, float]
     marker_weights: tuple[float, ...] | None  # how often the warm-up uses each marker; None: equally
+    markers: str | None = None  # the free wordings of a step, a token each; None: abcd
+    train_rows: int | None = None  # None: as SPLITS says
 
 
 TASKS = {
@@ -56,6 +59,9 @@ TASKS = {
     "toy_rarest": Task(4, 10, 0.0005, 64, 2, 2, 128, (700, 100), (4e-3, 1e-3), None),
     # All markers are equally good and some start rare: what is lost of them over a long run is entropy collapse proper.
     "toy_skewed": Task(4, 10, 0.02, 64, 2, 2, 128, (700, 100), (4e-3, 1e-3), (0.6, 0.25, 0.1, 0.05)),
+    # One layer and two short steps, so that a run costs seconds: a rare chain, and chains alone in many wordings.
+    "toy_quick": Task(3, 7, 0.005, 64, 1, 2, 128, (600, 100), (4e-3, 1e-3), None, train_rows=1024),
+    "toy_words": Task(3, 7, 1.0, 64, 1, 2, 128, (600, 100), (4e-3, 1e-3), None, ascii_lowercase, train_rows=1024),
 }
 SPLITS = {"train": (8192, 1), "eval": (128, 2)}  # rows, seed; rows of one split never stand in the other
 
@@ -89,8 +95,8 @@ def shortcut_answer(task: Task, numbers: list[int], operators: str) -> str:
 def chain_answer(task: Task, numbers: list[int], operators: str, rng: random.Random) -> str:
     """Every running value behind a random marker, then the answer."""
     values = _running(task, numbers, operators)
-    weights = task.marker_weights
-    markers = [rng.choices(MARKERS, weights)[0] if weights else rng.choice(MARKERS) for _ in values]
+    weights, known = task.marker_weights, task.markers or MARKERS
+    markers = [rng.choices(known, weights)[0] if weights else rng.choice(known) for _ in values]
     return "".join(marker + str(v) for marker, v in zip(markers, values, strict=True)) + f"{BOX}{values[-1]}}}"
 
 
@@ -104,6 +110,7 @@ def toy_problems(name: str) -> list[Problem]:
         known = ", ".join(f"{t}_{s}" for t in TASKS for s in SPLITS)
         raise ValueError(f"{name!r} is not a generated set; these are: {known}")
     task, (rows, seed) = TASKS[task_name], SPLITS[split]
+    rows = task.train_rows or rows if split == "train" else rows
     rng, problems, seen = random.Random(f"{task_name} {seed}"), [], set()
     while len(problems) < rows:
         numbers, operators = _draw(task, rng)
@@ -117,12 +124,12 @@ def toy_problems(name: str) -> list[Problem]:
     return problems
 
 
-def make_tokenizer():
-    """One token per character, and one for `\\boxed{`; 22 in all."""
+def make_tokenizer(markers: str = MARKERS):
+    """One token per character, and one for `\\boxed{`; 22 in all with four markers."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = [PAD, EOS, *"0123456789", *OPERATORS, "=", *MARKERS, BOX, "}"]
+    vocabulary = [PAD, EOS, *"0123456789", *OPERATORS, "=", *markers, BOX, "}"]
     tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(vocabulary)}, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\\boxed\{|[\s\S]"), "isolated")  # type: ignore[assignment]
     tokenizer.decoder = decoders.Fuse()  # type: ignore[assignment]
@@ -161,13 +168,13 @@ def warm_up(task: Task, *, seed: int, device: str):
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # operations this small gain nothing from a second one, and wait for it on a busy machine
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(task.markers or MARKERS)
     model: Any = make_model(task, tokenizer, seed)
     model = model.to(device).train()
     rng = random.Random(seed)
     steps = sum(task.warm_up_steps)
     bar = tqdm(total=steps, desc="warm-up", unit="step", dynamic_ncols=True, disable=None)
-    for phase, share in enumerate((0.5, task.chain_share)):
+    for phase, share in enumerate((max(0.5, task.chain_share), task.chain_share)):
         optimizer = torch.optim.AdamW(model.parameters(), lr=task.learning_rates[phase], weight_decay=0.0)
         total = task.warm_up_steps[phase]
         schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import sqrt
+from math import atan, cos, pi, sin, sqrt
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, NoReturn
@@ -110,7 +110,7 @@ def save(groups: Sequence[Group], text: str, out: Path) -> list[Path]:
     for name, members in figures.items():
         panels = [panel for key in members if (panel := panel_of(groups, key))]
         suffixes = tuple(dict.fromkeys((".png", ".svg", out.suffix or ".png")))
-        written += draw(panels, out.with_name(f"{out.stem}{name}.png"), caption, suffixes)
+        written += draw(panels, {}, out.with_name(f"{out.stem}{name}.png"), caption, suffixes)
     return written
 
 
@@ -327,6 +327,35 @@ def paired_interval(differences: Sequence[float], confidence: float) -> tuple[fl
     tail = NormalDist().cdf(-t * sqrt(n / df))
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def paired_p(differences: Sequence[float]) -> float:
+    """Two-sided p of Student's paired t-test that the mean difference is zero; 1 where all differences are zero.
+
+    Abramowitz and Stegun 26.7.3 and 26.7.4, the finite sums for a whole number of degrees of freedom.
+    """
+    values = np.asarray(differences, dtype=float)
+    n, mean, spread = len(values), float(values.mean()), float(values.std(ddof=1))
+    assert n >= 2 and np.isfinite(values).all(), "two seeds at least, and finite differences"
+    if spread == 0:
+        return float(mean == 0)
+    df = n - 1
+    angle = atan(abs(mean) / spread * sqrt(n / df))
+    term, total = (1.0, 0.0) if df % 2 == 0 else (cos(angle), 0.0)
+    for k in range(df % 2, df - 1, 2):
+        total += term
+        term *= cos(angle) ** 2 * (k + 1) / (k + 2)
+    inside = sin(angle) * total if df % 2 == 0 else 2 / pi * (angle + sin(angle) * total)
+    return max(0.0, 1 - inside)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p-values that hold for all of the tests together (Holm 1979), in the given order."""
+    adjusted, running = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+        running = max(running, min(1.0, (len(ps) - rank) * ps[i]))
+        adjusted[i] = running
+    return adjusted
 
 
 def differences(base: Group, group: Group, column: Column) -> list[float]:

@@ -8,8 +8,9 @@ Colours: Okabe and Ito's palette, grey for its yellow (too pale on paper); dashe
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -30,6 +31,9 @@ STYLE: dict[Any, Any] = {
     "figure.constrained_layout.h_pad": 0.08,
     "svg.hashsalt": "bandpo",  # the same runs give the same file
 }
+
+
+Colours = Mapping[str, str]  # label -> colour
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def plot_run(run_dir: Path) -> list[Path]:
     if "train/entropy" not in panels:
         return []
     path = Path(run_dir) / "plots" / "entropy.png"
-    return draw(list(panels.values()), path, f"{run.name}, to step {run.last_step}", (".png", ".svg"))
+    return draw(list(panels.values()), {}, path, f"{run.name}, to step {run.last_step}", (".png", ".svg"))
 
 
 def describe(key: str) -> tuple[str, str, str, str]:
@@ -155,8 +159,11 @@ def stderr_of(run: Record, key: str) -> Series | None:
     return run.series(f"{key}_stderr") if f"{key}_stderr" in run.keys else None
 
 
-def draw(panels: Sequence[Panel], path: Path, caption: str, suffixes: Sequence[str]) -> list[Path]:
-    """Write one figure, at most four panels wide, as path with each of `suffixes`. Returns the files written."""
+def draw(panels: Sequence[Panel], colours: Colours, path: Path, caption: str, suffixes: Sequence[str]) -> list[Path]:
+    """Write one figure, at most four panels wide, as path with each of `suffixes`. Returns the files written.
+
+    colours: of lines that keep theirs from figure to figure, by label; the others take one after the other.
+    """
     # Here and not above: nothing but drawing needs it. A bare Figure renders with Agg and leaves the backend alone.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -178,7 +185,7 @@ def draw(panels: Sequence[Panel], path: Path, caption: str, suffixes: Sequence[s
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
         for axis, panel in zip(axes.flat, panels, strict=False):
-            _draw_panel(axis, panel, labels if shared else [curve.label for curve in panel.curves])
+            _draw_panel(axis, panel, colours, labels if shared else [curve.label for curve in panel.curves])
             if not shared and any(curve.label for curve in panel.curves):
                 axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, handlelength=3)
         limits = [axis.get_xlim() for axis in axes.flat[: len(panels)]]
@@ -209,19 +216,16 @@ def line_style(number: int) -> tuple[str, str]:
     return COLOURS[number % len(COLOURS)], DASHES[(number + number // len(COLOURS)) % len(DASHES)]
 
 
-def _draw_panel(axis, panel: Panel, labels: Sequence[str]) -> None:
+def _draw_panel(axis, panel: Panel, colours: Colours, labels: Sequence[str]) -> None:
     scale = 100.0 if panel.unit.startswith("%") else 1.0
     few_points = max(len(steps) for curve in panel.curves for steps, _ in curve.seeds) <= 12
     for curve in panel.curves:
         colour, dash = line_style(labels.index(curve.label))
+        colour = colours.get(curve.label, colour)
         steps, mean, low, high = spread(curve)
         look: dict[str, Any] = {"color": colour, "linestyle": dash, "marker": "o" if few_points else None}
         axis.plot(steps, scale * mean, linewidth=1.5, markersize=3, label=curve.label, **look)
         axis.fill_between(steps, scale * low, scale * high, color=colour, alpha=0.15, linewidth=0)
-        for seed_steps, values in curve.seeds:  # from where the first seed ends, each seed by itself
-            beyond = seed_steps >= steps[-1]
-            if len(curve.seeds) > 1 and beyond.sum() > 1:
-                axis.plot(seed_steps[beyond], scale * values[beyond], color=colour, linewidth=0.5, label="_")
     axis.set_title(panel.title, fontsize=9.5)
     axis.set_xlabel("step")
     axis.set_ylabel(panel.unit)
@@ -244,3 +248,145 @@ def spread(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
         error = np.array([known.get(step, 0.0) for step in steps])
         return steps, mean, mean - error, mean + error
     return steps, mean, np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+
+
+# Many runs at once
+
+
+def apart(places: Sequence[float], gap: float) -> list[float]:
+    """The places, moved until no two are nearer than `gap`, in their order."""
+    order, out = np.argsort(places, kind="stable"), np.array(places, dtype=float)
+    for _ in range(50 * len(out)):
+        for low, high in pairwise(order):
+            lack = max(0.0, gap - (out[high] - out[low]))
+            out[low], out[high] = out[low] - lack / 2, out[high] + lack / 2
+    return out.tolist()
+
+
+def _canvas(rows: int, columns: int, size: tuple[float, float], **shared: Any):
+    """A figure of axes, `size` inches each; to be used within the STYLE."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(columns * size[0], rows * size[1] + 0.3), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **shared)
+
+
+def _write(figure, path: Path, caption: str) -> None:
+    figure.suptitle("\n".join(wrap(caption, int(15 * figure.get_figwidth()))), fontsize=8, color="0.35")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in (".png", ".svg"):
+        figure.savefig(path.with_suffix(suffix), dpi=160)
+
+
+def _label_ends(axis, ends: Sequence[tuple[str, float, float, str]]) -> None:
+    """Labels right of the axis, each led to from its point: (label, x, y, colour)."""
+    low, high = axis.get_ylim()
+    places = apart([end[2] for end in ends], 0.065 * (high - low))
+    shift = max(0.0, low - min(places)) - max(0.0, max(places) - high)  # none above or below the axis
+    for (label, x, y, colour), place in zip(ends, [place + shift for place in places], strict=True):
+        across = axis.transAxes.inverted().transform(axis.transData.transform((x, y)))[0]
+        axis.annotate(
+            label,
+            (across, y),
+            (1.04, place),
+            xycoords=("axes fraction", "data"),
+            color=colour,
+            fontsize=7.5,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0},
+            annotation_clip=False,
+        )
+
+
+def draw_dots(panels: Sequence[tuple[str, Mapping[str, Sequence[float]]]], colours: Colours, path: Path, caption: str):
+    """A panel for each figure (its title; values by label): a row for each label, a dot for each seed, their mean."""
+    from matplotlib import rc_context
+
+    labels = list(dict.fromkeys(label for _, values in panels for label in values))
+    with rc_context(STYLE):
+        size = (3.1 + 1.2 / len(panels), 0.32 * len(labels) + 1.0)
+        figure, axes = _canvas(1, len(panels), size, sharey=True)
+        for axis, (title, of_label) in zip(axes[0], panels, strict=True):
+            for row, label in enumerate(labels):
+                values, colour = of_label.get(label, ()), colours[label]
+                axis.plot(values, [row] * len(values), "o", color=colour, markersize=4, alpha=0.45, markeredgewidth=0)
+                if len(values):
+                    axis.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color=colour, linewidth=2)
+            axis.set_title(title, fontsize=9.5)
+            axis.margins(x=0.1)
+            axis.locator_params(axis="x", nbins=5)
+            axis.set_yticks(range(len(labels)), labels)
+        axes[0, 0].set_ylim(len(labels) - 0.5, -0.5)
+        _write(figure, path, caption)
+
+
+def draw_sweeps(panels: Sequence[Panel], colours: Colours, path: Path, caption: str, x_label: str, each: bool):
+    """Lines over a quantity on a logarithmic axis: the mean over seeds, lowest to highest shaded.
+
+    each: a row for each panel and in it a small panel for each line, the others grey behind it. Otherwise a panel for
+    each, its lines labelled where they end.
+    """
+    from matplotlib import rc_context
+    from matplotlib.ticker import NullFormatter
+
+    labels = list(dict.fromkeys(curve.label for panel in panels for curve in panel.curves))
+    with rc_context(STYLE):
+        rows, columns = (len(panels), len(labels)) if each else (1, len(panels))
+        figure, axes = _canvas(rows, columns, (1.45, 1.5) if each else (3.3, 2.6), sharey="row")
+        line_ends: list[Any] = []
+        for place, axis in np.ndenumerate(axes):
+            panel = panels[place[0] if each else place[1]]
+            ends = []
+            for curve in sorted(panel.curves, key=lambda curve: each and curve.label == labels[place[1]]):
+                x, mean, low, high = spread(curve)
+                shown = not each or curve.label == labels[place[1]]
+                colour = colours[curve.label] if shown else "0.85"
+                axis.plot(
+                    x, mean, color=colour, linewidth=1.6 if shown else 0.7, marker="o" if shown else "", markersize=2.5
+                )
+                if shown:
+                    axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+                    ends.append((curve.label, x[-1], mean[-1], colour))
+            axis.set_xscale("log")
+            if each and place[0] == 0:
+                axis.set_title(labels[place[1]], fontsize=9, color=colours[labels[place[1]]])
+            elif not each:
+                axis.set_title(panel.title, fontsize=9.5)
+                axis.set_xlabel(panel.unit)
+                line_ends.append((axis, ends))
+            if each and place[1] == 0:
+                axis.set_ylabel(panel.title, fontsize=8)
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.tick_params(labelsize=7)
+        for axis, ends in line_ends:  # now that the common height is known
+            _label_ends(axis, ends)
+        if each:
+            figure.supxlabel(x_label, fontsize=9)
+        else:
+            axes[0, 0].set_ylabel(x_label)
+        _write(figure, path, caption)
+
+
+def draw_points(
+    panels: Sequence[tuple[str, Mapping[str, Sequence[tuple[float, float]]]]],
+    colours: Colours,
+    path: Path,
+    caption: str,
+    axis_labels: tuple[str, str],
+):
+    """A panel for each title, a point (x, y) for each run, each label led to from the mean of its points."""
+    from matplotlib import rc_context
+
+    with rc_context(STYLE):
+        figure, axes = _canvas(1, len(panels), (4.0, 3.2))
+        for axis, (title, of_label) in zip(axes[0], panels, strict=True):
+            ends = []
+            for label, points in of_label.items():
+                x, y = np.array(points).T
+                axis.plot(x, y, "o", color=colours[label], markersize=4, alpha=0.5, markeredgewidth=0)
+                ends.append((label, x.mean(), y.mean(), colours[label]))
+            axis.set_title(title, fontsize=9.5)
+            axis.set_xlabel(axis_labels[0])
+            _label_ends(axis, ends)
+        axes[0, 0].set_ylabel(axis_labels[1])
+        _write(figure, path, caption)

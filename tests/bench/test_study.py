@@ -158,6 +158,7 @@ def test_a_run_that_cannot_start_is_a_failure(tmp_path: Path):
 
 
 TINY = Study(
+    variants=VARIANTS,
     settings={
         "rare": Setting("toy", 0, RARE | {"max_steps": 8, "eval_every": 8}),
         "one_update": Setting("toy", 0, RARE | {"max_steps": 2, "updates_per_step": 1, "epochs_per_step": 1}),
