@@ -22,7 +22,6 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from bench.study import (
     CPU,
@@ -35,6 +34,7 @@ from bench.study import (
     Study,
     jobs_of,
     load_groups,
+    published,
     run_all,
     verdict,
 )
@@ -56,14 +56,6 @@ from eval.records import Record, load_record
 
 # ---- what is run ----
 
-METHODS = Path(__file__).parents[1] / "configs" / "methods"
-
-
-def published(name: str) -> Keys:
-    """The keys of a method of configs/methods."""
-    return yaml.load((METHODS / f"{name}.yaml").read_text(), yaml.BaseLoader) or {}
-
-
 RULES: dict[str, Keys] = {
     "GRPO": published("grpo"),
     "Clip-Higher": published("clip_higher"),
@@ -71,7 +63,7 @@ RULES: dict[str, Keys] = {
     "Band TV": published("band_tv"),
     "Band chi2": published("band_chi2"),
     "DCPO": published("dcpo"),
-    "fixed .8-3": {"clip": "fixed", "clip_low": "0.2", "clip_high": "2.0"},
+    "fixed .8-3": published("grpo") | {"clip_high": "2.0"},
     "no clip": published("noclip"),
     "DPPO TV": published("dppo_tv"),
     "SAPO": published("sapo"),

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from data.toy import save_start
 from eval.compare import (
@@ -56,22 +57,29 @@ Keys = dict[str, Any]
 
 # ---- what is run ----
 
-BAND = {"clip": "band", "divergence": "kl", "delta": 0.05}
+CONFIGS = Path(__file__).parents[1] / "configs" / "methods"
+
+
+def published(name: str) -> Keys:
+    """The keys of a method of configs/methods."""
+    return yaml.load((CONFIGS / f"{name}.yaml").read_text(), yaml.BaseLoader) or {}
+
+
 HALF_BANDS = Path(__file__).with_name("half_bands.py")
 VARIANTS: dict[str, Keys] = {
-    "GRPO": {"clip": "fixed", "clip_low": 0.2, "clip_high": 0.2},
-    "Clip-Higher": {"clip": "fixed", "clip_low": 0.2, "clip_high": 0.28},
-    "Band KL": BAND,
-    "Band TV": {**BAND, "divergence": "tv"},
-    "Band chi2": {**BAND, "divergence": "chi2"},
-    "Band relaxed": {**BAND, "clip": "band_relaxed", "clip_low": 0.2, "clip_high": 0.28},
-    "DCPO": {"clip": "dcpo", "clip_low": 0.16, "clip_high": 0.2},
-    "no clip": {"clip": "none"},
-    "fixed .8-3": {"clip": "fixed", "clip_low": 0.2, "clip_high": 2.0},
-    "Band KL d=.01": {**BAND, "delta": 0.01},
-    "Band KL d=.02": {**BAND, "delta": 0.02},
-    "Band KL d=.2": {**BAND, "delta": 0.2},
-    "Band entropy radius": {**BAND, "radius": "entropy"},
+    "GRPO": published("grpo"),
+    "Clip-Higher": published("clip_higher"),
+    "Band KL": published("band"),
+    "Band TV": published("band_tv"),
+    "Band chi2": published("band_chi2"),
+    "Band relaxed": published("band_relaxed"),
+    "DCPO": published("dcpo"),
+    "no clip": published("noclip"),
+    "fixed .8-3": published("grpo") | {"clip_high": "2.0"},
+    "Band KL d=.01": published("band") | {"delta": "0.01"},
+    "Band KL d=.02": published("band") | {"delta": "0.02"},
+    "Band KL d=.2": published("band") | {"delta": "0.2"},
+    "Band entropy radius": published("band") | {"radius": "entropy"},
     "Band upper, .8 lower": {"rule": f"{HALF_BANDS}:band_upper"},
     "Band lower, 1.2 upper": {"rule": f"{HALF_BANDS}:band_lower"},
 }

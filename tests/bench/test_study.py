@@ -38,7 +38,7 @@ def test_every_run_is_a_configuration_that_the_trainer_accepts(size: Study, tmp_
     for job in jobs:
         config = load(Config, [w for k, v in job.keys.items() for w in (f"--{k}", json.dumps(v).strip('"'))])
         assert config.seed == job.keys["seed"]
-        assert all(getattr(config, key) == value for key, value in VARIANTS[job.variant].items())
+        assert all(str(getattr(config, key)) == value for key, value in VARIANTS[job.variant].items())
         assert config.updates_per_step % config.epochs_per_step == 0
     assert len({job.folder for job in jobs}) == len(jobs)
 
