@@ -52,7 +52,7 @@ from eval.compare import (
     values_of,
 )
 from eval.plots import Curve, Panel, draw_dots, draw_points, draw_sweeps, spread
-from eval.records import Record, load_record
+from eval.records import Record, is_of_clock, load_record
 
 # ---- what is run ----
 
@@ -441,12 +441,9 @@ def replay(study: Study, jobs: Sequence[Job], out: Path, count: int) -> int:
 
 def differing(first: Record, second: Record) -> list[str]:
     """Metrics that are not the same number at every step, clocks and memory aside."""
-    keys = [key for key in dict.fromkeys(first.keys + second.keys) if key.split("/")[0] not in CLOCKS]
+    keys = [key for key in dict.fromkeys(first.keys + second.keys) if not is_of_clock(key)]
     steps = sorted(first.rows.keys() | second.rows.keys())
     return [key for key in keys if any(repr(first.value(key, at)) != repr(second.value(key, at)) for at in steps)]
-
-
-CLOCKS = ("time", "throughput", "memory")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 
 from data.toy import save_start
+from eval.records import is_of_clock
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 6
@@ -64,8 +65,7 @@ def grade(completion, gold):
 def rows(run: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what may differ: times, speed, memory."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    clock = ("time", "throughput", "memory")
-    return [{key: value for key, value in line.items() if key.split("/")[0] not in clock} for line in lines]
+    return [{key: value for key, value in line.items() if not is_of_clock(key)} for line in lines]
 
 
 def difference(run: Path, other: Path, step: int = STEPS) -> str:

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from configs.names import CONFIG_DIR
 from data.toy import save_start
 from eval.compare import (
     MIN_SEEDS,
@@ -57,12 +58,10 @@ Keys = dict[str, Any]
 
 # ---- what is run ----
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "methods"
-
 
 def published(name: str) -> Keys:
     """The keys of a method of configs/methods."""
-    return yaml.load((CONFIGS / f"{name}.yaml").read_text(), yaml.BaseLoader) or {}
+    return yaml.load((CONFIG_DIR / "methods" / f"{name}.yaml").read_text(), yaml.BaseLoader) or {}
 
 
 HALF_BANDS = Path(__file__).with_name("half_bands.py")

@@ -197,12 +197,7 @@ def draw(panels: Sequence[Panel], colours: Colours, path: Path, caption: str, su
             lines = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
             handles = [lines[label] for label in labels]
             figure.legend(handles, labels, loc="outside lower center", ncols=across, frameon=False, handlelength=3)
-        figure.suptitle("\n".join(wrap(caption, int(15 * width))), fontsize=8, color="0.35")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        written = [path.with_suffix(suffix) for suffix in suffixes]
-        for file in written:
-            figure.savefig(file, dpi=160)
-    return written
+        return _write(figure, path, caption, suffixes)
 
 
 def _same_lines(panels: Sequence[Panel]) -> bool:
@@ -271,11 +266,14 @@ def _canvas(rows: int, columns: int, size: tuple[float, float], **shared: Any):
     return figure, figure.subplots(rows, columns, squeeze=False, **shared)
 
 
-def _write(figure, path: Path, caption: str) -> None:
+def _write(figure, path: Path, caption: str, suffixes: Sequence[str]) -> list[Path]:
+    """The figure as path with each of `suffixes`."""
     figure.suptitle("\n".join(wrap(caption, int(15 * figure.get_figwidth()))), fontsize=8, color="0.35")
     path.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in (".png", ".svg"):
-        figure.savefig(path.with_suffix(suffix), dpi=160)
+    written = [path.with_suffix(suffix) for suffix in suffixes]
+    for file in written:
+        figure.savefig(file, dpi=160)
+    return written
 
 
 def _label_ends(axis, ends: Sequence[tuple[str, float, float, str]]) -> None:
@@ -317,7 +315,7 @@ def draw_dots(panels: Sequence[tuple[str, Mapping[str, Sequence[float]]]], colou
             axis.locator_params(axis="x", nbins=5)
             axis.set_yticks(range(len(labels)), labels)
         axes[0, 0].set_ylim(len(labels) - 0.5, -0.5)
-        _write(figure, path, caption)
+        _write(figure, path, caption, (".png", ".svg"))
 
 
 def draw_sweeps(panels: Sequence[Panel], colours: Colours, path: Path, caption: str, x_label: str, each: bool):
@@ -364,7 +362,7 @@ def draw_sweeps(panels: Sequence[Panel], colours: Colours, path: Path, caption: 
             figure.supxlabel(x_label, fontsize=9)
         else:
             axes[0, 0].set_ylabel(x_label)
-        _write(figure, path, caption)
+        _write(figure, path, caption, (".png", ".svg"))
 
 
 def draw_points(
@@ -389,4 +387,4 @@ def draw_points(
             axis.set_xlabel(axis_labels[0])
             _label_ends(axis, ends)
         axes[0, 0].set_ylabel(axis_labels[1])
-        _write(figure, path, caption)
+        _write(figure, path, caption, (".png", ".svg"))

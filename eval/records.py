@@ -50,6 +50,11 @@ class Record:
         return np.array([step for step, _ in found], dtype=int), np.array([value for _, value in found], dtype=float)
 
 
+def is_of_clock(metric: str) -> bool:
+    """Whether two runs of the same seed may differ in it: times, speed and memory."""
+    return metric.split("/")[0] in ("time", "throughput", "memory")
+
+
 def load_record(path: Path) -> Record:
     """Read one run folder. Raises ValueError for a path that is none, with the folder that may be meant."""
     path = Path(path)

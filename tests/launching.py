@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from eval.records import is_of_clock
+
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 ACCELERATE = str(Path(sys.executable).with_name("accelerate"))
@@ -76,7 +78,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def without_clock(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Metrics that must be the same in two identical runs: all but times, speed and memory."""
-    return [{k: v for k, v in row.items() if k.split("/")[0] not in ("time", "throughput", "memory")} for row in rows]
+    return [{key: value for key, value in row.items() if not is_of_clock(key)} for row in rows]
 
 
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
