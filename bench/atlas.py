@@ -1,12 +1,14 @@
 """Which clipping rule when? Every run of docs/atlas.md, its tables and its figures, from nothing.
 
-    python -m bench.atlas                                   # everything, about an hour on two cores; resumable
+    python -m bench.atlas                                   # about an hour on two cores; resumable
+    python -m bench.atlas --more                            # older answers and longer ones too
     python -m bench.atlas --part rare --seeds 0,1           # one part, fewer seeds
     python -m bench.atlas --report --figures docs/figures   # tables and figures of what is there, no training
     python -m bench.atlas --replay 2                        # two runs drawn by chance, again: the same last digit
 
 Runs, folders and resuming are those of bench/study.py: a run is (setting, rule, seed). A setting has one part that
 ranks all rules over ten seeds, and two sweeps over fewer: the learning rate, and each rule's own radius or interval.
+What the sweep says is a rule's best rate, ten other seeds then rank all rules at.
 
 Left out: choosing what to show after seeing it. Plan and deciding figures stand in docs/atlas.md since before the runs.
 """
@@ -74,7 +76,7 @@ RULES: dict[str, Keys] = {
         "rule": f"{Path(__file__).with_name('radii.py')}:early"
     },  # ours: the best of those in bench/radii.py
 }
-SWEPT = ("GRPO", "Clip-Higher", "Band KL", "DCPO", "fixed .8-3", "no clip", "DPPO TV", "SAPO")
+SHOWN = ("GRPO", "Clip-Higher", "Band KL", "DCPO", "fixed .8-3", "no clip", "DPPO TV", "SAPO")  # in sweeps' figures
 
 # One number each: what a family of rules has to be tuned by. The published value is the rule above.
 FAMILIES: dict[str, dict[float, str]] = {}
@@ -117,6 +119,8 @@ QUICK = SMALL | {"max_prompt_tokens": 6, "max_response_tokens": 10, "samples_per
 QUICK |= {"updates_per_step": 16, "epochs_per_step": 4, "eval_samples": 8, "save_every": 0}
 RARE = QUICK | {"prompts_per_step": 128, "max_steps": 5, "eval_every": 5}
 NOISY = QUICK | {"prompts_per_step": 64, "max_steps": 6, "eval_every": 6, "reward": NOISY_GRADER}
+LONG = QUICK | {"max_prompt_tokens": 12, "max_response_tokens": 18, "prompts_per_step": 96, "lr": 3e-4}
+LONG |= {"max_steps": 8, "eval_every": 8}
 RATES = (6e-5, 2e-4, 6e-4, 2e-3, 6e-3)
 # Title, the setting at its own learning rate, all rates of the sweep.
 SETTINGS: dict[str, tuple[str, Setting, tuple[float, ...]]] = {
@@ -127,26 +131,63 @@ SETTINGS: dict[str, tuple[str, Setting, tuple[float, ...]]] = {
         Setting("toy_quick", 0, RARE | {"lag": 2, "max_steps": 8, "eval_every": 8}),
         RATES,
     ),
+    "long": ("a rare strategy of fourteen tokens", Setting("toy_long", 0, LONG), (1e-4, 3e-4, 1e-3)),
 }
+# The second plan: each rule at its own best rate, on seeds that had no part in choosing it.
+BEST = {f"{name}_best": f"{SETTINGS[name][0]}, own rate" for name in ("rare", "stale")}
+OLD = "age4"  # of the parts below, the one that ranks all rules
+PLANS = (("rare", "noisy", "stale"), (*BEST, OLD, "long"))  # each corrected over all comparisons of its own
+SWEEP_SEEDS, SEEDS, BEST_SEEDS = (0, 1, 2), tuple(range(10)), tuple(range(10, 20))
+
+AGES = (0, 1, 2, 4, 8)
+AGED_BAND = "Band KL by age"  # delta / (1 + age)
+AGED = ("GRPO", "Band KL", AGED_BAND, "DCPO", "fixed .8-3", "no clip", "DPPO TV", "SAPO")
+VARIANTS[AGED_BAND] = published("band")
+LARGE_PARTS = ("long", "age")  # parts whose names begin so are run with --more alone
 
 
 def at(name: str, lr: float) -> str:
     return f"{name}_lr{lr:g}"
 
 
-def atlas() -> Study:
-    """For each setting three parts: NAME (all rules), NAME_lrX (a learning rate), NAME_radius (own numbers)."""
-    settings, parts = {}, {}
-    for name, (title, setting, rates) in SETTINGS.items():
+def atlas(rates: Mapping[str, Mapping[str, float]] = {}) -> Study:  # noqa: B006 - never changed
+    """The parts: NAME (all rules), NAME_lrX (a learning rate), NAME_radius (own numbers), ageN (a lag).
+
+    rates: setting -> rule -> its best rate; gives the parts NAME_best.
+    """
+    settings, parts, own = {}, {}, {}
+    for name, (title, setting, sweep) in SETTINGS.items():
         home = at(name, setting.keys["lr"])
-        settings |= {at(name, lr): replace(setting, keys=setting.keys | {"lr": lr}) for lr in rates}
-        parts[name] = Part(title, home, tuple(RULES))
-        parts |= {
-            f"{name}_lr{lr:g}": Part(title, at(name, lr), SWEPT, (0, 1, 2)) for lr in rates if at(name, lr) != home
-        }
-        own = tuple(dict.fromkeys(label for values in FAMILIES.values() for label in values.values()))
-        parts[f"{name}_radius"] = Part(title, home, own, (0, 1, 2))
-    return replace(CPU, variants=VARIANTS, settings=settings, parts=parts, seeds=tuple(range(10)))
+        settings |= {at(name, lr): replace(setting, keys=setting.keys | {"lr": lr}) for lr in sweep}
+        parts[name] = Part(title, home, tuple(RULES), SEEDS)
+        parts |= {at(name, lr): Part(title, at(name, lr), tuple(RULES), SWEEP_SEEDS) for lr in sweep}
+        numbers = tuple(dict.fromkeys(label for values in FAMILIES.values() for label in values.values()))
+        parts[f"{name}_radius"] = Part(title, home, numbers, SWEEP_SEEDS)
+    for age in AGES:
+        keys = RARE | {"lr": 2e-4, "lag": age, "max_steps": 12, "eval_every": 12}
+        settings[f"age{age}"] = Setting("toy_quick", 0, keys)
+        title, ranked = f"a rare good strategy, answers {age} steps old", f"age{age}" == OLD
+        rules, seeds = ((*RULES, AGED_BAND), SEEDS) if ranked else (AGED, SWEEP_SEEDS)
+        parts[f"age{age}"] = Part(title, f"age{age}", rules, seeds)
+        own[f"age{age}", AGED_BAND] = {"delta": str(0.05 / (1 + age))}
+    for name, of_rule in rates.items():
+        best_name = f"{name}_best"
+        settings[best_name] = SETTINGS[name][1]
+        parts[best_name] = Part(BEST[best_name], best_name, tuple(RULES), BEST_SEEDS)
+        own |= {(best_name, rule): {"lr": lr} for rule, lr in of_rule.items()}
+    return replace(CPU, variants=VARIANTS, settings=settings, parts=parts, seeds=tuple({*SEEDS, *BEST_SEEDS}), own=own)
+
+
+def best_rates(study: Study, out: Path) -> dict[str, dict[str, float]]:
+    """setting -> rule -> the rate with the highest mean accuracy in the sweep; settings with a whole sweep alone."""
+    found = {}
+    for name in (best_name.removesuffix("_best") for best_name in BEST):
+        curves = [curve for rule in RULES if (curve := rate_curve(study, name, rule, out))]
+        runs = sum(len(rates) for curve in curves for rates, _ in curve.seeds)
+        if runs == len(RULES) * len(SETTINGS[name][2]) * len(SWEEP_SEEDS):
+            accuracy_at = {curve.label: means(curve) for curve in curves}  # rule -> rate -> accuracy
+            found[name] = {rule: max(of_rate, key=of_rate.__getitem__) for rule, of_rate in accuracy_at.items()}
+    return found
 
 
 # ---- what is shown ----
@@ -234,7 +275,9 @@ def ranking(name: str, study: Study, groups: Sequence[Group], ps: Ps) -> str:
     header = ["rule", "seeds", "right at the end, %", "group", *(c.heading for c in OTHERS), GRADIENT.heading]
     told = max(cliques(rules, apart), key=len)
     text = text_table(header, rows) + f"\n\nTold apart from each other: {', '.join(told) if len(told) > 1 else 'none'}."
-    matrix = np.array([[of_rule[rule].get(seed, np.nan) for seed in study.seeds] for rule in rules])
+    matrix = np.array(
+        [[of_rule[rule].get(seed, np.nan) for seed in study.parts[name].of(study.seeds)] for rule in rules]
+    )
     if np.isfinite(matrix).all() and len(rules) > 1 and matrix.shape[1] > 1:
         between, within = matrix.mean(axis=1).std(ddof=1), np.sqrt(matrix.var(axis=1, ddof=1).mean())
         text += f" Standard deviation between rules {between:.1f} points, between seeds of a rule {within:.1f}."
@@ -253,10 +296,6 @@ def against(base: str, values: Scores, ps: Ps) -> str:
             cells.append(f"{verdict(pairs).rstrip('*')}, p {p:.1g}" if len(pairs) > 1 else "-")
         rows.append([rule, *cells])
     return text_table([f"{base} minus", *values], rows)
-
-
-def main_parts(study: Study) -> list[str]:
-    return [name for name in study.parts if name in SETTINGS]
 
 
 def compromise(values: Scores) -> str:
@@ -305,12 +344,22 @@ def panel(title: str, unit: str, curves: Sequence[Curve | None]) -> Panel:
     return Panel(title, unit, tuple(curve for curve in curves if curve))
 
 
+def rate_curve(study: Study, name: str, rule: str, out: Path) -> Curve | None:
+    return curve_of(study, rule, {lr: (at(name, lr), rule) for lr in SETTINGS[name][2]}, out)
+
+
 def rate_panels(study: Study, out: Path) -> list[Panel]:
     """For each setting, over the learning rate: a line for each rule."""
     return [
-        panel(title, "", [curve_of(study, rule, {lr: (at(name, lr), rule) for lr in rates}, out) for rule in SWEPT])
-        for name, (title, _, rates) in SETTINGS.items()
+        panel(title, "", [rate_curve(study, name, rule, out) for rule in RULES])
+        for name, (title, *_) in SETTINGS.items()
     ]
+
+
+def age_panel(study: Study, out: Path) -> Panel:
+    """Over the age of the answers: a line for each rule."""
+    curves = [curve_of(study, rule, {age: (f"age{age}", rule) for age in AGES}, out) for rule in AGED]
+    return panel("right at the end, %", "", curves)
 
 
 def radius_panels(study: Study, out: Path) -> list[Panel]:
@@ -333,18 +382,18 @@ def means(curve: Curve) -> dict[float, float]:
     return dict(zip(x.tolist(), mean.tolist(), strict=True))
 
 
-def rate_table(panels: Sequence[Panel]) -> str:
-    """Mean accuracy at each rate, and the plateau: how many of the rates are within POINTS of the setting's best."""
+def sweep_table(panels: Sequence[Panel]) -> str:
+    """Mean accuracy at each value, and the plateau: how many values are within POINTS of the setting's best."""
     tables = []
     for each in panels:
         by_rule = {curve.label: means(curve) for curve in each.curves}
-        rates = sorted({lr for of_rate in by_rule.values() for lr in of_rate})
-        top = max(value for of_rate in by_rule.values() for value in of_rate.values())
+        values = sorted({x for of_x in by_rule.values() for x in of_x})
+        top = max(value for of_x in by_rule.values() for value in of_x.values())
         rows = []
-        for rule, of_rate in by_rule.items():
-            near = sum(value >= top - POINTS for value in of_rate.values())
-            rows.append([rule, *(f"{of_rate[lr]:.0f}" if lr in of_rate else "-" for lr in rates), str(near)])
-        header = ["rule", *(f"{lr:g}" for lr in rates), f"rates within {POINTS:g} points of the best"]
+        for rule, of_x in by_rule.items():
+            near = sum(value >= top - POINTS for value in of_x.values())
+            rows.append([rule, *(f"{of_x[x]:.0f}" if x in of_x else "-" for x in values), str(near)])
+        header = ["rule", *(f"{x:g}" for x in values), f"of them within {POINTS:g} points of the best"]
         tables.append(f"{each.title}\n\n{text_table(header, rows)}")
     return "\n\n".join(tables)
 
@@ -369,48 +418,58 @@ def radius_table(panels: Sequence[Panel]) -> str:
 
 
 POINTS = 5.0  # of accuracy: a rate is on the plateau when it is no further below the best of the setting
-SWEEP_SEEDS = (0, 1, 2)
 
 
 def report(study: Study, seeds: Sequence[int], out: Path, figures: Path) -> str:
     """Tables as Markdown; the figures atlas_* into `figures`."""
-    by_part = {name: load_groups(study, study.parts[name], seeds, out) for name in SETTINGS}
-    of_setting = {name: study.settings[study.parts[name].setting] for name in SETTINGS}
-    values = {name: {g.label: scores(g, of_setting[name]) for g in groups} for name, (groups, _) in by_part.items()}
+    sections = []
+    for number, names in enumerate(PLANS):
+        names = [name for name in names if name in study.parts]
+        sections += compared(study, names, seeds, out, figures, "_best" if number else "")
+    rates, radii, ages = rate_panels(study, out), radius_panels(study, out), age_panel(study, out)
+    shading = f"right at the end, % of answers; mean of {len(SWEEP_SEEDS)} seeds, lowest to highest shaded"
+    if rates := [each for each in rates if each.curves]:
+        shown = [replace(each, curves=tuple(c for c in each.curves if c.label in SHOWN)) for each in rates]
+        draw_sweeps(shown, RULE_COLOURS, figures / "atlas_rates", shading, "learning rate", True)
+        sections += ["### Learning rates", sweep_table(rates)]
+    if radii := [each for each in radii if each.curves]:
+        colours = dict(zip(SETTINGS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
+        draw_sweeps(radii, colours, figures / "atlas_radius", shading, "right at the end, %", False)
+        sections += ["### One number for all settings", radius_table(radii)]
+    if ages.curves:
+        draw_sweeps([ages], RULE_COLOURS, figures / "atlas_age", shading, "age of the answers, steps", True)
+        sections += ["### Age of the answers", sweep_table([ages])]
+    sections += ["### Failures", failures(study, seeds, out)]
+    return "\n\n".join(sections) + "\n"
+
+
+def compared(study: Study, names: Sequence[str], seeds: Sequence[int], out: Path, figures: Path, suffix: str):
+    """Sections with the rankings of a plan's settings, its tests over all of them together, and its two figures."""
+    by_part = {name: load_groups(study, study.parts[name], seeds, out) for name in names}
+    known = {name: groups for name, (groups, _) in by_part.items() if groups}
+    of_setting = {name: study.settings[study.parts[name].setting] for name in known}
+    values = {name: {g.label: scores(g, of_setting[name]) for g in groups} for name, groups in known.items()}
     ps = adjusted(values)
     sections = []
-    for name, (title, *_) in SETTINGS.items():
-        groups, notes = by_part[name]
-        sections.append(f"### {name}: {title}")
-        if groups:
-            sections.append(ranking(name, study, groups, ps))
+    for name, (_, notes) in by_part.items():
+        sections.append(f"### {name}: {study.parts[name].title}")
+        sections += [ranking(name, study, known[name], ps)] if name in known else []
         sections += ["\n".join(f"- {note}" for note in notes)] if notes else []
+    if not known:
+        return sections
     sections += ["### Band KL against each", against("Band KL", values, ps)]
     sections += ["### All settings together", compromise(values)]
-    known = {name: groups for name, (groups, _) in by_part.items() if groups}
-    titles = {name: SETTINGS[name][0] for name in known}
-    caption = f"right at the end, % of answers; {len(seeds)} seeds a rule"
-    dots = [(titles[name], {r: [*values[name].get(r, {}).values()] for r in RULES}) for name in known]
-    draw_dots(dots, RULE_COLOURS, figures / "atlas_rules", caption + "; dot: a seed; bar: their mean")
+    titles = {name: study.parts[name].title for name in known}
+    dots = [(titles[name], {rule: [*values[name].get(rule, {}).values()] for rule in RULES}) for name in known]
+    caption = "right at the end, % of answers; dot: a seed; bar: their mean"
+    draw_dots(dots, RULE_COLOURS, figures / f"atlas_rules{suffix}", caption)
     points = [
         (titles[name], {g.label: [end_point(run, of_setting[name]) for run in g.runs] for g in groups})
         for name, groups in known.items()
     ]
-    axes = ("entropy at the end, nats", "right at the end, %")
-    draw_points(
-        points, RULE_COLOURS, figures / "atlas_entropy", "a point: a run; a label: the mean of a rule's runs", axes
-    )
-    rates, radii = rate_panels(study, out), radius_panels(study, out)
-    if rates := [each for each in rates if each.curves]:
-        shading = f"mean of {len(SWEEP_SEEDS)} seeds, lowest to highest shaded"
-        draw_sweeps(rates, RULE_COLOURS, figures / "atlas_rates", caption + "; " + shading, "learning rate", True)
-        sections += ["### Learning rates", rate_table(rates)]
-    if radii := [each for each in radii if each.curves]:
-        colours = dict(zip(SETTINGS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"), strict=False))
-        draw_sweeps(radii, colours, figures / "atlas_radius", shading, "right at the end, %", False)
-        sections += ["### One number for all settings", radius_table(radii)]
-    sections += ["### Failures", failures(study, seeds, out)]
-    return "\n\n".join(sections) + "\n"
+    axes, caption = ("entropy at the end, nats", "right at the end, %"), "a point: a run; a label: a rule's mean"
+    draw_points(points, RULE_COLOURS, figures / f"atlas_entropy{suffix}", caption, axes)
+    return sections
 
 
 def end_point(run: Record, setting: Setting) -> tuple[float, float]:
@@ -447,33 +506,34 @@ def differing(first: Record, second: Record) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    study = atlas()
+    names = [*atlas().parts, *BEST]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", default="", help=f"of {', '.join(study.parts)}; all")
-    parser.add_argument("--seeds", default="", help="comma-separated; default 0 to 9, in the sweeps 0 to 2")
+    parser.add_argument("--part", default="", help=f"of {', '.join(names)}; all but {' and '.join(LARGE_PARTS)}")
+    parser.add_argument("--more", action="store_true", help=f"{' and '.join(LARGE_PARTS)} too: half an hour more")
+    parser.add_argument("--seeds", default="", help="comma-separated; default those of each part")
     parser.add_argument("--out", type=Path, default=Path("runs/atlas"), help="folder of the runs (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default %(default)s)")
     parser.add_argument("--report", action="store_true", help="tables and figures of the runs there are, no training")
     parser.add_argument("--figures", type=Path, default=None, help="folder of the figures (default OUT/figures)")
     parser.add_argument("--replay", type=int, default=0, metavar="N", help="N finished runs again, compared; no more")
     args = parser.parse_args(argv)
-    parts = args.part.split(",") if args.part else list(study.parts)
-    if unknown := [part for part in parts if part not in study.parts]:
-        parser.error(f"--part: {', '.join(unknown)} is not one of {', '.join(study.parts)}")
+    parts = args.part.split(",") if args.part else [n for n in names if args.more or not n.startswith(LARGE_PARTS)]
+    if unknown := [part for part in parts if part not in names]:
+        parser.error(f"--part: {', '.join(unknown)} is not one of {', '.join(names)}")
+    out = args.out.resolve()
+    study = atlas(best_rates(atlas(), out))
     seeds = tuple(int(seed) for seed in args.seeds.split(",")) if args.seeds else study.seeds
-    out, failed = args.out.resolve(), 0
-    ranked = [part for part in parts if part in SETTINGS]
-    jobs = [  # seed after seed, so that what is there at any time is whole; the rankings before the sweeps
-        job
-        for some in (ranked, [part for part in parts if part not in ranked])
-        for job in sorted(jobs_of(study, some, seeds, out), key=lambda job: job.keys["seed"])
-    ]
-    jobs = list({job.folder: job for job in jobs}.values())
     try:
         if args.replay:
-            return 1 if replay(study, jobs, out, args.replay) else 0
+            there = [part for part in parts if part in study.parts]
+            return 1 if replay(study, in_order(study, there, seeds, out), out, args.replay) else 0
+        failed = 0
         if not args.report:
-            failed = run_all(study, jobs, args.jobs)
+            failed += run_all(study, in_order(study, [p for p in parts if p not in BEST], seeds, out), args.jobs)
+            study, own_rate = atlas(best_rates(study, out)), [part for part in parts if part in BEST]  # sweeps are done
+            if missing := [part for part in own_rate if part not in study.parts]:
+                raise ValueError(f"{', '.join(missing)}: the sweep of learning rates is not whole")
+            failed += run_all(study, in_order(study, own_rate, seeds, out), args.jobs)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -483,6 +543,14 @@ def main(argv: Sequence[str]) -> int:
     (out / "tables.md").write_text(text)
     print(text)
     return 1 if failed else 0
+
+
+def in_order(study: Study, parts: Sequence[str], seeds: Sequence[int], out: Path) -> list[Job]:
+    """Each run once, seed after seed, so that what is there at any time is whole; the rankings before the sweeps."""
+    ranked = [part for part in parts if any(part in plan for plan in PLANS)]
+    both = (ranked, [part for part in parts if part not in ranked])
+    jobs = [job for some in both for job in sorted(jobs_of(study, some, seeds, out), key=lambda job: job.keys["seed"])]
+    return list({job.folder: job for job in jobs}.values())
 
 
 if __name__ == "__main__":

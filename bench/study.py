@@ -22,9 +22,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,7 @@ RULE_COLOURS = {
     "Band chi2": "#332288",
     "Band relaxed": "#88CCEE",
     "Band early": "#882255",
+    "Band KL by age": "#661100",
     "Band entropy radius": "#6699CC",
     "DCPO": "#009E73",
     "fixed .8-3": "#A0522D",
@@ -127,6 +128,10 @@ class Part:
     variants: tuple[str, ...]
     seeds: tuple[int, ...] | None = None  # None: the study's
 
+    def of(self, seeds: Sequence[int]) -> list[int]:
+        """Those of `seeds` that the part is run with."""
+        return [seed for seed in seeds if self.seeds is None or seed in self.seeds]
+
 
 @dataclass(frozen=True)
 class Study:
@@ -138,6 +143,7 @@ class Study:
     seeds: tuple[int, ...]
     reuse_process: bool  # an engine that cannot be started twice in a process needs a fresh one for every run
     device: str  # of the warm-up
+    own: Mapping[tuple[str, str], Keys] = field(default_factory=dict)  # (setting, variant) -> keys of it alone
 
 
 COMMON: Keys = {
@@ -235,12 +241,12 @@ def slug(label: str) -> str:
 
 def job_of(study: Study, setting_name: str, variant: str, seed: int, out: Path) -> Job:
     """The run of one variant and seed under OUT. Raises KeyError for a setting or variant that is not there."""
-    setting = study.settings[setting_name]
+    setting, own = study.settings[setting_name], study.own.get((setting_name, variant), {})
     start = out / "start" / f"{setting.task}_{setting.start_seed}"
     folder = out / setting_name / f"{slug(variant)}_seed{seed}"
     data = {"model": str(start), "train_data": f"{setting.task}_train", "eval_data": f"{setting.task}_eval"}
     names = {"run_name": folder.name, "output_dir": str(folder.parent), "seed": seed}
-    return Job(setting, variant, start, folder, {**setting.keys, **study.variants[variant], **data, **names})
+    return Job(setting, variant, start, folder, {**setting.keys, **study.variants[variant], **own, **data, **names})
 
 
 def jobs_of(study: Study, parts: Sequence[str], seeds: Sequence[int], out: Path) -> list[Job]:
@@ -249,8 +255,7 @@ def jobs_of(study: Study, parts: Sequence[str], seeds: Sequence[int], out: Path)
     every = [
         job_of(study, part.setting, variant, seed, out)
         for part in chosen
-        for seed in seeds
-        if part.seeds is None or seed in part.seeds
+        for seed in part.of(seeds)
         for variant in part.variants
     ]
     return list({job.folder: job for job in every}.values())
@@ -392,7 +397,7 @@ def load_groups(study: Study, part: Part, seeds: Sequence[int], out: Path) -> tu
     groups, notes = [], []
     for variant in part.variants:
         runs, missing = [], []
-        for seed in seeds:
+        for seed in part.of(seeds):
             folder = job_of(study, part.setting, variant, seed, out).folder
             if not (folder / "metrics.jsonl").exists():
                 missing.append(str(seed))

@@ -59,9 +59,10 @@ TASKS = {
     "toy_rarest": Task(4, 10, 0.0005, 64, 2, 2, 128, (700, 100), (4e-3, 1e-3), None),
     # All markers are equally good and some start rare: what is lost of them over a long run is entropy collapse proper.
     "toy_skewed": Task(4, 10, 0.02, 64, 2, 2, 128, (700, 100), (4e-3, 1e-3), (0.6, 0.25, 0.1, 0.05)),
-    # One layer and two short steps, so that a run costs seconds: a rare chain, and chains alone in many wordings.
+    # Small, so that a run costs seconds: a rare chain, chains alone in many wordings, a rare chain of five steps.
     "toy_quick": Task(3, 7, 0.005, 64, 1, 2, 128, (600, 100), (4e-3, 1e-3), None, train_rows=1024),
     "toy_words": Task(3, 7, 1.0, 64, 1, 2, 128, (600, 100), (4e-3, 1e-3), None, ascii_lowercase, train_rows=1024),
+    "toy_long": Task(6, 7, 0.01, 64, 2, 2, 128, (900, 100), (4e-3, 1e-3), None, train_rows=1024),
 }
 SPLITS = {"train": (8192, 1), "eval": (128, 2)}  # rows, seed; rows of one split never stand in the other
 

@@ -319,7 +319,7 @@ def draw_dots(panels: Sequence[tuple[str, Mapping[str, Sequence[float]]]], colou
 
 
 def draw_sweeps(panels: Sequence[Panel], colours: Colours, path: Path, caption: str, x_label: str, each: bool):
-    """Lines over a quantity on a logarithmic axis: the mean over seeds, lowest to highest shaded.
+    """Lines over a quantity, on a logarithmic axis if it is never zero: the mean over seeds, lowest to highest shaded.
 
     each: a row for each panel and in it a small panel for each line, the others grey behind it. Otherwise a panel for
     each, its lines labelled where they end.
@@ -345,7 +345,8 @@ def draw_sweeps(panels: Sequence[Panel], colours: Colours, path: Path, caption: 
                 if shown:
                     axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
                     ends.append((curve.label, x[-1], mean[-1], colour))
-            axis.set_xscale("log")
+            if min(values[0] for curve in panel.curves for values, _ in curve.seeds) > 0:
+                axis.set_xscale("log")
             if each and place[0] == 0:
                 axis.set_title(labels[place[1]], fontsize=9, color=colours[labels[place[1]]])
             elif not each:

@@ -11,9 +11,26 @@ import pytest
 from bandpo.rule import check_rule, made_up_view
 from bandpo.rules import load_rule
 from bench import atlas
-from bench.atlas import FAMILIES, RULES, SETTINGS, VARIANTS, adjusted, cliques, differing, letters, scores
+from bench.atlas import (
+    AGED_BAND,
+    AGES,
+    BEST,
+    FAMILIES,
+    LARGE_PARTS,
+    PLANS,
+    RULES,
+    SETTINGS,
+    SWEEP_SEEDS,
+    VARIANTS,
+    adjusted,
+    best_rates,
+    cliques,
+    differing,
+    letters,
+    scores,
+)
 from bench.noisy_grader import noisy
-from bench.study import RULE_COLOURS, jobs_of
+from bench.study import RULE_COLOURS, Job, job_of, jobs_of
 from configs import load
 from configs.schema import Config
 from data.toy import MARKERS, TASKS, chain_answer, make_tokenizer, toy_problems
@@ -21,7 +38,8 @@ from eval.compare import Group, holm, paired_p
 from eval.plots import Curve, Panel, apart, draw_dots, draw_points, draw_sweeps
 from eval.records import Record
 
-STUDY = atlas.atlas()
+BEST_RATES = {name.removesuffix("_best"): dict.fromkeys(RULES, 2e-4) for name in BEST}
+STUDY = atlas.atlas(BEST_RATES)
 
 
 def record(seed: int, rows: dict[int, dict[str, float]]) -> Record:
@@ -29,7 +47,7 @@ def record(seed: int, rows: dict[int, dict[str, float]]) -> Record:
 
 
 def test_every_run_is_a_configuration_that_the_trainer_accepts(tmp_path: Path):
-    jobs = jobs_of(STUDY, list(STUDY.parts), (0,), tmp_path)
+    jobs = jobs_of(STUDY, list(STUDY.parts), (0, 10), tmp_path)
     for job in jobs:
         words = {key: v if isinstance(v, str) else json.dumps(v) for key, v in job.keys.items()}
         config = load(Config, [word for key, v in words.items() for word in (f"--{key}", v)])
@@ -41,10 +59,11 @@ def test_every_run_is_a_configuration_that_the_trainer_accepts(tmp_path: Path):
 def test_the_atlas_has_what_it_promises():
     assert len(RULES) >= 12 and set(RULES) <= set(RULE_COLOURS)
     assert len(set(RULE_COLOURS.values())) == len(RULE_COLOURS)
-    assert STUDY.seeds == tuple(range(10))
+    for name in (name for plan in PLANS for name in plan):
+        part = STUDY.parts[name]
+        assert set(part.variants) >= set(RULES) and len(part.of(STUDY.seeds)) == 10
     for name, (_, setting, rates) in SETTINGS.items():
-        assert STUDY.parts[name].variants == tuple(RULES) and STUDY.parts[name].seeds is None
-        assert setting.keys["lr"] in rates and max(rates) >= 99 * min(rates)
+        assert setting.keys["lr"] in rates and (max(rates) >= 99 * min(rates) or name.startswith(LARGE_PARTS))
     assert {label for values in FAMILIES.values() for label in values.values()} <= set(VARIANTS)
 
 
@@ -54,6 +73,43 @@ def test_parts_share_the_run_that_they_have_in_common(tmp_path: Path):
     both = {job.folder for job in jobs_of(STUDY, [name, f"{name}_radius"], (0,), tmp_path)}
     own = {label for values in FAMILIES.values() for label in values.values()} - set(RULES)
     assert len(both) == len(ranked) + len(own)
+
+
+def write_run(job: Job, accuracy: float):
+    """A finished run of the job as the trainer leaves it, with this accuracy at its end."""
+    job.folder.mkdir(parents=True)
+    key = atlas.accuracy(job.setting).metric
+    rows = [{"step": 0, key: 0.1}, {"step": job.keys["max_steps"], key: accuracy}]
+    (job.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (job.folder / "config.yaml").write_text(f"seed: {job.keys['seed']}\n")
+    (job.folder / "done.json").write_text(json.dumps(job.keys))
+
+
+def test_the_best_rate_is_chosen_by_the_sweep_and_tried_on_other_seeds(tmp_path: Path):
+    sweep = [f"rare_lr{lr:g}" for lr in SETTINGS["rare"][2]]
+    for job in jobs_of(STUDY, sweep, (0, 1, 2), tmp_path):
+        favourite = 6e-5 if job.variant == "GRPO" else 2e-3  # with one seed that says otherwise
+        write_run(job, 0.5 * (job.keys["lr"] == favourite) + 0.6 * (job.keys["lr"] == 6e-3 and job.keys["seed"] == 0))
+    rates = best_rates(STUDY, tmp_path)
+    assert rates == {"rare": {rule: 6e-5 if rule == "GRPO" else 2e-3 for rule in RULES}}
+    study = atlas.atlas(rates)
+    assert "stale_best" not in study.parts
+    ranked = jobs_of(study, ["rare_best"], study.seeds, tmp_path)
+    assert {(job.variant, job.keys["lr"]) for job in ranked} == set(rates["rare"].items())
+    assert {job.keys["seed"] for job in ranked}.isdisjoint(SWEEP_SEEDS) and len(ranked) == 10 * len(RULES)
+    (jobs_of(STUDY, sweep[:1], (2,), tmp_path)[0].folder / "metrics.jsonl").unlink()
+    assert best_rates(STUDY, tmp_path) == {}
+
+
+def test_a_part_that_needs_the_sweep_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        atlas.main(["--part", "rare_best", "--out", str(tmp_path)])
+    assert "rare_best: the sweep of learning rates is not whole" in capsys.readouterr().err
+
+
+def test_the_radius_by_age_shrinks(tmp_path: Path):
+    jobs = [job_of(STUDY, f"age{age}", AGED_BAND, 0, tmp_path) for age in AGES]
+    assert [float(job.keys["delta"]) * (1 + job.keys["lag"]) for job in jobs] == pytest.approx([0.05] * len(AGES))
 
 
 @pytest.mark.parametrize(
