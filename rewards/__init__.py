@@ -17,8 +17,10 @@ import os
 import threading
 
 from .answer_line import answer_line_reward
+from .compare import UNDECIDED
 from .exact import number
 from .extract import extract_answer
+from .golds import Undecided, trouble_with
 from .grade import REASONS, Grade, Reason, shape_reward
 from .guards import MAX_CHARS
 from .normalize import normalize
@@ -64,7 +66,10 @@ def check_gold(gold: str) -> str | None:
 
 def check_golds(golds: list[str]) -> list[str | None]:
     """`check_gold` for many; numbers and words take microseconds, the others some milliseconds in the shared worker."""
-    return _shared_verifier().check_golds(golds)
+    try:
+        return [trouble_with(gold, UNDECIDED) for gold in golds]
+    except Undecided:  # one of them at least
+        return _shared_verifier().check_golds(golds)
 
 
 def vote_key(extracted: str) -> str:

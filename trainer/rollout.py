@@ -15,6 +15,7 @@ Left out: servers on other machines, asynchronous rollouts, quantised engines, m
 Axes: P prompts, S samples of a prompt, T response tokens.
 """
 
+import gc
 import logging
 import os
 import re
@@ -25,6 +26,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+
+from trainer.imports import quick_imports
 
 OnFinish = Callable[[int, int, "Completion"], None]  # (prompt index, sample index, completion)
 NamedTensors = Iterable[tuple[str, torch.Tensor]]
@@ -120,6 +123,7 @@ class Engine(Protocol):
         ...
 
 
+@quick_imports()
 def make_engine(model: str, options: EngineOptions, *, rank: int, world: int, device: str) -> Engine:
     """The engine of this rank. `model` is a folder or hub id; call it after Accelerator() (see VllmEngine).
 
@@ -158,6 +162,8 @@ class VllmEngine:
             warnings.simplefilter("ignore", FutureWarning)  # vLLM's own imports
             from vllm import LLM
 
+            gc.collect()
+            gc.freeze()  # vLLM collects garbage five times as it starts, and what is imported by now is none
             try:
                 self.llm = LLM(**arguments, use_tqdm_on_load=False)
             except (RuntimeError, ValueError, AssertionError, KeyError, OSError) as error:

@@ -21,6 +21,7 @@ from rewards import GraderError, Verifier
 from trainer import checkpoint
 from trainer.checks import EngineMismatch, check_processes, find_rule
 from trainer.clock import Clock
+from trainer.imports import quick_imports
 from trainer.metrics_log import LogError, MetricsLog, open_log
 from trainer.policy import Policy, PolicyOptions
 from trainer.ranks import Ranks
@@ -40,9 +41,10 @@ def start(cfg: Config, plan: Plan, say: Callable[[str], None], clock: Clock) -> 
     Mistakes and accidents end the process with one line (stopping.one_clear_line). Raises RuntimeError when processes
     or sharding are not what was asked for.
     """
-    from accelerate import Accelerator  # here, since --help and --dry_run do without
-    from accelerate.utils import InitProcessGroupKwargs
-    from transformers.utils.logging import disable_progress_bar
+    with quick_imports():  # here, since --help and --dry_run do without
+        from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
+        from transformers.utils.logging import disable_progress_bar
 
     if cfg.deterministic:
         _be_deterministic()

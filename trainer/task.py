@@ -7,7 +7,9 @@ Every rank looks at its own files (model, reward, rule, folder); one reads the d
 prompts, and the others get them from it. So all train on the same problems, and a hash names them (fingerprint.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -33,6 +35,7 @@ from rewards.golds import NOT_CHECKED
 from trainer import checkpoint
 from trainer.checks import cache_trouble, find_kernels, find_model, find_room, find_rule
 from trainer.fingerprint import changed, fingerprint_of_data, own_files, tokenizer_hash
+from trainer.imports import quick_imports
 from trainer.model_files import check_context, check_weights, files_hash, read_config, read_tokenizer
 from trainer.ranks import Ranks
 
@@ -61,6 +64,7 @@ class Model(NamedTuple):
     config: Any  # transformers'
 
 
+@quick_imports()
 def load_task(cfg: Config, say: Say, ranks: Ranks) -> Task:
     """Load problems, check their golds, build prompts; collective.
 
@@ -68,8 +72,9 @@ def load_task(cfg: Config, say: Say, ranks: Ranks) -> Task:
     """
 
     def look() -> tuple[Model, dict[str, str]]:
-        _check_local(cfg, say)
-        model = _model(cfg)
+        with _reward_tried(cfg):
+            _check_local(cfg, say)
+            model = _model(cfg)
         if told := cache_trouble(cfg, Size.of(model.config)):
             raise ValueError(told)
         own = own_files({"reward": cfg.reward, "rule": cfg.rule})
@@ -105,13 +110,14 @@ def look_at_task(cfg: Config, say: Say) -> tuple[Size | None, list[str]]:
     Raises as load_task does.
     """
     missing: list[str] = []
-    _check_local(cfg, say)
     model, size = None, MODELS.get(cfg.model)
-    try:
-        model = _model(cfg)
-        size = Size.of(model.config)
-    except HubUnreachable:
-        missing.append(f"model {cfg.model}: its tokenizer, chat template and stop ids")
+    with _reward_tried(cfg):
+        _check_local(cfg, say)
+        try:
+            model = _model(cfg)
+            size = Size.of(model.config)
+        except HubUnreachable:
+            missing.append(f"model {cfg.model}: its tokenizer, chat template and stop ids")
     told = cache_trouble(cfg, size) if size else ""
     if told and torch.cuda.is_available():
         raise ValueError(told)
@@ -139,6 +145,7 @@ def look_at_task(cfg: Config, say: Say) -> tuple[Size | None, list[str]]:
     return size, missing
 
 
+@quick_imports()
 def dry_run(cfg: Config, processes: int, say: Say) -> int:
     """Say everything that can be told without loading a model, then the configuration; the exit code, 0.
 
@@ -176,9 +183,17 @@ def _check_local(cfg: Config, say: Say) -> None:
     find_room(checkpoint.safe_run_dir(cfg.output_dir, cfg.run_name))
     find_kernels(cfg)
     find_rule(cfg)
-    _verifier(cfg).close()  # loads a grader of the user's
     for line in check_leaks(cfg.train_data, _eval_sets(cfg)):
         say(line)
+
+
+@contextmanager
+def _reward_tried(cfg: Config) -> Iterator[None]:
+    """Loads the reward, a user's too, in the process it will have: it comes up while the caller imports and reads."""
+    with ThreadPoolExecutor(1) as beside:
+        trial = beside.submit(lambda: _verifier(cfg).close())
+        yield
+        trial.result()
 
 
 def _verifier(cfg: Config) -> Verifier:

@@ -1,5 +1,6 @@
 """What a run trains on: decided by one rank for all, and named by a fingerprint that sees every change."""
 
+import gc
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from configs import load
 from configs.schema import Config
 from trainer.fingerprint import changed
+from trainer.imports import quick_imports
 from trainer.ranks import Ranks
 from trainer.task import Task, load_task
 
@@ -163,6 +165,7 @@ import json, os, sys
 from accelerate import Accelerator
 from configs import load
 from configs.schema import Config
+from trainer.imports import quick_imports
 from trainer.ranks import Ranks
 from trainer.task import load_task
 
@@ -229,3 +232,11 @@ def test_one_rank_decides_for_all(tmp_path: Path, toy_model: str) -> None:
     assert model[0] == model[1] and "on_one is not a folder that exists" in model[0]  # a mistake of the other rank
     assert other[0] == other[1]
     assert other[0].startswith("rank 1 has other files than rank 0, under the same names: model: its configuration or")
+
+
+def test_the_garbage_collector_is_set_back_after_imports_and_after_a_mistake():
+    usual = gc.get_threshold()
+    with pytest.raises(KeyError), quick_imports():
+        assert gc.get_threshold()[0] > usual[0]
+        raise KeyError
+    assert gc.get_threshold() == usual
