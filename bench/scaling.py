@@ -1,14 +1,16 @@
-"""How step time and memory grow with the number of samples, the response length, the vocabulary and the model.
+"""How step time and memory grow with samples, response length, vocabulary, parameters and processes.
 
     OMP_NUM_THREADS=1 python -m bench.scaling [--steps 2]
 
-Each line is one run of bench.step at fixed lengths, a process of its own; the slope of a series is that of log(CPU
-seconds) and of log(peak memory) against log(size), by least squares: 1 is proportional, 0 does not depend on it.
+Each row is one run of bench.step at fixed lengths, a process of its own (fsdp2 over gloo where there are several); the
+slope of a series is that of log(CPU seconds) and of log(peak memory) against log(size), by least squares: 1 is
+proportional, 0 does not depend on it. Times and memory of several processes are those of the first.
 """
 
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,7 +22,8 @@ SERIES = {
     "samples": [{"samples": n} for n in ("8", "16", "32")],
     "tokens": [{"tokens": n} for n in ("64", "128", "256")],
     "vocabulary": [{"size": n} for n in ("20m", "20m-vocab8k", "20m-vocab32k")],
-    "size": [{"size": n} for n in ("1m", "5m", "20m")],
+    "parameters": [{"size": n} for n in ("1m", "5m", "20m", "50m")],
+    "processes": [{"size": "5m", "processes": n} for n in ("1", "2")],
 }
 
 
@@ -29,17 +32,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--series", default=",".join(SERIES))
     options = parser.parse_args()
+    print("| series | size | step, CPU s | wall s | rollout | old | optimize | peak GiB |\n|" + "---|" * 8, flush=True)
     for name in options.series.split(","):
         runs = [measure({**BASE, **point}, options.steps) for point in SERIES[name]]
         sizes = [size_of(name, point, run) for point, run in zip(SERIES[name], runs, strict=True)]
         for size, run in zip(sizes, runs, strict=True):
-            print(
-                f"{name:<10} {size:>12,.0f} | step {run['step_cpu_s']:8.3f} CPU s | rollout {run['rollout_s']:7.3f}, "
-                f"old {run['old_s']:7.3f}, optimize {run['optimize_s']:7.3f} | peak {run['peak_rss_gib']:.2f} GiB",
-                flush=True,
-            )
+            seconds = [run[key] for key in ("step_cpu_s", "step_s", "rollout_s", "old_s", "optimize_s")]
+            cells = [name, f"{size:,.0f}", *(f"{value:.2f}" for value in seconds), f"{run['peak_rss_gib']:.2f}"]
+            print(f"| {' | '.join(cells)} |", flush=True)
         time, memory = (slope(sizes, [run[key] for run in runs]) for key in ("step_cpu_s", "peak_rss_gib"))
-        print(f"{name:<10} slope of time {time:.2f}, of memory {memory:.2f}\n", flush=True)
+        print(f"| {name} | slope | {time:.2f} | | | | | {memory:.2f} |", flush=True)
 
 
 def size_of(series: str, point: dict[str, str], run: dict[str, float]) -> float:
@@ -48,14 +50,17 @@ def size_of(series: str, point: dict[str, str], run: dict[str, float]) -> float:
 
     if series == "vocabulary":
         return SIZES[point["size"]].vocabulary
-    return run["parameters"] if series == "size" else float(point[series])
+    return run["parameters"] if series == "parameters" else float(point[series])
 
 
 def measure(point: dict[str, str], steps: int) -> dict[str, float]:
     """One run of bench.step."""
+    processes = point.pop("processes", "1")
     words = [word for key, value in point.items() for word in (f"--{key}", value)]
-    command = [sys.executable, "-m", "bench.step", "--json", "--steps", str(steps), *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", processes] if processes != "1" else []
+    command = [sys.executable, *launcher, "-m", "bench.step", "--json", "--steps", str(steps), *words]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
     return json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))

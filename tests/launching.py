@@ -31,8 +31,8 @@ GPU_KEYS = {
 
 
 def train(config: str, *overrides: object, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
-    """`accelerate launch train.py --config CONFIG --key value ...`, output captured; the caller judges."""
-    line = [ACCELERATE, "launch", *ONE_PROCESS, "train.py", "--config", config, *map(str, overrides)]
+    """`python train.py --config CONFIG --key value ...`, output captured; the caller judges."""
+    line = [sys.executable, "train.py", "--config", config, *map(str, overrides)]
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
@@ -41,6 +41,13 @@ def trained(config: str, *overrides: object) -> subprocess.CompletedProcess[str]
     done = train(config, *overrides)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done
+
+
+def trained_here(config: str, *overrides: object) -> None:
+    """A run that must end well in this process, with `generate`: where a start of its own is not the point."""
+    import train as loop
+
+    assert loop.main(["--config", config, "--engine", "hf", *map(str, overrides)]) == 0
 
 
 def launch(

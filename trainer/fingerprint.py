@@ -10,7 +10,6 @@ stays the same and the run is another one.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,14 @@ MEANING = {
 def fingerprint_of_data(train: Rows, evals: Mapping[str, Rows]) -> dict[str, str]:
     """Hashes of the training problems, of their prompts' ids, and of every evaluation set, problems and ids."""
     return {
-        "train_problems": short_hash([astuple(problem) for problem, _ in train]),
+        "train_problems": short_hash([_fields(problem) for problem, _ in train]),
         "train_prompts": short_hash([ids for _, ids in train]),
-        **{f"eval_data {name}": short_hash([[astuple(p), ids] for p, ids in rows]) for name, rows in evals.items()},
+        **{f"eval_data {name}": short_hash([[_fields(p), ids] for p, ids in rows]) for name, rows in evals.items()},
     }
+
+
+def _fields(problem: Problem) -> list[Any]:
+    return list(vars(problem).values())  # dataclasses.astuple copies each of them
 
 
 def tokenizer_hash(tokenizer: Any, stops: Sequence[int]) -> str:
