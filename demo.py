@@ -8,10 +8,12 @@ a run that was interrupted goes on where it stopped, a finished one is shown aga
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data.toy import save_start
@@ -28,10 +30,9 @@ def main() -> None:
     started = time.perf_counter()
     title("1. A tiny model that answers by a shortcut, and very rarely by the better way")
     save_start(MODEL, "toy", seed=0, device="cpu")
-    for i, name in enumerate(CONFIGS):
-        title(f"{i + 2}. Training {name}: accelerate launch train.py --config {name}.yaml")
-        train(name)
-    title(f"{len(CONFIGS) + 2}. What the two runs show")
+    title(f"2. Training {' and '.join(CONFIGS)}, side by side: accelerate launch train.py --config NAME.yaml")
+    train_all()
+    title("3. What the two runs show")
     runs = [ROOT / "runs" / name for name in CONFIGS]
     figure = ROOT / "runs" / "demo.png"
     print(compare(runs, out=figure))
@@ -43,13 +44,28 @@ def main() -> None:
     print(f"took {time.perf_counter() - started:.0f} s; to train anew: rm -r runs/demo_grpo runs/demo_band")
 
 
-def train(config: str) -> None:
+def train_all() -> None:
+    """At once, a core for each where there are enough; ends the program when one of them ends badly."""
+    with ThreadPoolExecutor(min(len(CONFIGS), os.cpu_count() or 1)) as pool:
+        try:
+            codes = dict(zip(CONFIGS, pool.map(train, CONFIGS), strict=True))
+        except KeyboardInterrupt:  # the runs have it too, and save what they have
+            pool.shutdown(cancel_futures=True)
+            raise SystemExit("stopped; the same command goes on from here") from None
+    if failed := [f"{name} stopped with exit code {code}" for name, code in codes.items() if code]:
+        raise SystemExit(f"{', '.join(failed)}; the lines above say why")
+
+
+def train(config: str) -> int:
+    """The exit code; every line of the run is printed behind its name."""
     accelerate = shutil.which("accelerate", path=str(Path(sys.executable).parent)) or "accelerate"
     line = [accelerate, "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
     line += ["--dynamo_backend", "no", "train.py", "--config", f"{config}.yaml"]
-    done = subprocess.run(line, cwd=ROOT, check=False)
-    if done.returncode:
-        raise SystemExit(f"{config} stopped with exit code {done.returncode}; the lines above say why")
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout
+        for printed in process.stdout:
+            print(f"{config} | {printed}", end="", flush=True)
+    return process.returncode
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:

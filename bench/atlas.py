@@ -150,7 +150,7 @@ def at(name: str, lr: float) -> str:
     return f"{name}_lr{lr:g}"
 
 
-def atlas(rates: Mapping[str, Mapping[str, float]] = {}) -> Study:  # noqa: B006 - never changed
+def atlas(rates: Mapping[str, Mapping[str, float]] | None = None) -> Study:
     """The parts: NAME (all rules), NAME_lrX (a learning rate), NAME_radius (own numbers), ageN (a lag).
 
     rates: setting -> rule -> its best rate; gives the parts NAME_best.
@@ -170,7 +170,7 @@ def atlas(rates: Mapping[str, Mapping[str, float]] = {}) -> Study:  # noqa: B006
         rules, seeds = ((*RULES, AGED_BAND), SEEDS) if ranked else (AGED, SWEEP_SEEDS)
         parts[f"age{age}"] = Part(title, f"age{age}", rules, seeds)
         own[f"age{age}", AGED_BAND] = {"delta": str(0.05 / (1 + age))}
-    for name, of_rule in rates.items():
+    for name, of_rule in (rates or {}).items():
         best_name = f"{name}_best"
         settings[best_name] = SETTINGS[name][1]
         parts[best_name] = Part(BEST[best_name], best_name, tuple(RULES), BEST_SEEDS)

@@ -40,6 +40,8 @@ def main() -> None:
             seconds = [run[key] for key in ("step_cpu_s", "step_s", "rollout_s", "old_s", "optimize_s")]
             cells = [name, f"{size:,.0f}", *(f"{value:.2f}" for value in seconds), f"{run['peak_rss_gib']:.2f}"]
             print(f"| {' | '.join(cells)} |", flush=True)
+        if len(runs) < 3:
+            continue
         time, memory = (slope(sizes, [run[key] for run in runs]) for key in ("step_cpu_s", "peak_rss_gib"))
         print(f"| {name} | slope | {time:.2f} | | | | | {memory:.2f} |", flush=True)
 
