@@ -1,0 +1,15 @@
+"""What `make demo` adds to the runs that it starts."""
+
+import pytest
+
+import demo
+
+
+def test_a_run_that_fails_ends_the_demo_and_its_lines_have_its_name(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(demo, "CONFIGS", ("no_such_config",))
+    with pytest.raises(SystemExit) as stopped:
+        demo.train_all()
+    assert str(stopped.value) == "no_such_config stopped with exit code 1; the lines above say why"
+    assert "no_such_config | config error: command line: config: 'no_such_config.yaml' is not a file" in capfd.readouterr().out
