@@ -311,7 +311,7 @@ def compromise(values: Scores) -> str:
 
 def failures(study: Study, seeds: Sequence[int], out: Path) -> str:
     """Runs that crashed, and runs that end with less than half of what the start model gets right."""
-    rows = []
+    rows: dict[tuple[str, str], list[str]] = {}  # of a run that several parts share: as in the first of them
     for part in study.parts.values():
         setting = study.settings[part.setting]
         for group in load_groups(study, part, seeds, out)[0]:
@@ -322,11 +322,9 @@ def failures(study: Study, seeds: Sequence[int], out: Path) -> str:
             if lost or crashed:
                 worst = max(values_of(group, GRADIENT), default=np.nan)
                 numbers = [f"{len(lost)} of {len(group.runs)}", str(len(crashed)), f"{worst:.1f}"]
-                rows.append([part.setting, group.label, *numbers])
-    unique = {tuple(row[:2]): row for row in rows}
-    return text_table(
-        ["setting", "rule", "ends below half of its start", "crashed", "largest gradient"], list(unique.values())
-    )
+                rows.setdefault((part.setting, group.label), [part.setting, group.label, *numbers])
+    header = ["setting", "rule", "ends below half of its start", "crashed", "largest gradient"]
+    return text_table(header, list(rows.values()))
 
 
 def curve_of(study: Study, label: str, cells: Mapping[float, tuple[str, str]], out: Path) -> Curve | None:
