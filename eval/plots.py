@@ -354,7 +354,7 @@ def draw_sweeps(panels: Sequence[Panel], colours: Colours, path: Path, caption: 
                 axis.set_xlabel(panel.unit)
                 line_ends.append((axis, ends))
             if each and place[1] == 0:
-                axis.set_ylabel(panel.title, fontsize=8)
+                axis.set_ylabel("\n".join(wrap(panel.title, 20)), fontsize=8)
             axis.xaxis.set_minor_formatter(NullFormatter())
             axis.tick_params(labelsize=7)
         for axis, ends in line_ends:  # now that the common height is known
