@@ -1,4 +1,4 @@
-# make demo    set up, train the synthetic task with GRPO's fixed clip and with Band, compare   (two minutes)
+# make demo    set up, train the synthetic task with GRPO's fixed clip and with Band, compare   (two to three minutes)
 # make test    set up, run the tests
 # make help    everything else
 #

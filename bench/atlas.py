@@ -134,7 +134,7 @@ SETTINGS: dict[str, tuple[str, Setting, tuple[float, ...]]] = {
     "long": ("a rare strategy of fourteen tokens", Setting("toy_long", 0, LONG), (1e-4, 3e-4, 1e-3)),
 }
 # The second plan: each rule at its own best rate, on seeds that had no part in choosing it.
-BEST = {f"{name}_best": f"{SETTINGS[name][0]}, own rate" for name in ("rare", "stale")}
+BEST = {"rare_best": "rare", "stale_best": "stale"}  # part -> its setting
 OLD = "age4"  # of the parts below, the one that ranks all rules
 PLANS = (("rare", "noisy", "stale"), (*BEST, OLD, "long"))  # each corrected over all comparisons of its own
 SWEEP_SEEDS, SEEDS, BEST_SEEDS = (0, 1, 2), tuple(range(10)), tuple(range(10, 20))
@@ -170,18 +170,18 @@ def atlas(rates: Mapping[str, Mapping[str, float]] | None = None) -> Study:
         rules, seeds = ((*RULES, AGED_BAND), SEEDS) if ranked else (AGED, SWEEP_SEEDS)
         parts[f"age{age}"] = Part(title, f"age{age}", rules, seeds)
         own[f"age{age}", AGED_BAND] = {"delta": str(0.05 / (1 + age))}
-    for name, of_rule in (rates or {}).items():
-        best_name = f"{name}_best"
-        settings[best_name] = SETTINGS[name][1]
-        parts[best_name] = Part(BEST[best_name], best_name, tuple(RULES), BEST_SEEDS)
-        own |= {(best_name, rule): {"lr": lr} for rule, lr in of_rule.items()}
-    return replace(CPU, variants=VARIANTS, settings=settings, parts=parts, seeds=tuple({*SEEDS, *BEST_SEEDS}), own=own)
+    for part, name in BEST.items():
+        if rates and name in rates:
+            settings[part] = SETTINGS[name][1]
+            parts[part] = Part(f"{SETTINGS[name][0]}, own rate", part, tuple(RULES), BEST_SEEDS)
+            own |= {(part, rule): {"lr": lr} for rule, lr in rates[name].items()}
+    return replace(CPU, variants=VARIANTS, settings=settings, parts=parts, seeds=SEEDS + BEST_SEEDS, own=own)
 
 
 def best_rates(study: Study, out: Path) -> dict[str, dict[str, float]]:
     """setting -> rule -> the rate with the highest mean accuracy in the sweep; settings with a whole sweep alone."""
     found = {}
-    for name in (best_name.removesuffix("_best") for best_name in BEST):
+    for name in BEST.values():
         curves = [curve for rule in RULES if (curve := rate_curve(study, name, rule, out))]
         runs = sum(len(rates) for curve in curves for rates, _ in curve.seeds)
         if runs == len(RULES) * len(SETTINGS[name][2]) * len(SWEEP_SEEDS):

@@ -266,7 +266,7 @@ def _canvas(rows: int, columns: int, size: tuple[float, float], **shared: Any):
     return figure, figure.subplots(rows, columns, squeeze=False, **shared)
 
 
-def _write(figure, path: Path, caption: str, suffixes: Sequence[str]) -> list[Path]:
+def _write(figure, path: Path, caption: str, suffixes: Sequence[str] = (".png", ".svg")) -> list[Path]:
     """The figure as path with each of `suffixes`."""
     figure.suptitle("\n".join(wrap(caption, int(15 * figure.get_figwidth()))), fontsize=8, color="0.35")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -315,7 +315,7 @@ def draw_dots(panels: Sequence[tuple[str, Mapping[str, Sequence[float]]]], colou
             axis.locator_params(axis="x", nbins=5)
             axis.set_yticks(range(len(labels)), labels)
         axes[0, 0].set_ylim(len(labels) - 0.5, -0.5)
-        _write(figure, path, caption, (".png", ".svg"))
+        _write(figure, path, caption)
 
 
 def draw_sweeps(panels: Sequence[Panel], colours: Colours, path: Path, caption: str, x_label: str, each: bool):
@@ -363,7 +363,7 @@ def draw_sweeps(panels: Sequence[Panel], colours: Colours, path: Path, caption: 
             figure.supxlabel(x_label, fontsize=9)
         else:
             axes[0, 0].set_ylabel(x_label)
-        _write(figure, path, caption, (".png", ".svg"))
+        _write(figure, path, caption)
 
 
 def draw_points(
@@ -388,4 +388,4 @@ def draw_points(
             axis.set_xlabel(axis_labels[0])
             _label_ends(axis, ends)
         axes[0, 0].set_ylabel(axis_labels[1])
-        _write(figure, path, caption, (".png", ".svg"))
+        _write(figure, path, caption)

@@ -61,15 +61,15 @@ def math_reward(completion: str, gold: str) -> Grade:
 
 def check_gold(gold: str) -> str | None:
     """The reason why a gold must not be used (it does not verify against itself); None when it is fine."""
-    return check_golds([gold])[0]
+    try:
+        return trouble_with(gold, UNDECIDED)
+    except Undecided:
+        return _shared_verifier().check_golds([gold])[0]
 
 
 def check_golds(golds: list[str]) -> list[str | None]:
     """`check_gold` for many; numbers and words take microseconds, the others some milliseconds in the shared worker."""
-    try:
-        return [trouble_with(gold, UNDECIDED) for gold in golds]
-    except Undecided:  # one of them at least
-        return _shared_verifier().check_golds(golds)
+    return [check_gold(gold) for gold in golds]
 
 
 def vote_key(extracted: str) -> str:
