@@ -59,7 +59,7 @@ from trainer.samples import answer_metrics, log_samples, reward_parts
 from trainer.schedules import delta_at, learning_rate, seed_of
 from trainer.start import start
 from trainer.state import Sample
-from trainer.stopping import Stopped, die_with_launcher, one_clear_line
+from trainer.stopping import Stopped, die_with_launcher, exit_with, one_clear_line
 from trainer.task import dry_run
 from trainer.updates import Updates
 
@@ -413,4 +413,4 @@ def step_metrics(
 if __name__ == "__main__":
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    sys.exit(record(main)(sys.argv[1:]))  # so that a launcher's summary shows the first error of several processes
+    exit_with(lambda: record(main)(sys.argv[1:]))  # a launcher's summary shows the first error of several processes

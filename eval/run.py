@@ -43,6 +43,7 @@ from eval.trained import find_policy
 from rewards import Verifier
 from trainer.checks import find_model
 from trainer.rollout import EngineOptions, Sampling, make_engine
+from trainer.stopping import exit_with
 
 WORKER = "--sampling-process"  # first argument of the processes that this one starts
 POLL_S = 0.5
@@ -523,4 +524,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    exit_with(lambda: main(sys.argv[1:]))

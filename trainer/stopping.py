@@ -1,8 +1,9 @@
-"""How a run ends before its time: SIGTERM, Ctrl-C, the death of a launcher, an error on one of several ranks.
+"""How a run ends: by itself, by SIGTERM or Ctrl-C, by the death of a launcher, by an error on one of several ranks.
 
 A signal is noted at once and heeded where work may be abandoned: `Run.may_stop`, which lets all ranks leave together.
 """
 
+import atexit
 import ctypes
 import os
 import signal
@@ -10,9 +11,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 
@@ -134,3 +136,22 @@ def one_clear_line(*kinds: type[Exception], code: int) -> Iterator[None]:
         time.sleep(FIRST_WORDS_S * rank)
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(code) from None
+
+
+def exit_with(main: Callable[[], int]) -> NoReturn:
+    """End the process with the code that `main` returns or exits with, at once.
+
+    All that an end owes is done: threads are waited for, atexit functions run, what was printed is written. Python
+    would then take apart every module of torch and vLLM, which takes one to three seconds and is of no use to anybody.
+    """
+    try:
+        code = main()
+    except SystemExit as ended:
+        if not isinstance(ended.code, int):  # Python prints it
+            raise
+        code = ended.code
+    threading._shutdown()  # type: ignore[attr-defined]  # this and the next line are how Python begins its own end
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
