@@ -45,6 +45,7 @@ from trainer.passes import (
     Anchors,
     engine_gap,
     forward,
+    has_gradient,
     minibatches_left,
     reference_pass,
     rule_totals,
@@ -323,8 +324,9 @@ def optimize(run: Run, minibatches: list[list[Tokens]], anchors: Anchors) -> Upd
                 view = view_of(run, tokens, old, logprobs, update, totals)
                 losses, clipped, means = token_loss(run, tokens, old, view, entropy)  # (T,)
                 loss = (tokens.weights * losses).sum()
-                # DDP and FSDP average gradients over processes; the weights already divide by global counts.
-                (loss * run.plan.processes).backward()
+                if has_gradient(run, tokens, loss, logprobs, entropy):
+                    # DDP and FSDP average gradients over processes; the weights already divide by global counts.
+                    (loss * run.plan.processes).backward()
             updates.add((m, k), tokens, loss.detach(), view, clipped, means)
         apply_update(run, updates, minibatch)
     return updates

@@ -11,8 +11,9 @@ token computed in the old-log-prob pass, 6 in an update; recomputation and atten
 
     python -m bench.step --size 1m --steps 20 --versus clip=dcpo --versus rule=sapo   # settings in turn, step by step
 
-Rewards: the answers of a random model are all wrong, so a hash of the text is used as reward, as varied as real ones.
-The learning rate is too small to change the lengths of answers.
+Rewards: the answers of a random model are all wrong, so a hash of the text is used as reward, as varied as real ones;
+in a share `--no_signal` of the groups all answers get the same one. The learning rate is too small to change the
+lengths of answers.
 """
 
 import argparse
@@ -32,8 +33,9 @@ from typing import Any
 REWARD = """
 import zlib
 
-def score(completion, gold):
-    return zlib.crc32(completion.encode()) / 2**32
+def score(completion, gold, problem):
+    number = int(problem["id"].rpartition("/")[2])
+    return 1.0 if number * 61 % 100 < 100 * {no_signal} else zlib.crc32(completion.encode()) / 2**32
 """
 PHASES = ("rollout", "advantage", "collate", "old", "optimize", "sync")
 
@@ -50,6 +52,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="measured, after one that warms up")
     parser.add_argument("--ragged", action="store_true", help="let the end token end answers")
     parser.add_argument("--prompt_tokens", type=int, default=10, help="about; longer problems are padded with digits")
+    parser.add_argument("--no_signal", type=float, default=0.0, help="share of groups that get one reward")
     parser.add_argument("--made_up", type=int, default=0, help="no engine: random answers of this mean length")
     parser.add_argument(
         "--versus", nargs="+", action="append", default=[], metavar="KEY=VALUE", help="keys of another setting, in turn"
@@ -85,7 +88,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         problems = max(options.prompts * (options.steps + 1), 64)
         model = options.model or make_workload(Path(folder) / "model", options.size, problems, options.prompt_tokens)
         reward = Path(folder) / "reward.py"
-        reward.write_text(REWARD)
+        reward.write_text(REWARD.format(no_signal=options.no_signal))
         keys = {
             "model": model,
             "train_data": model / "problems.jsonl",

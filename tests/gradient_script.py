@@ -4,6 +4,7 @@
 
 Collates and backpropagates the sequences of tiny.ragged through train.py's `collate` and `optimize`, for every loss
 aggregation and several `micro_batch_tokens`; rank 0 writes the full gradients, and the policy as a checkpoint would.
+Half of the sequences have no advantage, and need no backward pass.
 """
 
 import math
@@ -24,6 +25,7 @@ from configs.schema import Config, Plan
 from data import Problem
 from rewards import Grade
 from trainer.checks import check_processes, find_rule
+from trainer.passes import has_gradient
 from trainer.policy import Policy, PolicyOptions
 from trainer.ranks import Ranks
 from trainer.rollout import Completion
@@ -47,9 +49,10 @@ class Recorder(torch.optim.SGD):
 def samples() -> list[Sample]:
     """Sorted by length, so that the first rank has all the short ones: the worst case for equal counts."""
     problem, grade = Problem("set/0", "1 + 1 =", "2", "set", None), Grade(False, None, "mismatch")
+    rows = sorted(ragged(PROMPTS * SAMPLES, longest=LONGEST), key=lambda s: len(s[1]))
     return [
-        Sample(problem, prompt, Completion(response, [-1.0] * len(response), "stop", ""), grade, 0.0, 0, advantage)
-        for prompt, response, advantage in sorted(ragged(PROMPTS * SAMPLES, longest=LONGEST), key=lambda s: len(s[1]))
+        Sample(problem, p, Completion(r, [-1.0] * len(r), "stop", ""), grade, 0.0, 0, advantage if i % 2 else 0.0)
+        for i, (p, r, advantage) in enumerate(rows)
     ]
 
 
@@ -87,6 +90,8 @@ def write_gradients(model: str, out: Path, sharding: str, accelerator: Accelerat
             assert all(p.to_local().numel() < p.numel() for p in policy.parameters() if isinstance(p, DTensor))
     names = [name for name, _ in policy.causal_lm.named_parameters()]
     result: dict[str, dict[str, torch.Tensor]] = {}
+    asked: list[bool] = []
+    train.has_gradient = lambda *about: (asked.append(has_gradient(*about)), asked[-1])[1]
     for aggregation in AGGREGATIONS:
         for budget in BUDGETS:
             overrides = [
@@ -104,6 +109,7 @@ def write_gradients(model: str, out: Path, sharding: str, accelerator: Accelerat
             minibatches = train.collate(run, samples()[plan.rank * share : (plan.rank + 1) * share])
             counts = run.ranks.gather([len(minibatches[0])])
             assert len(set(counts)) == 1, f"micro-batches per rank: {counts}"
+            asked.clear()
             updates = train.optimize(run, minibatches, [[None] * len(minibatches[0])])
             norm = math.sqrt(sum(g.double().square().sum().item() for g in recorder.seen))
             assert abs(updates.grad_norms[0] - norm) < 1e-5 * norm  # the reported norm is of the full gradient
@@ -112,6 +118,7 @@ def write_gradients(model: str, out: Path, sharding: str, accelerator: Accelerat
                 run.ranks.add({"loss": (updates.loss, 1)})["loss"][0]
             )
             result[f"{aggregation} {budget}"]["counts"] = torch.tensor(counts)
+            result[f"{aggregation} {budget}"]["spared"] = torch.tensor(asked.count(False))
     weights = policy.full_weights()
     if accelerator.is_main_process:
         name = f"{Path(model).name}_{sharding}_{accelerator.num_processes}"

@@ -3,7 +3,7 @@
     minibatches = collate(run, samples)                         # of Tokens: all that the loss needs
 
     shares = deal(lengths, groups, ranks=8)                    # its parts: which sequences each rank trains on,
-    parts = cut(lengths, groups=groups, budget=16384, ...)      # which of them go through the model together,
+    parts = cut(lengths, groups=groups, signal=signal, budget=16384, ...)   # which of them go through it together,
     batch = lay_out(prompts, responses, layout="padded", ...)   # their input tensors
 
 Every rank must run the same number of micro-batches (their collectives pair up), so `cut` can be asked for a number of
@@ -40,6 +40,7 @@ class Tokens:
     weights: torch.Tensor  # of each token's loss in the loss of the update: the aggregation
     sampler_logprobs: torch.Tensor
     kept: tuple[torch.Tensor, torch.Tensor] | None  # the trainer's log-probs and entropy when they were sampled (`lag`)
+    has_signal: bool  # an advantage is not zero, here or in what another rank computes at the same time
     ref_logprobs: torch.Tensor | None = None  # of the reference policy; None: no KL term
 
 
@@ -62,7 +63,7 @@ def collate(run: Run, samples: list[Sample]) -> list[list[Tokens]]:
     The samples of a minibatch are dealt out anew: every rank gets the same number of them, about the same number of
     tokens, and the same number of micro-batches. Collective.
     """
-    cfg, size = run.cfg, len(samples) // run.plan.minibatches
+    size = len(samples) // run.plan.minibatches
     first = run.plan.rank * len(samples)
     rows = [
         TokenRow(
@@ -82,25 +83,41 @@ def collate(run: Run, samples: list[Sample]) -> list[list[Tokens]]:
     ]
     out: list[list[Tokens]] = []
     for minibatch in minibatches:
-        lengths = [len(row.prompt) + len(row.response) for row in minibatch]
-        groups = group_numbers(minibatch) if run.layout == "by_sequence" else list(range(len(minibatch)))
-        shares = deal(lengths, groups, run.plan.processes)
+        tokens = sum(len(row.response) for row in minibatch)  # the denominator is global, known before any backward
+        of_update = {"sequences_of_update": len(minibatch), "tokens_of_update": tokens}
+        parts = cut_for_ranks(run, minibatch)
+        out.append([tokens_of(run, [minibatch[i] for i in part], signal, **of_update) for part, signal in parts])
+    return out
 
-        def cuts(chosen: list[int], parts: int, lengths: list[int] = lengths, groups: list[int] = groups):
-            found = cut(
+
+def cut_for_ranks(run: Run, minibatch: Sequence[TokenRow]) -> list[tuple[list[int], bool]]:
+    """This rank's micro-batches, as indices of rows, each with its `Tokens.has_signal`.
+
+    The last one counts as one with a signal: its backward pass leaves every weight with a gradient, perhaps of zero.
+    """
+    lengths = [len(row.prompt) + len(row.response) for row in minibatch]
+    groups = group_numbers(minibatch) if run.layout == "by_sequence" else list(range(len(minibatch)))
+    signal = [row.advantage != 0 for row in minibatch]
+    shares = deal(lengths, groups, run.plan.processes)
+
+    def cuts(parts: int) -> list[list[list[int]]]:
+        """[rank][micro-batch] indices."""
+        found = [
+            cut(
                 [lengths[i] for i in chosen],
                 groups=[groups[i] for i in chosen],
-                budget=cfg.micro_batch_tokens,
+                signal=[signal[i] for i in chosen],
+                budget=run.cfg.micro_batch_tokens,
                 padded=run.layout != "packed",
                 parts=parts,
             )
-            return [[chosen[i] for i in part] for part in found]
+            for chosen in shares
+        ]
+        return [[[chosen[i] for i in part] for part in parts] for chosen, parts in zip(shares, found, strict=True)]
 
-        most = max(len(cuts(chosen, 1)) for chosen in shares)
-        tokens = sum(len(row.response) for row in minibatch)  # the denominator is global, known before any backward
-        parts = cuts(shares[run.plan.rank], most)
-        out.append([tokens_of(run, [minibatch[i] for i in part], len(minibatch), tokens) for part in parts])
-    return out
+    ranks = cuts(max(map(len, cuts(1))))  # as many on every rank as the busiest one needs
+    some = [any(signal[i] for part in beside for i in part) for beside in zip(*ranks, strict=True)]
+    return list(zip(ranks[run.plan.rank], [*some[:-1], True], strict=True))
 
 
 def group_numbers(rows: Sequence[TokenRow]) -> list[int]:
@@ -111,7 +128,9 @@ def group_numbers(rows: Sequence[TokenRow]) -> list[int]:
     return numbers
 
 
-def tokens_of(run: Run, rows: list[TokenRow], sequences_of_update: int, tokens_of_update: int) -> Tokens:
+def tokens_of(
+    run: Run, rows: list[TokenRow], has_signal: bool, *, sequences_of_update: int, tokens_of_update: int
+) -> Tokens:
     """The tensors of one micro-batch."""
     cfg, device = run.cfg, run.ranks.device
     lengths = torch.tensor([len(row.response) for row in rows], device=device)
@@ -136,6 +155,7 @@ def tokens_of(run: Run, rows: list[TokenRow], sequences_of_update: int, tokens_o
         kept=(flat([k[0] for k in kept], device), flat([k[1] for k in kept], device))
         if len(kept) == len(rows)
         else None,
+        has_signal=has_signal,
     )
 
 
@@ -144,19 +164,26 @@ def flat(parts: Sequence[array], device: torch.device) -> torch.Tensor:
     return torch.tensor([x for part in parts for x in part], dtype=torch.float32, device=device)
 
 
-def cut(lengths: Sequence[int], *, groups: Sequence[int], budget: int, padded: bool, parts: int) -> list[list[int]]:
+def cut(
+    lengths: Sequence[int], *, groups: Sequence[int], signal: Sequence[bool], budget: int, padded: bool, parts: int
+) -> list[list[int]]:
     """Indices of `lengths` in micro-batches: at least `parts` of them, each within `budget` tokens.
 
-    Sorted by length, so that little is padded, but a group (of `groups`, a number for each sequence) stays together;
-    the longest first, so that running out of memory shows at once. A sequence longer than the budget gets a micro-batch
-    of its own. Raises AssertionError for more parts than there are sequences.
+    Groups (of `groups`, a number for each sequence) without a sequence with a `signal` come first: a micro-batch of
+    such alone may need no backward pass. Then by length, so that little is padded, but a group stays together; the
+    longest first, so that running out of memory shows at once. A sequence longer than the budget gets a micro-batch of
+    its own. Raises AssertionError for more parts than there are sequences.
     """
     assert parts <= len(lengths), f"{parts} micro-batches cannot be made of {len(lengths)} sequences"
     longest: dict[int, int] = {}
     for group, length in zip(groups, lengths, strict=True):
         longest[group] = max(length, longest.get(group, 0))
+    several = (max(lengths) * len(lengths) if padded else sum(lengths)) > budget  # else no backward pass can be spared
+    heard = {group for group, has_signal in zip(groups, signal, strict=True) if has_signal and several}
     # Ties by number: the same cut on every run.
-    order = sorted(range(len(lengths)), key=lambda i: (-longest[groups[i]], groups[i], -lengths[i], i))
+    order = sorted(
+        range(len(lengths)), key=lambda i: (groups[i] in heard, -longest[groups[i]], groups[i], -lengths[i], i)
+    )
     cuts: list[list[int]] = []
     width = tokens = 0
     for i in order:

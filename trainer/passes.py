@@ -38,6 +38,19 @@ def forward(
         return [[(policy(tokens.batch), bar.update())[0] for tokens in minibatch] for minibatch in minibatches]
 
 
+def has_gradient(run: Run, tokens: Tokens, loss: Tensor, *of_policy: Tensor) -> bool:
+    """Whether a micro-batch's backward pass would change a gradient, on any rank; collective.
+
+    Advantages of zero leave none, unless the loss has a term without them, such as a KL: so the loss itself is asked,
+    as far back as what the policy gave, which costs nothing.
+    """
+    if tokens.has_signal:
+        return True
+    gradients = torch.autograd.grad(loss, of_policy, retain_graph=True, allow_unused=True)
+    some = any(g.ne(0).any().item() for g in gradients if g is not None)  # a NaN is not zero either
+    return run.ranks.largest({"some": some})["some"] > 0
+
+
 @torch.no_grad()
 def reference_pass(run: Run, minibatches: list[list[Tokens]]) -> list[list[Tokens]]:
     """The micro-batches with the log-probs of the model started from; as they are when kl_coef is 0."""

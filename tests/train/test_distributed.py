@@ -49,12 +49,13 @@ def test_one_and_two_processes_have_the_same_gradient(gradients: Path, cut: str,
     for setting in found:
         expected = one[setting.split()[0] + " 4096"]  # a single micro-batch on a single process
         largest = max(value.abs().max() for name, value in expected.items() if name.endswith("weight"))
-        for name in expected.keys() - {"counts"}:
+        for name in expected.keys() - {"counts", "spared"}:
             gap = (found[setting][name] - expected[name]).abs().max()
             assert gap < 1e-5 * largest, f"{setting}: {name}"
         counts = found[setting]["counts"].tolist()
         assert len(set(counts)) == 1 and len(counts) == int(cut[-1])
         assert (counts[0] == 1) == setting.endswith("4096")
+        assert (found[setting]["spared"] > 0) == (counts[0] > 2)  # backward passes; half of the advantages are zero
 
 
 @pytest.mark.parametrize("model", ["tied", "untied"])

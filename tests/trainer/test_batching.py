@@ -41,33 +41,40 @@ OPTIONS = PolicyOptions(
 
 
 @given(
-    sequences=st.lists(st.tuples(st.integers(1, 60), st.integers(0, 4)), min_size=1, max_size=40),
+    sequences=st.lists(st.tuples(st.integers(1, 60), st.integers(0, 4), st.booleans()), min_size=1, max_size=40),
     budget=st.integers(60, 300),
     padded=st.booleans(),
     more=st.integers(0, 5),
 )
 @settings(max_examples=300, deadline=None)
 def test_cut_keeps_every_sequence_once_within_the_budget(
-    sequences: list[tuple[int, int]], budget: int, padded: bool, more: int
+    sequences: list[tuple[int, int, bool]], budget: int, padded: bool, more: int
 ):
-    lengths, groups = [n for n, _ in sequences], [g for _, g in sequences]
-    alone = cut(lengths, groups=groups, budget=budget, padded=padded, parts=1)
+    lengths, groups, signal = ([sequence[k] for sequence in sequences] for k in range(3))
+    settings = {"groups": groups, "signal": signal, "budget": budget, "padded": padded}
+    alone = cut(lengths, **settings, parts=1)
     parts = min(len(lengths), len(alone) + more)
-    cuts = cut(lengths, groups=groups, budget=budget, padded=padded, parts=parts)
+    cuts = cut(lengths, **settings, parts=parts)
     assert sorted(i for part in cuts for i in part) == list(range(len(lengths)))
     assert len(cuts) == parts and all(cuts)
     for part in cuts:
         of_part = [lengths[i] for i in part]
         assert (len(part) * max(of_part) if padded else sum(of_part)) <= budget
-    assert max(lengths) in [lengths[i] for i in cuts[0]]  # out of memory shows in the first micro-batch
     order = [groups[i] for part in cuts for i in part]
     assert len([g for g, _ in groupby(order)]) == len(set(groups))  # no group is met twice
+    heard = {g for g, has_signal in zip(groups, signal, strict=True) if has_signal}
+    first = next((part for part in cuts if heard & {groups[i] for i in part}), cuts[0])
+    longest = [n for n, g in zip(lengths, groups, strict=True) if g in heard] or lengths
+    assert max(longest) in [lengths[i] for i in first]  # out of memory shows in the first backward pass
+    if len(alone) > 1:
+        kinds = [g in heard for g in order]
+        assert kinds == sorted(kinds)  # those without a signal first
 
 
 def test_cut_by_hand():
     # Longest first: 5, 4 | 3, 3, 2 would be 9 and 8 tokens packed; padded, 5 + 5 = 10 and 3 * 3 = 9.
     def alone(lengths: list[int], **keys: Any) -> list[list[int]]:
-        return cut(lengths, groups=list(range(len(lengths))), **keys)
+        return cut(lengths, groups=list(range(len(lengths))), signal=[True] * len(lengths), **keys)
 
     assert alone([3, 5, 2, 4, 3], budget=9, padded=False, parts=1) == [[1, 3], [0, 4, 2]]
     assert alone([3, 5, 2, 4, 3], budget=10, padded=True, parts=1) == [[1, 3], [0, 4, 2]]
@@ -81,10 +88,19 @@ def test_cut_by_hand():
 
 def test_groups_stay_together():
     # Groups of 5, 1 and of 4, 3: by length alone 5, 4, 3, 1.
-    assert cut([4, 5, 3, 1], groups=[7, 2, 7, 2], budget=100, padded=True, parts=1) == [[1, 3, 0, 2]]
+    every = [True] * 4
+    assert cut([4, 5, 3, 1], groups=[7, 2, 7, 2], signal=every, budget=100, padded=True, parts=1) == [[1, 3, 0, 2]]
     # 5, 1 fill 10 of 12 slots; 4 makes 15. A part that begins inside a group is as wide as what follows.
-    assert cut([4, 5, 3, 1], groups=[7, 2, 7, 2], budget=12, padded=True, parts=1) == [[1, 3], [0, 2]]
-    assert cut([2, 5, 4, 1], groups=[0, 1, 2, 1], budget=8, padded=True, parts=1) == [[1], [3, 2], [0]]
+    assert cut([4, 5, 3, 1], groups=[7, 2, 7, 2], signal=every, budget=12, padded=True, parts=1) == [[1, 3], [0, 2]]
+    assert cut([2, 5, 4, 1], groups=[0, 1, 2, 1], signal=every, budget=8, padded=True, parts=1) == [[1], [3, 2], [0]]
+
+
+def test_groups_without_a_signal_come_first():
+    keys = {"groups": [7, 2, 7, 2, 3], "padded": False, "parts": 1}
+    some = [False, False, True, False, False]  # of group 7 alone
+    assert cut([4, 5, 3, 1, 2], signal=some, budget=8, **keys) == [[1, 3, 4], [0, 2]]
+    assert cut([4, 5, 3, 1, 2], signal=[False] * 5, budget=8, **keys) == [[1, 3], [0, 2], [4]]
+    assert cut([4, 5, 3, 1, 2], signal=some, budget=15, **keys) == [[1, 3, 0, 2, 4]]  # one pass: nothing to spare
 
 
 # ---- deal ----
@@ -213,6 +229,7 @@ def test_any_micro_batch_tokens_and_any_order_give_the_gradient_of_the_definitio
         cuts = cut(
             [len(p) + len(r) for p, r, _ in sequences],
             groups=groups,
+            signal=[True] * len(sequences),
             budget=budget,
             padded=layout != "packed",
             parts=1,

@@ -1,4 +1,4 @@
-"""What a rule is told of the update that it judges."""
+"""What a rule is told of the update that it judges; and backward passes that are spared."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 from launching import metrics, without_clock
 
 import train
-from bench.chaos import SMALL
+from bench.chaos import SMALL, difference
 
 
 @pytest.mark.parametrize("rule", ["acpo", "clip_cov", "m2po"])
@@ -21,3 +21,24 @@ def test_the_sums_of_a_rule_do_not_depend_on_how_an_update_is_cut(rule: str, toy
     for ours, theirs in zip(whole, cut, strict=True):
         assert ours.keys() == theirs.keys()
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)  # mismatch/max is rounding
+
+
+@pytest.mark.parametrize("kl_coef", [0, 0.1])
+def test_a_backward_pass_that_is_spared_changes_no_bit(
+    kl_coef: float, toy_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Many groups of the start model are all wrong. With a KL term their answers are trained on all the same."""
+    ask, answers = train.has_gradient, []
+    made: dict[str, object] = {
+        "spared": lambda *about: (answers.append((about[1].has_signal, ask(*about))), answers[-1])[1][1]
+    }
+    made["all"] = lambda *about: True
+    for name, has_gradient in made.items():
+        monkeypatch.setattr(train, "has_gradient", has_gradient)
+        keys = {**SMALL, "model": toy_model, "output_dir": tmp_path, "run_name": name, "engine": "hf", "max_steps": 2}
+        keys |= {"eval_every": 0, "micro_batch_tokens": 256, "kl_coef": kl_coef}
+        words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
+        assert train.main(["--config", "demo_band", *words]) == 0
+    assert difference(tmp_path / "spared", tmp_path / "all", step=2) == ""
+    assert (True, False) not in answers and (True, True) in answers
+    assert ((False, True) if kl_coef else (False, False)) in answers
