@@ -186,6 +186,7 @@ class VllmEngine:
         progress: Callable[[int], object] | None,
     ) -> list[list[Completion]]:
         from vllm import SamplingParams
+        from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
         engine = self.llm.llm_engine
@@ -209,10 +210,11 @@ class VllmEngine:
                         flat_logprobs=True,
                         detokenize=False,
                         output_kind=RequestOutputKind.FINAL_ONLY,
+                        skip_clone=True,  # each request has its own
                     )
                     request_id = str(self.requests)
                     self.requests += 1
-                    engine.add_request(request_id, {"prompt_token_ids": prompt}, params)
+                    engine.add_request(request_id, tokens_input(prompt), params)
                     found[request_id] = (i, j)
             try:
                 while engine.has_unfinished_requests():
@@ -264,6 +266,7 @@ class VllmEngine:
 
     def close(self) -> None:
         self.wake()  # memory that is not there cannot be freed
+        gc.freeze()  # spares one of two collections in what follows, which unfreezes all
         self.llm.llm_engine.engine_core.shutdown()
 
 
