@@ -205,14 +205,13 @@ def _warm_up_batch(task: Task, tokenizer, rng: random.Random, chain_share: float
         chain = rng.random() < chain_share
         answer = chain_answer(task, numbers, operators, rng) if chain else shortcut_answer(task, numbers, operators)
         texts.append((_prompt(numbers, operators), answer + EOS))
-    prompts = tokenizer([p for p, _ in texts])["input_ids"]
-    answers = tokenizer([a for _, a in texts])["input_ids"]
-    width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-    input_ids = torch.full((len(texts), width), tokenizer.pad_token_id)
-    labels = torch.full((len(texts), width), -100)
-    for i, (p, a) in enumerate(zip(prompts, answers, strict=True)):
-        input_ids[i, : len(p) + len(a)] = torch.tensor(p + a)
-        labels[i, len(p) : len(p) + len(a)] = torch.tensor(a)
+    encoded = tokenizer.backend_tokenizer.encode_batch([text for pair in texts for text in pair])  # as plain lists
+    prompts, answers = ([e.ids for e in encoded[k::2]] for k in (0, 1))
+    widths = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
+    padding = [max(widths) - width for width in widths]
+    rows = list(zip(prompts, answers, padding, strict=True))
+    input_ids = torch.tensor([p + a + [tokenizer.pad_token_id] * n for p, a, n in rows])
+    labels = torch.tensor([[-100] * len(p) + a + [-100] * n for p, a, n in rows])
     return input_ids, labels
 
 
