@@ -43,11 +43,11 @@ def trained(config: str, *overrides: object) -> subprocess.CompletedProcess[str]
     return done
 
 
-def trained_here(config: str, *overrides: object) -> None:
-    """A run that must end well in this process, with `generate`: where a start of its own is not the point."""
+def trained_here(config: str, *overrides: object, engine: str = "hf") -> None:
+    """A run that must end well in this process: where a start of its own, which takes longer, is not the point."""
     import train as loop
 
-    assert loop.main(["--config", config, "--engine", "hf", *map(str, overrides)]) == 0
+    assert loop.main(["--config", config, "--engine", engine, *map(str, overrides)]) == 0
 
 
 def launch(

@@ -53,7 +53,7 @@ def test_the_same_seed_is_the_same_run_on_a_busy_machine(engine: str, toy_model:
     runs = []
     for name in ("one", "other"):
         keys = {"config": "demo_band", "model": toy_model, "output_dir": tmp_path, "run_name": name}
-        keys |= {"engine": engine, "max_steps": 4, "eval_every": 2, "kl_coef": 0.01}
+        keys |= {"engine": engine, "max_steps": 4, "eval_every": 2, "eval_samples": 2, "kl_coef": 0.01}
         keys |= {"wandb": "disabled", "plots": "false"}
         words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
         runs.append(subprocess.Popen([sys.executable, "train.py", *words], cwd=ROOT, env=environment))

@@ -59,13 +59,14 @@ class Machines:
 
 @pytest.fixture
 def machines(toy_model: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Machines]:
-    line = ["train.py", *small_run(toy_model, tmp_path, "run", "fsdp2", request.param), *LIVELY.split()]
+    max_steps, engine = request.param
+    line = ["train.py", *small_run(toy_model, tmp_path, "run", "fsdp2", max_steps), *LIVELY.split(), "--engine", engine]
     both = Machines(tmp_path, line)
     yield both
     both.kill()
 
 
-@pytest.mark.parametrize("machines", [2], indirect=True)
+@pytest.mark.parametrize("machines", [(2, "vllm")], indirect=True)
 def test_two_machines_train_as_one_with_two_processes(machines: Machines, toy_model: str, tmp_path: Path):
     given = yaml.safe_load(CONFIG.read_text())
     assert (given["num_machines"], given["num_processes"], given["distributed_type"]) == (2, 16, "MULTI_GPU")
@@ -76,7 +77,7 @@ def test_two_machines_train_as_one_with_two_processes(machines: Machines, toy_mo
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("machines", [500], indirect=True)
+@pytest.mark.parametrize("machines", [(500, "hf")], indirect=True)
 @pytest.mark.parametrize("lost, rank", [("launcher", 0), ("launcher", 1), ("machine", 1)])
 def test_a_machine_that_is_lost_ends_the_other(machines: Machines, lost: str, rank: int, tmp_path: Path):
     machines.wait_for("step   2/")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import metrics, trained, trained_here
+from launching import metrics, trained_here
 from tiny import make_model
 
 SMALL = ["--eval_every", 0, "--wandb", "disabled", "--plots", "false", "--prompts_per_step", 16]
@@ -22,8 +22,8 @@ def test_rows_beyond_the_tokenizer_are_masked_on_both_sides(padded_model: Path, 
     """An engine that did not mask them would be off by log(40 / 22), six tenths of a nat, on every token."""
     (tmp_path / "odd.py").write_text("def score(completion, gold):\n    return len(completion) % 2\n")
     keys = ["--model", padded_model, "--output_dir", tmp_path, "--reward", f"{tmp_path / 'odd.py'}:score"]
-    run = {"vllm": trained, "hf": trained_here}[engine]
-    run("demo_band", *keys, *SMALL, *ONE, "--updates_per_step", 1, "--epochs_per_step", 1)
+    keys += [*SMALL, *ONE, "--updates_per_step", 1, "--epochs_per_step", 1]
+    trained_here("demo_band", *keys, engine=engine)
     (row,) = metrics(tmp_path / "demo_band")
     assert row["mismatch/max"] < 1e-3
     assert 2.9 < row["train/entropy"] <= torch.log(torch.tensor(22.0)).item() + 1e-6  # of 22 tokens, not of 40
@@ -37,8 +37,8 @@ def test_dynamic_sampling_goes_by_right_and_wrong_when_rewards_are_shaped(toy_mo
     trained_here("demo_band", *keys, "--run_name", "dynamic", "--dynamic_sampling", "true", "--max_refills", 8)
     (plain,), (dynamic,) = metrics(tmp_path / "plain"), metrics(tmp_path / "dynamic")
     assert plain["reward/no_signal"] == 0
-    assert plain["reward/solved_none"] + plain["reward/solved_all"] > 0.2
-    assert dynamic["reward/solved_none"] + dynamic["reward/solved_all"] < plain["reward/solved_none"] / 2
+    alike = [row["reward/solved_none"] + row["reward/solved_all"] for row in (plain, dynamic)]
+    assert alike[0] > 0.1 and alike[1] < alike[0] / 2
     # Refills use up the epoch: 16 prompts of 8,192, and those that were drawn in place of others.
     assert plain["train/epoch"] == 16 / 8192 < dynamic["train/epoch"]
 
