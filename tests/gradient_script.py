@@ -1,6 +1,6 @@
 """The gradients of an update by the trainer's own code, on however many processes the launcher started.
 
-    [torchrun --nproc_per_node 2] tests/gradient_script.py OUTPUT_FOLDER SHARDING MODEL_FOLDER...
+    [tests/ranks.py 2] tests/gradient_script.py OUTPUT_FOLDER SHARDING MODEL_FOLDER...
 
 Collates and backpropagates the sequences of tiny.ragged through train.py's `collate` and `optimize`, for every loss
 aggregation and several `micro_batch_tokens`; rank 0 writes the full gradients, and the policy as a checkpoint would.

@@ -12,10 +12,24 @@ from typing import Any
 
 import pytest
 import torch
-from launching import ACCELERATE, LIVELY, ROOT, TESTS, launch, metrics, small_run, weights, well, without_clock
+from launching import (
+    ACCELERATE,
+    LIVELY,
+    ROOT,
+    TESTS,
+    launch,
+    metrics,
+    small_run,
+    together,
+    weights,
+    well,
+    without_clock,
+)
 from safetensors.torch import load_file
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM
+
+import train
 
 pytestmark = [
     pytest.mark.slow,
@@ -34,9 +48,9 @@ def gradients(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in models:
         tiny_model(tied=path.name == "tied").save_pretrained(path)
     well(launch(1, TESTS / "gradient_script.py", out, "none", *models))
-    well(launch(2, TESTS / "gradient_script.py", out, "ddp", *models))
+    together(2, TESTS / "gradient_script.py", out, "ddp", *models)
     # Recomputing activations must change nothing either.
-    well(launch(2, TESTS / "gradient_script.py", out, "fsdp2", *models, CHECKPOINTING="1"))
+    together(2, TESTS / "gradient_script.py", out, "fsdp2", *models, CHECKPOINTING="1")
     return out
 
 
@@ -91,15 +105,17 @@ def assert_same_weights(one: Path, other: Path, step: int) -> None:
 def whole(toy_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four steps on one process, with checkpoints after two and four."""
     out = tmp_path_factory.mktemp("whole")
-    well(launch(1, "train.py", *small_run(toy_model, out, "run", "none", 4), *LIVELY.split(), "--save_every", "2"))
+    assert train.main([*small_run(toy_model, out, "run", "none", 4), *LIVELY.split(), "--save_every", "2"]) == 0
     return out
 
 
-def test_whole_runs_agree_and_go_on_with_another_number_of_processes(whole: Path, toy_model: str, tmp_path: Path):
+def test_whole_runs_agree_and_go_on_with_another_number_of_processes(
+    whole: Path, toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     """Two steps with fsdp2 on two processes, then on with one; two steps on one process, then on with ddp on two."""
-    train, lively = ["train.py"], [*LIVELY.split(), "--save_every", "2"]
+    lively = [*LIVELY.split(), "--save_every", "2"]
     cut, grown = tmp_path / "cut", tmp_path / "grown"
-    told = well(launch(2, *train, *small_run(toy_model, cut, "run", "fsdp2", 2), *lively))
+    told = together(2, "train.py", *small_run(toy_model, cut, "run", "fsdp2", 2), *lively)
     assert "sharding fsdp2" in told and "a rank holds weights" in told
     assert_same_weights(whole / "run", cut / "run", 2)
     fsdp2_policy = cut / "run" / "checkpoints" / "step_000002" / "policy"
@@ -107,26 +123,26 @@ def test_whole_runs_agree_and_go_on_with_another_number_of_processes(whole: Path
 
     shutil.copytree(whole / "run", grown / "run")
     shutil.rmtree(grown / "run" / "checkpoints" / "step_000004")
-    told = well(launch(2, *train, *small_run(toy_model, grown, "run", "ddp", 4), *lively))
+    told = together(2, "train.py", *small_run(toy_model, grown, "run", "ddp", 4), *lively)
     assert "after step 2" in told
     assert_same_steps(whole / "run", grown / "run")
     assert_same_weights(whole / "run", grown / "run", 4)
 
     # One process reads the weights and the moments that two wrote; its engine loads the same folder as any model.
-    told = well(launch(1, *train, *small_run(toy_model, cut, "run", "none", 4), *lively))
-    assert "after step 2" in told
+    assert train.main([*small_run(toy_model, cut, "run", "none", 4), *lively]) == 0
+    assert "after step 2" in capsys.readouterr().out
     assert_same_steps(whole / "run", cut / "run")
     assert_same_weights(whole / "run", cut / "run", 4)
     model = AutoModelForCausalLM.from_pretrained(kept)
     for name, value in load_file(kept / "model.safetensors").items():
         assert torch.equal(model.state_dict()[name], value)
-    well(launch(1, *train, *small_run(str(kept), tmp_path, "vllm", "none", 1)))  # the engine starts from it
+    assert train.main(small_run(str(kept), tmp_path, "vllm", "none", 1)) == 0  # the engine starts from it
 
 
 def test_two_processes_that_share_an_engine_train_the_same_policy(whole: Path, toy_model: str, tmp_path: Path):
     """tensor_parallel 2, with the sampler as anchor and the reference kept on the device: the numbers stay."""
     other = ["--tensor_parallel", "2", "--old_policy", "sampler", "--reference_offload", "false"]
-    well(launch(2, "train.py", *small_run(toy_model, tmp_path, "run", "fsdp2", 2), *LIVELY.split(), *other))
+    together(2, "train.py", *small_run(toy_model, tmp_path, "run", "fsdp2", 2), *LIVELY.split(), *other)
     assert_same_weights(whole / "run", tmp_path / "run", 2)
     for row, expected in zip(metrics(tmp_path / "run"), metrics(whole / "run"), strict=False):
         assert row["reward/mean"] == pytest.approx(expected["reward/mean"])

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from launching import ACCELERATE, LIVELY, ROOT, launch, metrics, small_run, weights, well, without_clock
+from launching import ACCELERATE, LIVELY, ROOT, metrics, small_run, together, weights, without_clock
 
 pytestmark = [
     pytest.mark.slow,
@@ -71,7 +71,7 @@ def test_two_machines_train_as_one_with_two_processes(machines: Machines, toy_mo
     given = yaml.safe_load(CONFIG.read_text())
     assert (given["num_machines"], given["num_processes"], given["distributed_type"]) == (2, 16, "MULTI_GPU")
     assert [launcher.wait(timeout=200) for launcher in machines.launchers] == [0, 0], machines.outputs[0].read_text()
-    well(launch(2, "train.py", *small_run(toy_model, tmp_path / "one", "run", "fsdp2", 2), *LIVELY.split()))
+    together(2, "train.py", *small_run(toy_model, tmp_path / "one", "run", "fsdp2", 2), *LIVELY.split())
     assert without_clock(metrics(tmp_path / "run")) == without_clock(metrics(tmp_path / "one" / "run"))
     ours, theirs = weights(tmp_path / "run", 2), weights(tmp_path / "one" / "run", 2)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
