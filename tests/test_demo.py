@@ -4,6 +4,8 @@ import pytest
 
 import demo
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_run_that_fails_ends_the_demo_and_its_lines_have_its_name(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -80,8 +80,8 @@ def test_a_file_of_the_trainer_imports_only_what_is_below_it():
         assert used <= below, f"trainer/{name}.py imports {used - below}"
 
 
-def test_the_evaluation_takes_from_the_trainer_what_reads_a_run_and_samples_and_no_more():
-    allowed = {"checkpoint", "checks", "rollout", "run", "tracking"}  # run: the type alone, of what training hands over
+def test_the_evaluation_takes_from_the_trainer_what_reads_a_run_samples_and_ends_and_no_more():
+    allowed = {"checkpoint", "checks", "rollout", "run", "stopping", "tracking"}  # run: the type alone, handed over
     for path in files_of("eval"):
         text = path.read_text()
         assert set(re.findall(r"^\s*from trainer\.(\w+) import", text, re.MULTILINE)) <= allowed

@@ -254,6 +254,7 @@ def _compare_sharded(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_under_fsdp2_on_two_processes(tmp_path: Path):
     spawn(_compare_sharded, args=(2, str(tmp_path)), nprocs=2)
     worst = torch.load(tmp_path / "worst.pt")

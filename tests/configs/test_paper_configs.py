@@ -188,6 +188,7 @@ def test_check_wants_a_number_of_processes(processes: str, capsys: pytest.Captur
     assert f"--processes: '{processes}' is not a whole number from 1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_list_shows_methods_by_models_and_what_every_file_is(capsys: pytest.CaptureFixture[str]):
     assert checker.main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -388,6 +389,7 @@ def refusal(tmp_path: Path, launcher: list[str], *overrides: object) -> tuple[in
     return done.returncode, errors.splitlines()
 
 
+@pytest.mark.slow
 def test_without_the_hub_the_users_line_says_how_to_get_the_model(tmp_path: Path):
     code, lines = refusal(tmp_path, [ACCELERATE, "launch", "--quiet", *ONE_PROCESS])
     assert code != 0  # Accelerate's launcher turns every failure into 1
@@ -398,6 +400,7 @@ def test_without_the_hub_the_users_line_says_how_to_get_the_model(tmp_path: Path
 SHORT = ["--max_prompt_tokens", "512", "--max_response_tokens", "16"]  # within the context of the model made here
 
 
+@pytest.mark.slow
 def test_without_the_hub_a_local_model_leads_to_the_data(tmp_path: Path, chat_model: Path):
     code, lines = refusal(tmp_path, [sys.executable], "--model", chat_model, *SHORT)
     text = "\n".join(lines)

@@ -111,6 +111,7 @@ def run_python(home: Path, endpoint: str, *arguments: str, offline: bool = False
 LOAD = "import sys, data; r = data.load_problems(sys.argv[1]); print(*r.lines, *r.problems[:1], sep='\\n')"
 
 
+@pytest.mark.slow
 def test_a_set_from_the_hub_then_from_the_cache_then_from_a_fetched_file(tmp_path: Path, hub: str) -> None:
     online = run_python(tmp_path / "home", hub, "-c", LOAD, "gsm8k_train")
     assert online.returncode == 0, online.stderr

@@ -311,6 +311,7 @@ def test_wandb_records_across_the_end_of_a_block(left: int) -> None:
     assert list(_wandb_records(data + piece(1, b"third"), []))[1:] == [b"second", b"third"]
 
 
+@pytest.mark.slow
 def test_figures_of_each_family_in_both_formats(tmp_path: Path) -> None:
     compare([*FIXED[:2], *BAND[:2]], tmp_path / "fig.png")
     families = {"", "_entropy", "_reward", "_clip", "_eval", "_response", "_optim", "_speed"}
@@ -407,6 +408,7 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out.startswith("usage: python -m eval.compare ")
 
 
+@pytest.mark.slow
 def test_table_and_figures_are_an_artifact_on_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     out = tmp_path / "out" / "figure.png"

@@ -26,6 +26,8 @@ from eval.run import (
 from rewards import Verifier
 from trainer.checkpoint import begin, commit
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = 4
 
 

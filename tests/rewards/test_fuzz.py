@@ -1,5 +1,6 @@
 """Fuzzing in seconds; `python -m rewards.fuzz --minutes 2` is the same for longer."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,6 +45,7 @@ def test_an_answer_equals_itself_or_is_no_answer(answer):
         assert compare(found, answer, UNDECIDED)[0] is True
 
 
+@pytest.mark.slow
 def test_whole_verifier_for_some_seconds():
     with Verifier(workers=2, timeout_s=2.0, memory_gib=2.0, grader="math") as verifier:
         reasons, trouble = fuzz(verifier, seconds=5.0, seed=20260101, batch=50)

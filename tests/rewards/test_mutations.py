@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable
 from math import comb, factorial, gcd
 
+import pytest
+
 from rewards import Verifier
 
 PAIRS = 5400
@@ -325,6 +327,7 @@ GENERATORS: tuple[Callable[[random.Random], Pair], ...] = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_one_change_is_never_paid():
     rng = random.Random(20260103)
     with Verifier(workers=2, timeout_s=5.0, memory_gib=2.0, grader="math") as verifier:

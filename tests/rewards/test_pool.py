@@ -24,6 +24,7 @@ def run_script(tmp_path: Path, body: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(file)], cwd=tmp_path, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_a_stuck_item_costs_itself_and_no_other():
     with math_verifier(workers=2, timeout_s=1.0) as verifier:
         verifier.grade(*HARD)
@@ -51,6 +52,7 @@ def test_submit_returns_before_the_grade_is_there(tmp_path):
         assert verifier.collect([ticket])[0].correct
 
 
+@pytest.mark.slow
 def test_batch_with_hostile_items_finishes_with_every_other_grade_right():
     hostile = [
         STUCK, "\\boxed{9^{9^9}}", "\\boxed{10^9!}", "\\boxed{" * 10_000, "\\boxed{" + "(" * 5000 + "}",
@@ -82,6 +84,7 @@ def test_from_many_threads_at_once():
         assert right == [True] * 40
 
 
+@pytest.mark.slow
 def test_after_a_fork_the_child_has_workers_of_its_own(tmp_path):
     done = run_script(
         tmp_path,
@@ -102,6 +105,7 @@ def test_after_a_fork_the_child_has_workers_of_its_own(tmp_path):
     assert done.stdout == "fine\n", done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_and_from_another_folder(tmp_path):
     body = """
         import rewards
@@ -140,6 +144,7 @@ def test_at_interpreter_exit(tmp_path):
     assert done.stdout == "match\n" and not done.stderr, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_worker_outlives_its_parent(tmp_path, ending):
     """Also one that is stuck in C code and could not notice a closed pipe."""

@@ -65,6 +65,7 @@ def test_an_item_that_ends_its_worker_is_a_crash_after_few_tries(tmp_path, does,
     assert len((tmp_path / "tries").read_text().split()) == tries
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_is_replaced_and_its_item_tried_again():
     with math_verifier(timeout_s=0.2) as verifier:
         verifier.grade(*HARD)

@@ -48,6 +48,7 @@ def test_labelled_set_is_large_and_has_many_negatives():
     assert len(kinds) >= 15 and min(kinds.values()) >= 10
 
 
+@pytest.mark.slow
 def test_labelled_set_accuracy_and_no_false_positive(verifier):
     cases = read_cases(CASES)
     grades = verifier.collect([verifier.submit(case.completion, case.gold) for case in cases])

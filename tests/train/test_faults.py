@@ -29,6 +29,8 @@ from bench.chaos import (
 )
 from trainer.resume import load_state
 
+pytestmark = pytest.mark.slow
+
 
 def argv(model: str, run: Path, **overrides: object) -> list[str]:
     keys = {
@@ -284,7 +286,6 @@ def test_a_grader_that_cannot_be_loaded_is_a_mistake_told_before_the_model_is_lo
 # ---- processes and network ----
 
 
-@pytest.mark.slow
 def test_killed_grading_processes_change_no_grade(toy_model: str, tmp_path: Path):
     (tmp_path / "grader.py").write_text(GRADER)
     keys: dict[str, object] = {"reward": f"{tmp_path / 'grader.py'}:grade"}
@@ -295,7 +296,6 @@ def test_killed_grading_processes_change_no_grade(toy_model: str, tmp_path: Path
     assert left_behind(str(trial.folder)) == []
 
 
-@pytest.mark.slow
 def test_a_wandb_that_is_not_there_stops_nothing(toy_model: str, tmp_path: Path):
     trial = Trial(tmp_path / "run", "hf", {"max_steps": 2, "eval_every": 0})
     wandb_unreachable(trial)
@@ -338,7 +338,6 @@ def test_an_engine_that_is_not_the_policy_ends_the_run_with_one_line(
     assert line.startswith("error: step 1: KL(sampler, trainer) is ") and "mismatch_limit is 1e-30" in line
 
 
-@pytest.mark.slow
 def test_an_engine_that_dies_ends_the_run_with_its_error(toy_model: str, tmp_path: Path):
     """vLLM's core is shut down under the trainer's feet in the second step."""
     script = tmp_path / "with_accident.py"

@@ -11,6 +11,8 @@ from bench.chaos import SMALL, difference
 from trainer.resume import load_state
 from trainer.state import State, from_text, to_text
 
+pytestmark = pytest.mark.slow
+
 OF_LAG = ("train/lag", "train/epoch")
 
 

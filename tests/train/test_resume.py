@@ -27,6 +27,8 @@ from trainer.resume import load_state
 from trainer.run import Run
 from trainer.stopping import is_launcher
 
+pytestmark = pytest.mark.slow
+
 
 def argv(model: str, run: Path, **overrides: object) -> list[str]:
     keys = {"model": model, "output_dir": run.parent, "run_name": run.name, "engine": "hf", **SMALL, **overrides}
@@ -44,7 +46,6 @@ def alone(toy_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- undisturbed ----
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["hf", "vllm"])
 def test_the_same_seed_is_the_same_run_on_a_busy_machine(engine: str, toy_model: str, tmp_path: Path):
     """Four steps of the demo with all threads, twice, in each other's way: every metric and every weight."""
@@ -302,7 +303,6 @@ def test_a_resumed_run_cannot_change_what_is_learnt(alone: Path, toy_model: str,
 # ---- real processes ----
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "moment"), [("vllm", "sampling"), ("hf", "saving")])
 def test_killed_runs_end_as_if_nothing_had_been(toy_model: str, tmp_path: Path, engine: str, moment: str):
     """The short form of `python -m bench.chaos`, which kills at any other moment too."""
@@ -312,7 +312,6 @@ def test_killed_runs_end_as_if_nothing_had_been(toy_model: str, tmp_path: Path, 
     assert left_behind(str(trial.folder)) == []
 
 
-@pytest.mark.slow
 def test_two_processes_killed_and_stopped_end_as_if_nothing_had_been(toy_model: str, tmp_path: Path):
     """One rank dies by SIGKILL; later the launcher is asked to stop; then the run is left to end. bench.chaos does the
     same with vLLM, and with ddp."""
@@ -339,7 +338,6 @@ def test_two_processes_killed_and_stopped_end_as_if_nothing_had_been(toy_model: 
     assert difference(trial.folder, left_alone.folder) == ""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ctrl_c", [False, True])
 def test_a_stopped_launcher_takes_the_trainer_along_and_nothing_is_lost(toy_model: str, tmp_path: Path, ctrl_c: bool):
     """SIGTERM to `accelerate launch`, which dies of it at once; Ctrl-C to all processes of the terminal."""
@@ -368,7 +366,6 @@ def test_a_stopped_launcher_takes_the_trainer_along_and_nothing_is_lost(toy_mode
     assert checkpoint.step_of(newest) == metrics(trial.folder)[-1]["step"] + unlogged
 
 
-@pytest.mark.slow
 def test_the_first_process_of_a_container_saves_when_it_is_asked_to_stop(toy_model: str, tmp_path: Path):
     """`python train.py` as number 1 of a PID namespace, where the kernel ignores a signal that has no handler."""
     unshare = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -385,7 +382,6 @@ def test_the_first_process_of_a_container_saves_when_it_is_asked_to_stop(toy_mod
     assert newest and not warnings and checkpoint.step_of(newest) == metrics(trial.folder)[-1]["step"]
 
 
-@pytest.mark.slow
 def test_an_orphan_of_the_first_seconds_trains_no_step(toy_model: str, tmp_path: Path):
     """The launcher is killed while the trainer is still importing, before the trainer could ask to be told of it."""
     trial = Trial(tmp_path / "run", "hf", launcher=(ACCELERATE, "launch", *ONE_PROCESS))

@@ -21,6 +21,8 @@ from transformers import AutoModelForCausalLM
 import train
 from data.toy import toy_problems
 
+pytestmark = pytest.mark.slow
+
 Rows = list[dict[str, Any]]
 
 # Small, and warm enough that a group's answers differ; a tweak must not set any of these, or it would not be tried.

@@ -8,6 +8,8 @@ from launching import metrics, without_clock
 import train
 from bench.chaos import SMALL, difference
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("rule", ["acpo", "clip_cov", "m2po"])
 def test_the_sums_of_a_rule_do_not_depend_on_how_an_update_is_cut(rule: str, toy_model: str, tmp_path: Path):

@@ -29,6 +29,7 @@ def test_rows_beyond_the_tokenizer_are_masked_on_both_sides(padded_model: Path, 
     assert 2.9 < row["train/entropy"] <= torch.log(torch.tensor(22.0)).item() + 1e-6  # of 22 tokens, not of 40
 
 
+@pytest.mark.slow
 def test_dynamic_sampling_goes_by_right_and_wrong_when_rewards_are_shaped(toy_model: str, tmp_path: Path):
     """With a penalty for long answers nearly every group has unequal rewards; one without a right answer has to go."""
     keys = ["--model", toy_model, "--output_dir", tmp_path, *SMALL, *ONE, "--samples_per_prompt", 32]
@@ -43,6 +44,7 @@ def test_dynamic_sampling_goes_by_right_and_wrong_when_rewards_are_shaped(toy_mo
     assert plain["train/epoch"] == 16 / 8192 < dynamic["train/epoch"]
 
 
+@pytest.mark.slow
 def test_an_end_by_epochs_counts_refills_and_is_kept_by_a_resume(toy_model: str, tmp_path: Path):
     keys = ["--model", toy_model, "--output_dir", tmp_path, *SMALL, "--samples_per_prompt", 8]
     keys += ["--updates_per_step", 1, "--epochs_per_step", 1, "--dynamic_sampling", "true", "--max_refills", 3]

@@ -201,6 +201,7 @@ def on_two_ranks(folder: Path, cases: list[str]) -> list[tuple[Any, Any]]:
     return list(zip(ours, theirs, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what several CPU processes do")
 def test_one_rank_decides_for_all(tmp_path: Path, toy_model: str) -> None:
     """Two ranks whose folders hold different files under the same names."""

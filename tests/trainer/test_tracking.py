@@ -368,6 +368,7 @@ def offline_files(run_dir: Path) -> list[Path]:
     return sorted(run_dir.glob("wandb/offline-run-*/*.wandb"))
 
 
+@pytest.mark.slow
 def test_an_offline_run_holds_everything_and_its_resumption_the_same_id(tmp_path):
     done = run(tmp_path, "offline")
     run_id = re.search(r"^id (\w+)$", done.stdout, re.M)
@@ -426,6 +427,7 @@ def test_a_closed_port_is_offline_at_once(tmp_path, mode):
     assert len(history(offline_files(tmp_path)[0])) == 3
 
 
+@pytest.mark.slow
 def test_a_server_that_accepts_and_says_nothing_is_offline(tmp_path):
     with create_server(("127.0.0.1", 0), backlog=16) as mute:
         url = f"http://127.0.0.1:{mute.getsockname()[1]}"
@@ -513,6 +515,7 @@ class Handler(BaseHTTPRequestHandler):
         return {}
 
 
+@pytest.mark.slow
 def test_an_online_run_is_continued_by_its_resumption_and_no_step_is_sent_twice(tmp_path):
     server = Server(resumed=None, refuses=False)
     done = run(tmp_path, "auto", run_id="abcd1234", last=3, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
@@ -551,6 +554,7 @@ def test_a_server_that_refuses_the_key_is_offline(tmp_path):
     assert len(history(offline_files(tmp_path)[0])) == 3
 
 
+@pytest.mark.slow
 def test_a_server_whose_answers_drip_holds_up_neither_start_nor_end(tmp_path):
     server, began = Server(resumed=None, refuses=False), time.monotonic()
     server.drips = True
@@ -565,6 +569,7 @@ def test_a_server_whose_answers_drip_holds_up_neither_start_nor_end(tmp_path):
     assert float(took_s) < 6  # twice more SERVICE_TIMEOUT_S, 1 s here
 
 
+@pytest.mark.slow
 def test_no_key_or_a_broken_one_is_offline_without_a_question(tmp_path):
     server = Server(resumed=None, refuses=False)
     done = run(tmp_path, "auto", WANDB_BASE_URL=server.url)
