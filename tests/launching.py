@@ -68,9 +68,9 @@ def launch(
     )
 
 
-def together(processes: int, *line: object, **environment: str) -> str:
+def together(processes: int, *line: object, timeout_s: float = 150, **environment: str) -> str:
     """The output of `line` run by ranks.py, which must end well: where the launcher is not the point."""
-    return well(launch(1, TESTS / "ranks.py", processes, *line, **environment))
+    return well(launch(1, TESTS / "ranks.py", processes, *line, timeout_s=timeout_s, **environment))
 
 
 def small_run(toy_model: str, out: Path, name: str, sharding: str, max_steps: int) -> list[str]:

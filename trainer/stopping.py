@@ -138,8 +138,8 @@ def one_clear_line(*kinds: type[Exception], code: int) -> Iterator[None]:
         raise SystemExit(code) from None
 
 
-def exit_with(main: Callable[[], int]) -> NoReturn:
-    """End the process with the code that `main` returns or exits with, at once.
+def exit_with(main: Callable[[], int | None]) -> NoReturn:
+    """End the process at once, with the code that `main` returns or exits with; None is 0.
 
     All that an end owes is done: threads are waited for, atexit functions run, what was printed is written. Python
     would then take apart every module of torch and vLLM, which takes one to three seconds and is of no use to anybody.
@@ -147,11 +147,11 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
     try:
         code = main()
     except SystemExit as ended:
-        if not isinstance(ended.code, int):  # Python prints it
+        if isinstance(ended.code, str):  # Python prints it
             raise
         code = ended.code
-    threading._shutdown()  # type: ignore[attr-defined]  # this and the next line are how Python begins its own end
+    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]  (with the next line, how Python begins its end)
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(code or 0)

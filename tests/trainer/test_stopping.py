@@ -1,0 +1,40 @@
+"""How a process ends."""
+
+import subprocess
+import sys
+
+import pytest
+from launching import ROOT
+
+SCRIPT = """
+import atexit, sys, threading, time
+from trainer.stopping import exit_with
+
+class Late:
+    def __del__(self):
+        print("taken apart", flush=True)
+
+kept = Late()
+atexit.register(print, "atexit")
+threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+
+def main():
+    print("main")
+    {end}
+
+exit_with(main)
+"""
+
+
+@pytest.mark.parametrize(
+    "end, code", [("return 3", 3), ("return None", 0), ("raise SystemExit(2)", 2), ("raise SystemExit", 0)]
+)
+def test_a_process_ends_at_once_with_all_that_an_end_owes(end: str, code: int):
+    done = subprocess.run([sys.executable, "-c", SCRIPT.format(end=end)], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "main\nthread\natexit\n", "")
+
+
+@pytest.mark.parametrize("end, told", [("1 / 0", "ZeroDivisionError"), ("sys.exit('a reason')", "a reason")])
+def test_an_end_that_python_has_to_tell_of_is_its_own(end: str, told: str):
+    done = subprocess.run([sys.executable, "-c", SCRIPT.format(end=end)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and told in done.stderr and done.stdout == "main\nthread\natexit\ntaken apart\n"
