@@ -74,7 +74,7 @@ def _load_one(name: str) -> LoadReport:
     elif name.startswith("toy") and not is_path:
         from data.toy import toy_problems
 
-        problems = toy_problems(name)
+        problems = list(toy_problems(name))
         return LoadReport(problems, {}, [f"{name}: {len(problems):,} problems, generated"])
     elif is_path:
         spec = None

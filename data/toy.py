@@ -24,6 +24,7 @@ import random
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -101,7 +102,8 @@ def chain_answer(task: Task, numbers: list[int], operators: str, rng: random.Ran
     return "".join(marker + str(v) for marker, v in zip(markers, values, strict=True)) + f"{BOX}{values[-1]}}}"
 
 
-def toy_problems(name: str) -> list[Problem]:
+@cache
+def toy_problems(name: str) -> tuple[Problem, ...]:
     """Problems of a generated set: toy_train, toy_eval, toy_hard_train, toy_hard_eval. Always the same rows.
 
     Raises ValueError for another name.
@@ -122,7 +124,7 @@ def toy_problems(name: str) -> list[Problem]:
         seen.add(prompt)
         gold = str(_running(task, numbers, operators)[-1])
         problems.append(Problem(id=f"{name}/{len(problems)}", problem=prompt, gold=gold, source=name, level=None))
-    return problems
+    return tuple(problems)
 
 
 def make_tokenizer(markers: str = MARKERS):
