@@ -328,6 +328,7 @@ def optimize(run: Run, minibatches: list[list[Tokens]], anchors: Anchors) -> Upd
                     # DDP and FSDP average gradients over processes; the weights already divide by global counts.
                     (loss * run.plan.processes).backward()
             updates.add((m, k), tokens, loss.detach(), view, clipped, means)
+            del logprobs, entropy, view, losses, clipped, means, loss  # activations that no backward pass has freed
         apply_update(run, updates, minibatch)
     return updates
 

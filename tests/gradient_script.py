@@ -4,13 +4,13 @@
 
 Collates and backpropagates the sequences of tiny.ragged through train.py's `collate` and `optimize`, for every loss
 aggregation and several `micro_batch_tokens`; rank 0 writes the full gradients, and the policy as a checkpoint would.
-Half of the sequences have no advantage, and need no backward pass.
+Half of the sequences have no advantage: without a KL term they need no backward pass.
 """
 
 import math
 import os
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from trainer.state import Sample, State
 
 AGGREGATIONS = ("seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm")
 BUDGETS = (32, 64, 4096)
+SETTINGS = [(f"{aggregation} {budget}", aggregation, budget, 0.0) for aggregation in AGGREGATIONS for budget in BUDGETS]
+SETTINGS += [(f"with_kl {budget}", AGGREGATIONS[0], budget, 0.1) for budget in BUDGETS]
 LONGEST = 24
 PROMPTS, SAMPLES = 4, 4
 
@@ -92,33 +94,33 @@ def write_gradients(model: str, out: Path, sharding: str, accelerator: Accelerat
     result: dict[str, dict[str, torch.Tensor]] = {}
     asked: list[bool] = []
     train.has_gradient = lambda *about: (asked.append(has_gradient(*about)), asked[-1])[1]
-    for aggregation in AGGREGATIONS:
-        for budget in BUDGETS:
-            overrides = [
-                f"--loss_aggregation={aggregation}",
-                f"--micro_batch_tokens={budget}",
-                f"--sharding={sharding}",
-            ]
-            fixed = f"--prompts_per_step={PROMPTS} --samples_per_prompt={SAMPLES} --updates_per_step=1 --grad_clip=1e9"
-            lengths = f"--epochs_per_step=1 --max_prompt_tokens=8 --max_response_tokens={LONGEST} --kl_coef=0"
-            cfg = load(Config, ["--config", "demo_band.yaml", *overrides, *fixed.split(), *lengths.split()])
-            plan = Plan(cfg)
-            recorder = Recorder(policy.parameters(), lr=0.0)
-            run = part_of_a_run(cfg, plan, policy, recorder, accelerator)
-            share = PROMPTS * SAMPLES // plan.processes
-            minibatches = train.collate(run, samples()[plan.rank * share : (plan.rank + 1) * share])
-            counts = run.ranks.gather([len(minibatches[0])])
-            assert len(set(counts)) == 1, f"micro-batches per rank: {counts}"
-            asked.clear()
-            updates = train.optimize(run, minibatches, [[None] * len(minibatches[0])])
-            norm = math.sqrt(sum(g.double().square().sum().item() for g in recorder.seen))
-            assert abs(updates.grad_norms[0] - norm) < 1e-5 * norm  # the reported norm is of the full gradient
-            result[f"{aggregation} {budget}"] = dict(zip(names, recorder.seen, strict=True))
-            result[f"{aggregation} {budget}"]["loss"] = torch.tensor(
-                run.ranks.add({"loss": (updates.loss, 1)})["loss"][0]
-            )
-            result[f"{aggregation} {budget}"]["counts"] = torch.tensor(counts)
-            result[f"{aggregation} {budget}"]["spared"] = torch.tensor(asked.count(False))
+    for name, aggregation, budget, kl_coef in SETTINGS:
+        overrides = [
+            f"--loss_aggregation={aggregation}",
+            f"--micro_batch_tokens={budget}",
+            f"--sharding={sharding}",
+            f"--kl_coef={kl_coef}",
+        ]
+        fixed = f"--prompts_per_step={PROMPTS} --samples_per_prompt={SAMPLES} --updates_per_step=1 --grad_clip=1e9"
+        lengths = f"--epochs_per_step=1 --max_prompt_tokens=8 --max_response_tokens={LONGEST}"
+        cfg = load(Config, ["--config", "demo_band.yaml", *overrides, *fixed.split(), *lengths.split()])
+        plan = Plan(cfg)
+        recorder = Recorder(policy.parameters(), lr=0.0)
+        run = part_of_a_run(cfg, plan, policy, recorder, accelerator)
+        share = PROMPTS * SAMPLES // plan.processes
+        minibatches = train.collate(run, samples()[plan.rank * share : (plan.rank + 1) * share])
+        if kl_coef:
+            minibatches = [[replace(t, ref_logprobs=t.sampler_logprobs) for t in batch] for batch in minibatches]
+        counts = run.ranks.gather([len(minibatches[0])])
+        assert len(set(counts)) == 1, f"micro-batches per rank: {counts}"
+        asked.clear()
+        updates = train.optimize(run, minibatches, [[None] * len(minibatches[0])])
+        norm = math.sqrt(sum(g.double().square().sum().item() for g in recorder.seen))
+        assert abs(updates.grad_norms[0] - norm) < 1e-5 * norm  # the reported norm is of the full gradient
+        result[name] = dict(zip(names, recorder.seen, strict=True))
+        result[name]["loss"] = torch.tensor(run.ranks.add({"loss": (updates.loss, 1)})["loss"][0])
+        result[name]["counts"] = torch.tensor(counts)
+        result[name]["spared"] = torch.tensor(asked.count(False))
     weights = policy.full_weights()
     if accelerator.is_main_process:
         name = f"{Path(model).name}_{sharding}_{accelerator.num_processes}"

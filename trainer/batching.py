@@ -2,8 +2,8 @@
 
     minibatches = collate(run, samples)                         # of Tokens: all that the loss needs
 
-    shares = deal(lengths, groups, ranks=8)                    # its parts: which sequences each rank trains on,
-    parts = cut(lengths, groups=groups, signal=signal, budget=16384, ...)   # which of them go through it together,
+    shares = deal(lengths, groups, signal, ranks=8)             # its parts: which sequences each rank trains on,
+    parts = cut(lengths, groups=groups, signal=signal, ...)     # which of them go through the model together,
     batch = lay_out(prompts, responses, layout="padded", ...)   # their input tensors
 
 Every rank must run the same number of micro-batches (their collectives pair up), so `cut` can be asked for a number of
@@ -98,7 +98,7 @@ def cut_for_ranks(run: Run, minibatch: Sequence[TokenRow]) -> list[tuple[list[in
     lengths = [len(row.prompt) + len(row.response) for row in minibatch]
     groups = group_numbers(minibatch) if run.layout == "by_sequence" else list(range(len(minibatch)))
     signal = [row.advantage != 0 for row in minibatch]
-    shares = deal(lengths, groups, run.plan.processes)
+    shares = deal(lengths, groups, signal, run.plan.processes)
 
     def cuts(parts: int) -> list[list[list[int]]]:
         """[rank][micro-batch] indices."""
@@ -200,13 +200,14 @@ def cut(
     return cuts
 
 
-def deal(lengths: Sequence[int], groups: Sequence[int], ranks: int) -> list[list[int]]:
-    """Indices of `lengths` for each rank: the same number of sequences for each, and about the same number of tokens.
+def deal(lengths: Sequence[int], groups: Sequence[int], signal: Sequence[bool], ranks: int) -> list[list[int]]:
+    """Indices of `lengths` for each rank: the same number of sequences for each, and about the same number of tokens,
+    with and without a `signal`.
 
     Whole groups (of `groups`, a number for each sequence) where they are equally large and can be dealt out evenly,
-    else single sequences. Dealt out from the most tokens to the fewest, to and fro (ranks 0, 1, 1, 0, 0, 1, ...): no
-    two ranks differ by more tokens than the largest has more than the smallest. `ranks` divides the number of
-    sequences.
+    else single sequences. Those with a signal first, they cost most, and each from the most tokens to the fewest, to
+    and fro (ranks 0, 1, 1, 0, 0, 1, ...): of one kind alone, no two ranks differ by more tokens than the largest has
+    more than the smallest. `ranks` divides the number of sequences.
     """
     assert len(lengths) % ranks == 0, f"{len(lengths)} sequences cannot be dealt out evenly to {ranks} ranks"
     of_group: dict[int, list[int]] = {}
@@ -216,7 +217,8 @@ def deal(lengths: Sequence[int], groups: Sequence[int], ranks: int) -> list[list
     if len(units) % ranks or len({len(unit) for unit in units}) > 1:
         units = [[i] for i in range(len(lengths))]
     tokens = [sum(lengths[i] for i in unit) for unit in units]
-    order = sorted(range(len(units)), key=lambda u: -tokens[u])  # stable: the same on every rank
+    silent = [not any(signal[i] for i in unit) for unit in units]
+    order = sorted(range(len(units)), key=lambda u: (silent[u], -tokens[u]))  # stable: the same on every rank
     shares: list[list[int]] = [[] for _ in range(ranks)]
     for k, u in enumerate(order):
         turn, place = divmod(k, ranks)

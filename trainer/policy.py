@@ -211,7 +211,9 @@ class Policy:
         return self.model.parameters()
 
     def __call__(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.model(batch)
+        """See LogprobModel.forward. A gradient may be asked as far back as here: FSDP's hooks are on what is behind."""
+        logprobs, entropy = self.model(batch)
+        return logprobs.view_as(logprobs), entropy.view_as(entropy)
 
     # ---- weights out ----
 

@@ -110,7 +110,7 @@ def test_groups_without_a_signal_come_first():
 @settings(max_examples=300, deadline=None)
 def test_deal_is_even(lengths: list[int], ranks: int):
     lengths = lengths * ranks
-    shares = deal(lengths, list(range(len(lengths))), ranks)
+    shares = deal(lengths, list(range(len(lengths))), [True] * len(lengths), ranks)
     assert sorted(i for chosen in shares for i in chosen) == list(range(len(lengths)))
     assert {len(chosen) for chosen in shares} == {len(lengths) // ranks}
     tokens = [sum(lengths[i] for i in chosen) for chosen in shares]
@@ -118,12 +118,21 @@ def test_deal_is_even(lengths: list[int], ranks: int):
 
 
 def test_deal_by_hand():
-    assert deal([1, 9, 3, 7, 5, 2], [0, 1, 2, 3, 4, 5], 2) == [[1, 2, 5], [3, 4, 0]]  # 9 3 2 and 7 5 1
-    assert deal([1, 9, 3, 7, 5, 2, 1, 1], [0, 0, 1, 1, 2, 2, 3, 3], 2) == [[0, 1, 6, 7], [2, 3, 4, 5]]  # 10 2, 10 7
-    assert deal([1, 9, 3, 7, 5, 2], [0, 0, 1, 1, 2, 2], 2) == [[1, 2, 5], [3, 4, 0]]  # three groups, two ranks
-    assert deal([1, 9, 3, 7], [0, 0, 0, 1], 2) == [[1, 0], [3, 2]]  # groups of unequal size
+    def all_heard(lengths: list[int], groups: list[int]) -> list[list[int]]:
+        return deal(lengths, groups, [True] * len(lengths), 2)
+
+    assert all_heard([1, 9, 3, 7, 5, 2], [0, 1, 2, 3, 4, 5]) == [[1, 2, 5], [3, 4, 0]]  # 9 3 2 and 7 5 1
+    assert all_heard([1, 9, 3, 7, 5, 2, 1, 1], [0, 0, 1, 1, 2, 2, 3, 3]) == [[0, 1, 6, 7], [2, 3, 4, 5]]  # 10 2, 10 7
+    assert all_heard([1, 9, 3, 7, 5, 2], [0, 0, 1, 1, 2, 2]) == [[1, 2, 5], [3, 4, 0]]  # three groups, two ranks
+    assert all_heard([1, 9, 3, 7], [0, 0, 0, 1]) == [[1, 0], [3, 2]]  # groups of unequal size
     with pytest.raises(AssertionError, match="3 sequences cannot be dealt out evenly to 2 ranks"):
-        deal([1, 2, 3], [0, 1, 2], 2)
+        all_heard([1, 2, 3], [0, 1, 2])
+
+
+def test_deal_gives_every_rank_as_much_without_a_signal():
+    """By tokens alone one rank would have both that have a signal, 9 and 6, and the other one none."""
+    assert deal([9, 8, 7, 6], [0, 1, 2, 3], [True] * 4, 2) == [[0, 3], [1, 2]]
+    assert deal([9, 8, 7, 6], [0, 1, 2, 3], [True, False, False, True], 2) == [[0, 2], [3, 1]]
 
 
 def test_group_numbers():
