@@ -42,7 +42,8 @@ def has_gradient(run: Run, tokens: Tokens, loss: Tensor, *of_policy: Tensor) -> 
     """Whether a micro-batch's backward pass would change a gradient, on any rank; collective.
 
     Advantages of zero leave none, unless the loss has a term without them, such as a KL: so the loss itself is asked,
-    as far back as what the policy gave, which costs nothing.
+    as far back as what the policy gave, which costs nothing. of_policy: all tensors with a gradient that the loss is
+    made of; one that is left out here is trained on only where there are advantages.
     """
     if tokens.has_signal:
         return True

@@ -150,6 +150,7 @@ def test_no_file_is_left_over():
 # ---- python -m configs --check ----
 
 
+@pytest.mark.slow
 def test_check_prints_every_file_once_and_its_arithmetic(capsys: pytest.CaptureFixture[str]):
     assert checker.main(["--check"]) == 0
     out = capsys.readouterr().out

@@ -70,6 +70,7 @@ def test_maj_at_k_is_the_mean_over_all_subsets(row: list[tuple[int, str | None]]
     assert found == pytest.approx(majority_by_listing(correct, votes, k), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_maj_at_k_with_32_samples_and_with_the_most() -> None:
     # 20 right against 12 wrong: more samples make the majority surer, and all of them certain.
     correct, votes = np.array([[1] * 20 + [0] * 12]), [["r"] * 20 + ["w"] * 12]

@@ -68,6 +68,7 @@ def test_labels_have_reasons_and_hold_when_computed():
     assert [row for row in checks if not eval(row["check"], dict(known))] == []
 
 
+@pytest.mark.slow
 def test_labelled_golds_pass_the_gold_check(verifier):
     """All but two, which only the very same spelling could ever match."""
     golds = sorted({case.gold for case in read_cases(CASES)})

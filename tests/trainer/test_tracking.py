@@ -419,6 +419,7 @@ def test_wandb_s_own_offline_setting_is_followed(tmp_path):
     assert server.requests == 0  # telemetry included
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["auto", "online"])
 def test_a_closed_port_is_offline_at_once(tmp_path, mode):
     done = run(tmp_path, mode, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY=KEY)
@@ -546,6 +547,7 @@ def test_an_online_run_is_continued_by_its_resumption_and_no_step_is_sent_twice(
     assert "monotonically" not in again.stderr
 
 
+@pytest.mark.slow
 def test_a_server_that_refuses_the_key_is_offline(tmp_path):
     server = Server(resumed=None, refuses=True)
     done = run(tmp_path, "online", WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
