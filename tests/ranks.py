@@ -25,11 +25,11 @@ def main(processes: int, argv: list[str]) -> int:
         import_module(module)
     if "train.py" in argv and "hf" not in argv:
         import_module("vllm.entrypoints.llm")
-    port, ranks = str(free_port()), list[int]()
+    port, running = str(free_port()), set[int]()
     for rank in range(processes):
         pid = os.fork()
         if pid:
-            ranks.append(pid)
+            running.add(pid)
             continue
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         os.environ |= {name: str(number) for name, number in numbers.items()}
@@ -39,12 +39,13 @@ def main(processes: int, argv: list[str]) -> int:
         sys.stdout.flush()
         os._exit(0)
     failed = False
-    for _ in ranks:
-        _, status = os.wait()
+    while running:
+        pid, status = os.wait()
+        running.discard(pid)
         if status and not failed:
             failed = True
-            for pid in ranks:
-                os.kill(pid, signal.SIGKILL)
+            for other in running:
+                os.kill(other, signal.SIGKILL)
     return int(failed)
 
 

@@ -113,7 +113,7 @@ def cut_for_ranks(run: Run, minibatch: Sequence[TokenRow]) -> list[tuple[list[in
             )
             for chosen in shares
         ]
-        return [[[chosen[i] for i in part] for part in parts] for chosen, parts in zip(shares, found, strict=True)]
+        return [[[chosen[i] for i in part] for part in of_rank] for chosen, of_rank in zip(shares, found, strict=True)]
 
     ranks = cuts(max(map(len, cuts(1))))  # as many on every rank as the busiest one needs
     some = [any(signal[i] for part in beside for i in part) for beside in zip(*ranks, strict=True)]
