@@ -1,16 +1,12 @@
 """Log-prob of given tokens and exact entropy from hidden states, without ever holding the logits of all tokens.
 
     logprobs, entropy = token_logprobs(
-        hidden, head.weight, targets, temperature=1.0, vocab_size=V, chunk_tokens=1024, kernel="chunked"
+        hidden, head.weight, targets, temperature=1.0, vocab_size=V, chunk_tokens=1024
     )
 
 At 151,936 vocabulary rows the float32 logits of 4096 tokens take 2.5 GB, and softmax, entropy and gradient hold several
 such tensors. Here logits of `chunk_tokens` tokens exist at a time; backward computes them once more. Measured by
 `python -m bench.memory`.
-
-`chunked` is the same code on every device. `liger` is liger-kernel's fused op (from 0.8.3 on, an optional package): on
-NVIDIA Hopper a kernel that never writes logits to memory, on anything else chunks of tokens of its own. A test
-holds it to our numbers wherever it is installed; we have not measured its speed.
 
 Left out: heads with a bias or with soft-capped logits (trainer/policy.py refuses them), a head cut over the vocabulary
 (tensor parallel), gradients of gradients.
@@ -33,7 +29,6 @@ def token_logprobs(
     temperature: float,
     vocab_size: int,
     chunk_tokens: int,
-    kernel: str,
 ) -> tuple[Tensor, Tensor]:
     """(T,) float32 log-probs of `targets` and (T,) float32 entropy, both with gradient to hidden states and head.
 
@@ -45,16 +40,11 @@ def token_logprobs(
     Factors of products have the dtype of autocast where it is on, else that of `hidden`; the softmax and all sums are
     float32, and so is the head's gradient while it is summed over chunks. In bfloat16 a product keeps float32 on a GPU
     and is rounded on a CPU, which has no such kernel. A log-prob is never above 0.
-
-    kernel: chunked, or liger, which ignores `chunk_tokens` and whose entropy has no gradient: asking for one
-    raises NotImplementedError. Raises ImportError where liger-kernel is missing.
     """
     assert hidden.dim() == 2 and len(hidden) == len(targets), f"{tuple(hidden.shape)} states, {len(targets)} targets"
     assert vocab_size <= len(head_weight), f"vocab_size {vocab_size} is more than the head's {len(head_weight)} rows"
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    if kernel == "liger" and len(targets):
-        return _liger(hidden.to(dtype), head_weight[:vocab_size].to(dtype), targets, temperature)
     return _TokenLogprobs.apply(hidden, head_weight, targets, temperature, vocab_size, chunk_tokens, dtype)
 
 
@@ -113,34 +103,6 @@ class _TokenLogprobs(torch.autograd.Function):
                 del logs, probs, grad_logits
         grad_weight = None if grad_weight is None else grad_weight.to(head_weight.dtype)
         return grad_hidden, grad_weight, None, None, None, None, None
-
-
-def _liger(states: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    from liger_kernel.ops.fused_linear_scaled_cross_entropy import (  # pyright: ignore[reportMissingImports]
-        LigerFusedLinearScaledCrossEntropyFunction,
-    )
-
-    with torch.autocast(states.device.type, enabled=False):
-        no_id_ignored, m_tiles, with_entropy = -100, 1, True
-        loss, entropy = LigerFusedLinearScaledCrossEntropyFunction.apply(
-            states, weight, targets, temperature, no_id_ignored, m_tiles, with_entropy
-        )
-    return -loss, _WithoutGradient.apply(entropy.detach().float(), loss)
-
-
-class _WithoutGradient(torch.autograd.Function):
-    """An entropy that raises when a gradient is asked of it: without one, a bonus would silently change nothing."""
-
-    @staticmethod
-    def forward(ctx, entropy, attached_to):
-        ctx.set_materialize_grads(False)
-        return entropy
-
-    @staticmethod
-    def backward(ctx, grad_entropy):
-        if grad_entropy is not None:
-            raise NotImplementedError("logprob_kernel: liger's entropy has no gradient; use chunked")
-        return None, None
 
 
 def _logits(states: Tensor, weight: Tensor, temperature: float) -> Tensor:

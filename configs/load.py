@@ -16,6 +16,7 @@
 Left out on purpose: nesting, interpolation, environment variables, more than one parent.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -74,11 +75,14 @@ def knob(
     high: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    belongs_to: str = "",
 ) -> Any:
-    """A dataclass field; its annotation is the type: int, float, bool, str, Literal of texts, list of these, X | None.
+    """A dataclass field; its annotation is the type: int, float, bool, str, Literal of texts, list of these, X | None,
+    or dict[str, Any], whose values have the types that YAML gives them.
 
     `low` and `high` are allowed values themselves, `above` and `below` are not. `section` starts a heading of --help;
-    the fields after it belong there until the next one.
+    the fields after it belong there until the next one. A mapping is merged entry by entry, `--key.name value` sets one
+    entry; where the key that it `belongs_to` is set, the entries of less specific files are dropped.
     """
     metadata = locals()  # all of the above by name
     if isinstance(default, (list, dict)):
@@ -117,17 +121,29 @@ def read(cls: type[T], argv: Sequence[str]) -> tuple[T, list[str], set[str]]:
     problems: list[str] = []
     values: dict[str, Any] = {}
     bad_keys: set[str] = set()
-    for where, key, node in _entries(argv, problems):
-        if key not in known:
-            problems.append(f"{where}: {_show(key)} is not a key; {_nearest(key, known, '--help lists all keys')}")
+    origin: dict[tuple[str, str], str] = {}  # (key, name) of a mapping's entry -> the file, or the command line
+    for where, path, node in _entries(argv, problems):
+        key, dot, name = path.partition(".")
+        source = where.partition(" line ")[0]
+        if key not in known or (dot and not _is_mapping(hints[key])):
+            problems.append(f"{where}: {_show(path)} is not a key; {_nearest(key, known, '--help lists all keys')}")
             continue
         about = known[key].metadata
         try:
-            values[key] = _in_range(_convert(node, hints[key]), about)
+            value = _in_range({name: _untyped(node)} if dot else _convert(node, hints[key]), about)
         except _Wrong as wrong:
             bad_keys.add(key)
             fix = str(wrong) or f"for example {key}: {_dump(_default(known[key]))}"
             problems.append(f"{where}: {key}: {_show(node)} is not {_allowed(hints[key], about)}; {fix}")
+            continue
+        if isinstance(value, dict):
+            origin |= {(key, name): source for name in value}
+            value = {**values.get(key, {}), **value}
+        values[key] = value
+        for f in fields(cls):  # entries of the files that this one builds on were meant for another value of `key`
+            if f.metadata["belongs_to"] == key and f.name in values:
+                own = {name: v for name, v in values[f.name].items() if origin[f.name, name] == source}
+                values[f.name] = own
     return cls(**values), problems, bad_keys
 
 
@@ -228,7 +244,11 @@ def _entries(argv: Sequence[str], problems: list[str]) -> Iterator[Entry]:
 def _entries_of(paths: Sequence[Path], chain: tuple[Path, ...], problems: list[str]) -> Iterator[Entry]:
     """The assignments of what `find` found: a file, or a model and a method, which together make a run's name."""
     for path in paths:
-        yield from _file_entries(path, chain, problems)
+        if path.is_file():
+            yield from _file_entries(path, chain, problems)
+        else:  # a rule
+            yield label(path), "rule", _plain(path.stem)
+            yield label(path), "dual_clip", _plain("null")
     if len(paths) > 1:
         yield " + ".join(map(label, paths)), "run_name", _plain("_".join(path.stem for path in paths))
 
@@ -303,13 +323,28 @@ def _members(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
+def _is_mapping(hint: Any) -> bool:
+    return typing.get_origin(hint) is dict
+
+
+def _untyped(node: yaml.Node) -> Any:
+    """A value whose type no key declares: null, true, false, a number as Python reads it, else text; or a list."""
+    if isinstance(node, yaml.SequenceNode):
+        return [_untyped(item) for item in node.value]
+    if not isinstance(node, yaml.ScalarNode):
+        raise _Wrong("write one value or a list")
+    for hint in (type(None), bool, int, float) if node.style is None else ():
+        with contextlib.suppress(_Wrong):
+            return _convert(node, hint)
+    return _scalar(node.value, str)
+
+
 def _convert(node: yaml.Node, hint: Any) -> Any:
     members = _members(hint)
-    if isinstance(node, yaml.MappingNode):
-        for member in members:
-            if typing.get_origin(member) is dict:
-                key, value = typing.get_args(member)
-                return {_convert(name, key): _convert(item, value) for name, item in node.value}
+    if _is_mapping(hint):
+        if not isinstance(node, yaml.MappingNode):
+            raise _Wrong("write {name: value}")
+        return {_convert(name, str): _untyped(item) for name, item in node.value}
     if isinstance(node, yaml.SequenceNode):
         for member in members:
             if typing.get_origin(member) is list:

@@ -47,7 +47,7 @@ CLIPPED = {
     "Clipped at the lower bound, by old probability": r"clip/down(/.+)?",
 }
 TEXTS = ("problem", "answer", "gold", "extracted", "reason")
-TOKEN_LISTS = ("token_ids", "sampler_logprobs", "old_logprobs", "logprobs", "entropy", "weight")
+TOKEN_LISTS = ("token_ids", "rollout_logprobs", "old_logprobs", "logprobs", "entropy", "weight")
 INTERVAL = ("lower", "upper")  # rules that give a weight instead have none
 
 
@@ -239,7 +239,7 @@ def _token_lists(row: dict[str, Any], name: str, notes: list[str]) -> dict[str, 
         "text": texts,
         "id": row["token_ids"],
         "p": _digits(np.exp(old), 4),
-        "sampler": _digits(np.exp(column("sampler_logprobs", np.nan)), 4),
+        "sampler": _digits(np.exp(column("rollout_logprobs", np.nan)), 4),
         "r": _digits(ratio, 4),
         "lower": _digits(lower, 4),
         "upper": _digits(upper, 4),
