@@ -17,7 +17,7 @@ loss are those of the whole minibatch over all processes, and a model's backward
 Left out: critics, reward models, asynchronous rollouts, tensor parallelism of the trainer.
 
 Axes: B prompts per step, G samples per prompt, N = B*G sequences, T response tokens of a micro-batch, flat.
-Three log-probs, three names: `rollout_logprobs` (the engine's), `old_logprobs` (old policy), `logprobs` (current policy).
+Three log-probs, three names: `rollout_logprobs` (the engine's), `old_logprobs` (old policy), `logprobs` (current).
 """
 
 import math
@@ -302,8 +302,8 @@ def grpo_loss(
     """The loss of a micro-batch, a scalar, and statistics of its tokens: (T,) values to be averaged, or (values, mask).
 
     logprobs, entropy: (T,), of the current policy, with gradient. The policy term of a token is the PPO clip with the
-    rule's bounds, max(-r A, -clip(r, lower, upper) A), at most -dual_clip A for A < 0 (arXiv 1912.09729), or -w A logprob
-    for a rule that gives a gradient weight w. Tokens with |ln r| > 20 get no gradient.
+    rule's bounds, max(-r A, -clip(r, lower, upper) A), at most -dual_clip A for A < 0 (arXiv 1912.09729). For a rule
+    that gives a gradient weight w it is -w A logprob. Tokens with |ln r| > 20 get no gradient.
     """
     A, old_logprobs = batch.advantages, logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs  # (T,)
     log_ratio = logprobs - old_logprobs

@@ -198,7 +198,7 @@ def loss_weights(
 
 def model_inputs(
     prompts: Sequence[list[int]], responses: Sequence[list[int]], *, layout: str, device: torch.device
-) -> dict[str, Tensor | None]:
+) -> dict[str, Any]:
     """The input tensors of a `MicroBatch`. The last token of a response predicts nothing and is not an input.
 
     padded: (n, L), for any attention. packed: end to end, for an attention that finds the sequences by their positions.
