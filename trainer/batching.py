@@ -192,7 +192,8 @@ def loss_weights(
     if aggregation == "seq-mean-token-sum-norm":
         return [1 / (sequences * max_response_tokens)] * len(lengths)
     raise ValueError(
-        f"loss_aggregation: {aggregation!r} is not known; use seq-mean-token-mean, token-mean or seq-mean-token-sum-norm"
+        f"loss_aggregation: {aggregation!r} is not known; use seq-mean-token-mean, token-mean or "
+        "seq-mean-token-sum-norm"
     )
 
 

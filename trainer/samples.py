@@ -65,9 +65,7 @@ def _row(run: Run, sample: Sample, of_tokens: dict[str, list[Any]]) -> dict[str,
         "reason": sample.grade.reason,
         "correct": sample.grade.correct,
         "reward": sample.reward,
-        "advantage": [_short(a) for a in sample.advantage]
-        if isinstance(sample.advantage, list)
-        else round(sample.advantage, 4),
+        "advantage": round(sum(sample.token_advantages) / max(1, len(completion.token_ids)), 4),  # mean over tokens
         "tokens": len(completion.token_ids),
         "truncated": sample.truncated,
         "prompt_id": hashlib.sha256(repr(sample.prompt).encode()).hexdigest()[:12],

@@ -26,11 +26,9 @@ OPTIONS = PolicyOptions(
     precision="bfloat16",
     attention="sdpa_by_sequence",
     gradient_checkpointing=False,
-    compile=False,
     temperature=1.0,
     vocab_size=48,
     chunk_tokens=256,
-    logprob_kernel="chunked",
     trust_remote_code=False,
 )
 

@@ -41,7 +41,7 @@ def test_reward_rises_and_the_metrics_are_there(band_run: Path):
         assert 0 <= row["clip/up"] <= 1 and 0 <= row["clip/down"] <= 1
         assert 0 <= row["band/lower_mean"] < 1 < row["band/upper_mean"] <= 10  # ratio_cap
         # The engine's log-probs against the trainer's, on every token of the step, after the step before's sync.
-        assert row["mismatch/max"] < 1e-3 and 0 <= row["mismatch/kl"] < 1e-6
+        assert row["rollout/logprob_diff_max"] < 1e-3 and 0 <= row["rollout/kl"] < 1e-6
         assert row["optim/skipped"] == 0 and row["optim/grad_norm"] > 0
         assert {
             "clip/up/p<0.2",
