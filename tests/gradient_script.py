@@ -75,7 +75,7 @@ def write_gradients(model: str, out: Path, sharding: str, accelerator: Accelerat
         sharding=sharding,
         precision="float32",
         attention="sdpa_by_sequence",
-                gradient_checkpointing=os.environ.get("CHECKPOINTING") == "1",
+        gradient_checkpointing=os.environ.get("CHECKPOINTING") == "1",
         temperature=1.0,
         vocab_size=VOCABULARY,
         chunk_tokens=16,

@@ -26,7 +26,7 @@ GPU_KEYS = {
     **{"prompts_per_step": 8, "samples_per_prompt": 4, "minibatches": 2, "epochs": 1, "kl_coef": 0.01},
     **{"temperature": 2.0, "overlong_buffer_tokens": 15, "eval_every": 2, "eval_samples": 2, "save_every": 1},
     **{"precision": "auto", "sharding": "fsdp2", "wandb": "disabled", "vllm": "{enforce_eager: true}"},
-    **{"engine_memory_share": 0.2, "eval_data": "toy_eval"},
+    **{"engine_memory_share": 0.02, "eval_data": "toy_eval"},
 }
 
 

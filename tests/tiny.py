@@ -77,15 +77,17 @@ def make_sample(prompt: list[int], response: list[int], **changed: object) -> Sa
     return Sample(problem, prompt, completion, grade, **fields)  # type: ignore[arg-type]
 
 
-def make_batch(prompts: Sequence[list[int]], responses: Sequence[list[int]], *, layout: str = "padded") -> MicroBatch:
+def make_batch(
+    prompts: Sequence[list[int]], responses: Sequence[list[int]], *, layout: str = "padded", device: str = "cpu"
+) -> MicroBatch:
     """The model inputs of these sequences; advantages and weights are 1."""
-    lengths = torch.tensor([len(response) for response in responses])
-    ones = torch.ones(int(lengths.sum()))
+    lengths = torch.tensor([len(response) for response in responses], device=device)
+    ones = torch.ones(int(lengths.sum()), device=device)
     return MicroBatch(
         samples=[make_sample(p, r) for p, r in zip(prompts, responses, strict=True)],
         sequence_ids=torch.repeat_interleave(lengths),
         rollout_logprobs=-ones,
         advantages=ones,
         loss_weights=ones,
-        **model_inputs(prompts, responses, layout=layout, device=torch.device("cpu")),
+        **model_inputs(prompts, responses, layout=layout, device=torch.device(device)),
     )

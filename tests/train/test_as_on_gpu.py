@@ -90,7 +90,7 @@ from trainer.rollout import EngineOptions, engine_arguments
 
 found = []
 for eager in (False, True):
-    options = EngineOptions("vllm", "bfloat16", 22, 32, 8, 0.6, 0.05, 1, eager, False)
+    options = EngineOptions("vllm", "bfloat16", 22, 32, 8, 0.6, 1, 1, {{"enforce_eager": eager}}, False)
     config = EngineArgs(**engine_arguments({model!r}, options, world=1, device="cuda:0")).create_engine_config()
     build_custom_logits_processors_params_validator(config.model_config.logits_processors)  # refuses the first runner's
     found.append({{

@@ -90,7 +90,9 @@ def assert_same_steps(one: Path, other: Path) -> None:
     assert len(rows) == len(others) >= 2
     for row, found in zip(rows, others, strict=True):
         assert row.keys() == found.keys()
-        assert found["rollout/logprob_diff_max"] < 1e-3 and row["rollout/logprob_diff_max"] < 1e-3  # every token of the step
+        assert (
+            found["rollout/logprob_diff_max"] < 1e-3 and row["rollout/logprob_diff_max"] < 1e-3
+        )  # every token of the step
         for key, value in row.items():
             if not key.startswith("rollout/"):
                 assert found[key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
@@ -189,7 +191,7 @@ def test_a_rank_that_dies_ends_the_run_within_a_minute(fault: str, engine: str, 
 
 
 def test_a_mistake_of_all_ranks_is_told_once(toy_model: str, tmp_path: Path):
-    done = launch(2, "train.py", *small_run(toy_model, tmp_path, "run", "ddp", 1), "--delta", "-1")
+    done = launch(2, "train.py", *small_run(toy_model, tmp_path, "run", "ddp", 1), "--lr", "-1")
     assert done.returncode != 0 and done.stderr.count("config error: ") == 1
 
 
@@ -201,6 +203,7 @@ def test_a_skipped_sync_is_caught_twice(toy_model: str, tmp_path: Path):
 
 
 def test_an_engine_that_cannot_start_names_the_setting(toy_model: str, tmp_path: Path):
-    done = launch(1, "train.py", *small_run(toy_model, tmp_path, "run", "none", 1), "--engine_cpu_cache_gib", "2.5e-5")
+    keys = [*small_run(toy_model, tmp_path, "run", "none", 1), "--vllm.kv_cache_memory_bytes", "1000"]
+    done = launch(1, "train.py", *keys)
     assert done.returncode != 0
-    assert "vLLM could not start" in done.stderr and "change engine_cpu_cache_gib, max_response_tokens" in done.stderr
+    assert "vLLM could not start" in done.stderr and "lower max_response_tokens or `vllm: {max_num_seqs:" in done.stderr

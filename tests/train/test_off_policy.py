@@ -44,7 +44,9 @@ def test_with_a_constant_policy_staleness_changes_nothing(toy_model: str, tmp_pa
 
 
 @pytest.mark.parametrize("old_policy", ["trainer", "rollout"])
-def test_old_logprobs_of_stale_samples(toy_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old_policy: str):
+def test_old_logprobs_of_stale_samples(
+    toy_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old_policy: str
+):
     """trainer: recomputed under the current policy just before the updates, so that the first ratio is exactly 1, and
     tis corrects for the rest. rollout: the engine's, so that the first ratio shows the staleness."""
     first_ratios, loss = [], train.grpo_loss

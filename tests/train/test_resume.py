@@ -67,7 +67,13 @@ def test_the_same_seed_is_the_same_run_on_a_busy_machine(engine: str, toy_model:
 
 def test_a_rule_that_draws_at_random_is_resumed_bit_for_bit(toy_model: str, tmp_path: Path):
     """clip_cov draws from torch's global generator, which every step seeds."""
-    keys = {"eval_every": 0, "save_every": 1, "keep_last": 9, "rule": "clip_cov", "rule_args": "{cov_low: 0, share: 0.5}"}
+    keys = {
+        "eval_every": 0,
+        "save_every": 1,
+        "keep_last": 9,
+        "rule": "clip_cov",
+        "rule_args": "{cov_low: 0, share: 0.5}",
+    }
     assert train.main(argv(toy_model, tmp_path / "whole", **keys)) == 0
     assert train.main(argv(toy_model, tmp_path / "parts", max_steps=2, **keys)) == 0
     assert train.main(argv(toy_model, tmp_path / "parts", **keys)) == 0

@@ -222,8 +222,8 @@ CODE_FACTS: dict[str, tuple[str, object]] = {
 
 
 def per_token(rows: dict[str, Rows]) -> None:
-    """The same samples, another gradient."""
-    first, other = rows["An advantage per token"][0], rows["A metric of tokens"][0]
+    """The same samples as without the change, another gradient."""
+    first, other = rows["An advantage per token"][0], rows["base"][0]
     assert first["reward/mean"] == other["reward/mean"]
     assert first["optim/grad_norm"] != pytest.approx(other["optim/grad_norm"], rel=1e-4)
 
@@ -233,7 +233,7 @@ def statistic(rows: dict[str, Rows]) -> None:
 
 
 def replay(rows: dict[str, Rows]) -> None:
-    """The second step trains on some answers of the first; a resume between them changes nothing."""
+    """The second step trains on some samples of the first; a resume between them changes nothing (test_replay.py)."""
     first, second = rows["Replay"]
     assert first["train/staleness"] == 0 < second["train/staleness"] < 0.5
     assert without_clock(rows["resumed"]) == without_clock(rows["Replay"])
@@ -345,11 +345,11 @@ def in_two_parts(folder: Path, name: str, model: str) -> list[list[str]]:
     return [[*words[:at], "1", *words[at + 1 :]], words]
 
 
-def test_tweaks_of_the_code(toy_model: str, tmp_path: Path):
+def test_tweaks_of_the_code(base: Rows, toy_model: str, tmp_path: Path):
     """All but one of them in one copy, which also shows that they do not get in each other's way."""
     changed = [tweak for title, tweak in CHANGED.items() if title != "LoRA"]
     rows = run_in_a_copy(tmp_path, changed, toy_model, in_two_parts(tmp_path, "resumed", toy_model))
-    rows["resumed"] = metrics(tmp_path / "runs" / "resumed")
+    rows |= {"base": base, "resumed": metrics(tmp_path / "runs" / "resumed")}
     for fact in (per_token, statistic, replay):
         fact(rows)
 

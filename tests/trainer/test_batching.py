@@ -88,20 +88,26 @@ def test_cut_by_hand():
 
 
 def test_groups_stay_together():
+    def split(lengths: list[int], groups: list[int], budget: int) -> list[list[int]]:
+        zeros = [False] * len(lengths)
+        return make_micro_batches(lengths, groups, zeros, budget=budget, padded=True, at_least=1)
+
     # Groups of 5, 1 and of 4, 3: by length alone 5, 4, 3, 1.
-    every = [False] * 4
-    assert make_micro_batches([4, 5, 3, 1], groups=[7, 2, 7, 2], zeros=every, budget=100, padded=True, at_least=1) == [[1, 3, 0, 2]]
+    assert split([4, 5, 3, 1], [7, 2, 7, 2], 100) == [[1, 3, 0, 2]]
     # 5, 1 fill 10 of 12 slots; 4 makes 15. A part that begins inside a group is as wide as what follows.
-    assert make_micro_batches([4, 5, 3, 1], groups=[7, 2, 7, 2], zeros=every, budget=12, padded=True, at_least=1) == [[1, 3], [0, 2]]
-    assert make_micro_batches([2, 5, 4, 1], groups=[0, 1, 2, 1], zeros=every, budget=8, padded=True, at_least=1) == [[1], [3, 2], [0]]
+    assert split([4, 5, 3, 1], [7, 2, 7, 2], 12) == [[1, 3], [0, 2]]
+    assert split([2, 5, 4, 1], [0, 1, 2, 1], 8) == [[1], [3, 2], [0]]
 
 
 def test_zero_advantage_groups_come_first():
-    keys = {"groups": [7, 2, 7, 2, 3], "padded": False, "at_least": 1}
+    def split(zeros: list[bool], budget: int) -> list[list[int]]:
+        lengths, groups = [4, 5, 3, 1, 2], [7, 2, 7, 2, 3]
+        return make_micro_batches(lengths, groups, zeros, budget=budget, padded=False, at_least=1)
+
     some = [True, True, False, True, True]  # all but group 7
-    assert make_micro_batches([4, 5, 3, 1, 2], zeros=some, budget=8, **keys) == [[1, 3, 4], [0, 2]]
-    assert make_micro_batches([4, 5, 3, 1, 2], zeros=[True] * 5, budget=8, **keys) == [[1, 3], [0, 2], [4]]
-    assert make_micro_batches([4, 5, 3, 1, 2], zeros=some, budget=15, **keys) == [[1, 3, 0, 2, 4]]  # one pass: nothing to skip
+    assert split(some, 8) == [[1, 3, 4], [0, 2]]
+    assert split([True] * 5, 8) == [[1, 3], [0, 2], [4]]
+    assert split(some, 15) == [[1, 3, 0, 2, 4]]  # one pass: nothing to skip
 
 
 # ---- ranks ----
@@ -300,7 +306,11 @@ def test_any_micro_batch_tokens_and_any_order_give_the_gradient_of_the_definitio
             lengths = torch.tensor([len(r) for r in responses])
             logprobs, _ = model(make_batch(prompts, responses, layout=layout))
             weights = loss_weights(
-                lengths.tolist(), aggregation=aggregation, sequences=len(sequences), tokens=total, max_response_tokens=24
+                lengths.tolist(),
+                aggregation=aggregation,
+                sequences=len(sequences),
+                tokens=total,
+                max_response_tokens=24,
             )
             weights = torch.tensor(weights).repeat_interleave(lengths)
             loss = loss - (weights * torch.tensor(advantages).repeat_interleave(lengths) * logprobs).sum()
