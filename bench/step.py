@@ -37,7 +37,7 @@ def score(completion, gold, problem):
     number = int(problem["id"].rpartition("/")[2])
     return 1.0 if number * 61 % 100 < 100 * {no_signal} else zlib.crc32(completion.encode()) / 2**32
 """
-PHASES = ("rollout", "advantage", "collate", "old", "optimize", "sync")
+PHASES = ("rollout", "advantage", "batch", "old", "update", "sync")
 
 
 def main() -> None:

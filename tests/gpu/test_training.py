@@ -52,7 +52,7 @@ def test_a_resumed_run_goes_on(whole: Path, toy_model: str, tmp_path: Path):
         assert abs(row["train/entropy"] - expected["train/entropy"]) < 0.2
 
 
-@pytest.mark.parametrize("phase", ["rollout", "old", "optimize", "sync"])
+@pytest.mark.parametrize("phase", ["rollout", "old", "update", "sync"])
 def test_a_signal_in_every_phase_ends_with_a_checkpoint(phase: str, toy_model: str, tmp_path: Path):
     """Before the first update the engine sleeps, and is closed so."""
     done = run(

@@ -199,7 +199,7 @@ def test_a_skipped_sync_is_caught_twice(toy_model: str, tmp_path: Path):
     arguments = [*small_run(toy_model, tmp_path, "run", "none", 3), *LIVELY.split(), "--max_rollout_kl", "1e-6"]
     done = launch(1, TESTS / "failing_script.py", "skipped_sync", *arguments)
     assert "PASSED OVER: after the sync the engine's weights differ from the trainer's" in done.stdout
-    assert done.returncode != 0 and "the engine does not hold the trainer's weights" in done.stderr
+    assert done.returncode != 0 and "engine and trainer do not compute the same policy" in done.stderr
 
 
 def test_an_engine_that_cannot_start_names_the_setting(toy_model: str, tmp_path: Path):

@@ -50,7 +50,7 @@ def test_reward_rises_and_the_metrics_are_there(band_run: Path):
             "reward/solved_none",
             "reward/timeout",
         } <= row.keys()
-        assert {"time/rollout_s", "time/optimize_s", "time/sync_s", "memory/peak_gib", "optim/lr"} <= row.keys()
+        assert {"time/rollout_s", "time/update_s", "time/sync_s", "memory/peak_gib", "optim/lr"} <= row.keys()
     assert {"eval/toy_eval/pass@32", "eval/toy_eval/maj@32", "eval/toy_eval/strict_mean@32"} <= rows[4].keys()
 
 

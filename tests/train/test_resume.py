@@ -86,13 +86,13 @@ def test_a_tweak_that_draws_random_numbers_goes_on_with_the_same_ones(
 ):
     """All generators are set anew at each step, from its number: a checkpoint holds none, of whatever device."""
     drawn: dict[str, list[tuple[float, ...]]] = {"whole": [], "cut": []}
-    optimize = train.optimize
+    update = train.update_policy
 
-    def drawing(run: Run, *rest: Any) -> train.Updates:
+    def drawing(run: Run, *rest: Any) -> train.Stats:
         drawn[run.cfg.run_name].append((torch.rand(()).item(), random.random(), np.random.random()))
-        return optimize(run, *rest)
+        return update(run, *rest)
 
-    monkeypatch.setattr(train, "optimize", drawing)
+    monkeypatch.setattr(train, "update_policy", drawing)
     assert train.main(argv(toy_model, tmp_path / "whole", max_steps=3)) == 0
     assert train.main(argv(toy_model, tmp_path / "cut", max_steps=1)) == 0
     torch.manual_seed(99)
@@ -158,7 +158,7 @@ MOMENTS = {
     # what happens at that moment -> (how the signal gets there, steps completed when the run has ended)
     "sampling": (in_phase("rollout", 3), 3),
     "before the first update": (in_phase("old", 3), 3),
-    "updating": (in_phase("optimize", 3), 4),
+    "updating": (in_phase("update", 3), 4),
     "before evaluating": (in_phase("eval", 3), 3),
     "evaluating": (in_the_middle_of_an_evaluation, 3),
     "saving": (while_saving, 2),

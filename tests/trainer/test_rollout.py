@@ -35,7 +35,7 @@ def test_dynamic_sampling_goes_by_right_and_wrong_when_rewards_are_shaped(toy_mo
     keys = ["--model", toy_model, "--output_dir", tmp_path, *SMALL, *ONE, "--samples_per_prompt", 32]
     keys += ["--minibatches", 2, "--epochs", 1, "--overlong_buffer_tokens", 15, "--temperature", 1.5]
     trained_here("demo_band", *keys, "--run_name", "plain")
-    trained_here("demo_band", *keys, "--run_name", "dynamic", "--dynamic_sampling", "true", "--max_refills", 8)
+    trained_here("demo_band", *keys, "--run_name", "dynamic", "--dynamic_sampling", 8)
     (plain,), (dynamic,) = metrics(tmp_path / "plain"), metrics(tmp_path / "dynamic")
     assert plain["reward/zero_std"] == 0
     alike = [row["reward/solved_none"] + row["reward/solved_all"] for row in (plain, dynamic)]
@@ -44,25 +44,12 @@ def test_dynamic_sampling_goes_by_right_and_wrong_when_rewards_are_shaped(toy_mo
     assert plain["train/epoch"] == 16 / 8192 < dynamic["train/epoch"]
 
 
-@pytest.mark.slow
-def test_an_end_by_epochs_counts_refills_and_is_kept_by_a_resume(toy_model: str, tmp_path: Path):
-    keys = ["--model", toy_model, "--output_dir", tmp_path, *SMALL, "--samples_per_prompt", 8]
-    keys += ["--minibatches", 1, "--epochs", 1, "--dynamic_sampling", "true", "--max_refills", 3]
-    epochs = 100 / 8192  # at most six steps of 16 prompts each and their refills
-    trained_here("demo_band", *keys, "--max_steps", 1000, "--max_epochs", epochs, "--run_name", "whole")
-    rows = metrics(tmp_path / "whole")
-    assert rows[-1]["train/epoch"] >= epochs > rows[-2]["train/epoch"] and len(rows) < 100 / 16
-    trained_here("demo_band", *keys, "--max_steps", 1, "--max_epochs", epochs, "--run_name", "cut")
-    trained_here("demo_band", *keys, "--max_steps", 1000, "--max_epochs", epochs, "--run_name", "cut")
-    assert [row["train/epoch"] for row in metrics(tmp_path / "cut")] == [row["train/epoch"] for row in rows]
-
-
 def test_dynamic_sampling_replaces_groups_without_signal(toy_model: str, tmp_path: Path):
     """The start policy answers nearly always alike, so that most groups are all right or all wrong."""
     keys = ["--model", toy_model, "--output_dir", tmp_path, *SMALL, *ONE, "--samples_per_prompt", 32]
     keys += ["--minibatches", 2, "--epochs", 1]
     trained_here("demo_band", *keys, "--run_name", "plain")
-    trained_here("demo_band", *keys, "--run_name", "dynamic", "--dynamic_sampling", "true", "--max_refills", 8)
+    trained_here("demo_band", *keys, "--run_name", "dynamic", "--dynamic_sampling", 8)
     (plain,), (dynamic,) = metrics(tmp_path / "plain"), metrics(tmp_path / "dynamic")
     assert plain["reward/zero_std"] > 0.5
     assert dynamic["reward/zero_std"] < plain["reward/zero_std"] - 0.2
