@@ -89,9 +89,17 @@ _LEAD = re.compile(  # what a sentence says before its value: "The value of $n$ 
     r"|(?:the|my|our|its|it|this|answer|result|solution)\b[^=<>.;?!]*?\s(?:is|are|equals)(?=[\s$:*]|\\)"
     r"|(?:(?:the|my|our|final)\s+)*(?:answer|result|solution)\s*[=:]|[a-z]{4,}\s*:(?=\s)):?\s*"
 )
+_SENTENCE = re.compile(r"[A-Za-z][a-z]*(?:,?\s+[A-Za-z'][a-z']*)+?\s+(?=[*$(\\-]*\d)")  # The class found
+_VERB = re.compile(
+    r"\b(?:are|was|has|have|had|found|made|paid|spent|got|ate|won|sold|took|gave|will|can|need|[a-z]{2,}(?:ed|s))\b"
+)
 _DENIED = re.compile(
-    r"(?i)n't\b|\b(?:not|never|no|nor|neither|wrong\w*|incorrect\w*|false|or|either|maybe|perhaps|possibly|otherwise"
-    r"|else|unless|if)\b"
+    r"(?i)n't\b|\b(?:not?|never|nor|neither|wrong\w*|incorrect\w*|false|or|either|maybe|perhaps|possibly|otherwise"
+    r"|else|unless|if|might|could|may)\b"
+)
+_QUALIFIED = re.compile(
+    r"(?i)\b(?:than|least|most|about|around|approximately|roughly|nearly|almost|over|under|below|above|between|half|twice"
+    r"|double|triple|times|minus|negative|except|without|but|up to|another|extra|every|percent|by|from)\b"
 )
 _TEXT_WORDS = re.compile(r"[a-z][a-z ,.'&/\-]*")
 _TEXT_COMMANDS = re.compile(r"\\(?:mbox|textrm|textbf|textit|mathrm|textnormal)(?=\s*\{)")
@@ -111,11 +119,19 @@ def normalize(answer: str) -> str:
         return text
     text = _unwrap(text if text.isascii() else _PRAISE.sub("", _ROOT.sub(r"\\sqrt{\1}", text).translate(_TRANSLATION)))
     text = _UNIT_OUTSIDE.sub(r"\1\\text{\2}", text)
-    plain = _TEXT.sub(r"\1", text) if text.startswith("\\text") else text
-    lead = _LEAD.match(plain)
-    text = _unwrap(plain[lead.end() :]) if lead and not _DENIED.search(lead[0]) else text
+    text = without_lead(text)
     words = _as_words(text)
     return "\\mathbb{R}" if words == "reals" else f"\\text{{{words}}}" if words else _normalize_math(text)
+
+
+def without_lead(text: str) -> str:
+    """The value that a sentence states (see _LEAD and _SENTENCE); any other text as it is."""
+    plain = _TEXT.sub(r"\1", text) if text.startswith("\\text") else text
+    lead = _LEAD.match(plain)
+    if not lead:
+        lead = _SENTENCE.match(plain)
+        lead = lead if lead and _VERB.search(lead[0]) and not _QUALIFIED.search(lead[0]) else None
+    return _unwrap(plain[lead.end() :]) if lead and not _DENIED.search(lead[0]) else text
 
 
 def _unwrap(text: str) -> str:

@@ -140,6 +140,21 @@ def test_a_line_that_is_no_case_is_named(tmp_path):
         ("Option A gives \\boxed{3}. Otherwise 4 more, so the total is \\boxed{7}.", ("7",)),
         ("\\boxed{42} or 43", ("42", "43")),
         ("\\boxed{0.33} or approximately 1/3", ("0.33",)),
+        ("Answer:\n\\begin{align*}\n\\boxed{7}\n\\end{align*}", ("7",)),  # the label announces the box
+        ("\\boxed{3/4}\n\n**Final answer:** $\\boxed{7}$", ("7",)),
+        ("Final answer: \\boxed{3}\nFinal answer: \\boxed{7} or \\boxed{8}", ("7", "8")),
+        ("\\boxed{44}. We check our answer: 17*44 = 748.", ("44",)),
+        ("\\boxed{256}\nAnswer: The final answer is $128$.", ("256", "The final answer is $128$.")),
+        ("$x=-\\boxed{5}$", ("-(5)",)),
+        ("$2\\boxed{\\sqrt{3}}$", ("2(\\sqrt{3})",)),
+        ("$\\boxed{5}\\text{ cm}$", ("(5)\\text{ cm}",)),
+        ("$\\boxed{5}\\text{ is it}$", ("5",)),
+        ("$9-\\boxed{5}$", ("5",)),  # a blank that is filled in
+        ("1. \\boxed{5}\n\n- \\boxed{5}", ("5",)),  # an item's number, a bullet
+        ("so it is\n#### 1,200", ("1,200",)),  # GSM8K
+        ("#### Step 3\nso", ()),
+        ("</think> <answer> 19 </answer>", ("19",)),  # R1-Zero
+        ("<answer> 19", ()),
     ],
 )
 def test_final_answers(completion, answers):
