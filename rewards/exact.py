@@ -6,7 +6,7 @@ from functools import lru_cache
 
 MAX_DIGITS = 400  # of a number read exactly; also bounds the decimal exponent
 
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)(?:\.\d*)?|\.\d+"
+_DIGITS = r"(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+|\d+)(?:\.\d*)?|\.\d+"
 _DECIMAL = re.compile(_DIGITS)
 _SCIENTIFIC = re.compile(rf"(?:({_DIGITS})(?:[eE]([+-]?\d+)|\*10\^\{{([+-]?\d+)\}})|10\^\{{([+-]?\d+)\}})")
 _FRACTION = re.compile(rf"\\frac\{{([+-]?)({_DIGITS})\}}\{{([+-]?)({_DIGITS})\}}|()({_DIGITS})/([+-]?)({_DIGITS})")
@@ -36,6 +36,14 @@ def number(text: str) -> Fraction | None:
             if value is not None:
                 return value if factor == 1 else factor * value
     return None
+
+
+def same_number(a: str, g: str) -> bool | None:
+    """Whether two numbers are equal, None unless both are; a percent sign on one of them is a hundredth or a unit."""
+    p, q = number(a), number(g)
+    if p is None or q is None:
+        return None
+    return p == q or (a[-1] == "%") != (g[-1] == "%") and number(a.rstrip("%")) == number(g.rstrip("%"))
 
 
 def value_or_text(text: str) -> Fraction | str:
