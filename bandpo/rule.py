@@ -51,7 +51,7 @@ def _log_ratio(given: Mapping[str, Tensor]) -> Tensor:
     return (given["logprobs"] - given["old_logprobs"]).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
-GIVEN = ("logprobs", "old_logprobs", "advantages", "entropy", "sequence_ids")
+GIVEN: tuple[str, ...] = ("logprobs", "old_logprobs", "advantages", "entropy", "sequence_ids")
 DERIVED: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
     "log_ratio": _log_ratio,
     "ratio": lambda given: _log_ratio(given).exp(),
@@ -253,10 +253,11 @@ def synthetic_batch(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     lengths = torch.tensor([1, 2, 40, 100, 150])
     tokens = int(lengths.sum())
     old = -torch.logspace(-4, 1.2, tokens, dtype=torch.float64)[torch.randperm(tokens, generator=generator)]
-    moved = old + torch.randn(tokens, generator=generator, dtype=torch.float64).clamp(-3, 3)
+    shift = 2 * torch.randn(tokens, generator=generator, dtype=torch.float64)
+    moved = -(old + shift.clamp(-3, 3)).abs()
     moved[::5] = old[::5]
     return {
-        "logprobs": moved.clamp(max=-1e-6).to(dtype),
+        "logprobs": moved.to(dtype),
         "old_logprobs": old.to(dtype),
         "advantages": torch.tensor([1.5, -0.5, 0.0, 1.0, -2.0], dtype=dtype).repeat_interleave(lengths),
         "entropy": torch.linspace(0, 10, tokens, dtype=dtype),
