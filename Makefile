@@ -69,7 +69,7 @@ browser: $(STAMP) ## tests of the page in a real browser; installs Chromium wher
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \
 	  || { command -v apt-get >/dev/null || { echo "no Chromium and no apt-get here: install Chromium by hand"; exit 1; }; \
 	       root=$$(test $$(id -u) = 0 || echo sudo); $$root apt-get update -qq && $$root apt-get install -y -qq --no-install-recommends chromium; }
-	@$(BIN)/python -m pytest -rs tests/eval/test_view.py
+	@$(BIN)/python -m pytest -rs tests/eval/test_report.py
 
 gpu: $(STAMP) ## the acceptance on an NVIDIA GPU (docs/gpu.md); PART=kernels, engine, training or two_gpus
 	@$(BIN)/python -m pytest -v -rs --tb=short --durations=10 $(if $(PART),tests/gpu/test_$(PART).py,tests/gpu)

@@ -2,7 +2,7 @@
 
     python -m bench.workload --size 3b --out build/3b       # random weights in the shape of Qwen2.5-3B, made once
     python -m bench.gpu --model build/3b                    # everything; or a part, each of which ends within minutes:
-    python -m bench.gpu --model build/3b --parts phases --variants compile=true
+    python -m bench.gpu --model build/3b --parts phases --variants attention=sdpa
     python -m bench.gpu --size 1m --prompts 4 --samples 2 --tokens 32 --mean 16 --prompt_tokens 20    # on a CPU
 
 Parts: `operator`; `phases` on answers that are made up (geometric lengths with mean --mean), with what is configured by
@@ -26,14 +26,13 @@ from pathlib import Path
 
 import torch
 
-from bandpo.rule import View
-from bandpo.rules import load_rule
+from bench.band import METHODS, bounds_of
 from bench.workload import make_workload
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "transformers", "accelerate", "vllm", "flash-attn", "liger-kernel")
+PACKAGES = ("torch", "transformers", "accelerate", "vllm", "flash-attn")
 PARTS = ("operator", "phases", "steps")
-VARIANTS = ("", "packing=off", "gradient_checkpointing=false", "compile=true", "logprob_kernel=liger")
+VARIANTS = ("", "attention=sdpa", "gradient_checkpointing=false")
 
 
 def main() -> int:
@@ -67,7 +66,7 @@ def main() -> int:
         keys = ["--set", f"micro_batch_tokens={options.micro_batch_tokens}"]
         for variant in options.variants if "phases" in options.parts else ():
             name = f"phases without an engine, {variant or 'as configured'}"
-            words = [*shared, "--made_up", str(options.mean), *keys, *filter(None, [variant])]
+            words = [*shared, "--synthetic", str(options.mean), *keys, *filter(None, [variant])]
             failed += not measured(name, words, options.out)
         if "steps" in options.parts:
             failed += not measured("whole steps with vLLM, all answers of full length", [*shared, *keys], options.out)
@@ -107,16 +106,10 @@ def machine() -> str:
 
 
 def operator() -> dict[str, float]:
-    """Milliseconds to compute the bounds of a million tokens, by method."""
+    """Milliseconds to compute the bounds of a million tokens, by method of bench/band.py."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     old = torch.rand(1 << 20, device=device).log()
-    one = torch.tensor([len(old)], device=device)
-    view = View(old, old, old, old, one, one)
-    found = {}
-    for clip, divergence in (("fixed", "kl"), ("dcpo", "kl"), ("band", "kl"), ("band", "tv"), ("band", "chi2")):
-        rule = load_rule(clip, {"divergence": divergence} if clip == "band" else {})
-        found[f"{clip} {divergence}"] = 1e3 * seconds(lambda rule=rule: rule(view))
-    return found
+    return {method: 1e3 * seconds(lambda bounds=bounds_of(method): bounds(old)) for method in METHODS}
 
 
 def seconds(function: Callable[[], object]) -> float:

@@ -1,6 +1,6 @@
 """What is logged of the answers: metrics of their rewards, and token by token runs/NAME/samples/step_000010.jsonl.
 
-`python -m eval.view` makes a page of them (docs/view.md has the keys). What is measured of a token was measured in the
+`python -m eval.report` makes a page of them (docs/report.md has the keys). What is measured of a token was measured in the
 step: nothing is computed for the page.
 """
 
