@@ -81,7 +81,15 @@ def test_a_file_of_the_trainer_imports_only_what_is_below_it():
 
 
 def test_the_evaluation_takes_from_the_trainer_what_reads_a_run_samples_and_ends_and_no_more():
-    allowed = {"checkpoint", "checks", "rollout", "run", "stopping", "task", "tracking"}  # run: the type alone, handed over
+    allowed = {
+        "checkpoint",
+        "checks",
+        "rollout",
+        "run",
+        "stopping",
+        "task",
+        "tracking",
+    }  # run: the type alone, handed over
     for path in files_of("eval"):
         text = path.read_text()
         assert set(re.findall(r"^\s*from trainer\.(\w+) import", text, re.MULTILINE)) <= allowed
