@@ -101,14 +101,9 @@ def test_every_room_is_in_the_table():
 
 
 def test_bandpo_needs_torch_alone():
-    standard = {"__future__", "collections", "dataclasses", "math", "traceback", "typing"}
+    standard = {"__future__", "collections", "dataclasses", "inspect", "math", "traceback", "typing"}
     for path in files_of("bandpo"):
-        allowed = (
-            standard
-            | {"torch", "bandpo"}
-            | ({"argparse", "pathlib", "matplotlib", "numpy"} if path.stem == "plot" else set())
-            | ({"liger_kernel"} if path.stem == "logprobs" else set())  # where it was asked for
-        )
+        allowed = standard | {"torch", "bandpo"}
         assert imported_by(path) <= allowed, f"{path.name} imports {imported_by(path) - allowed}"
 
 
