@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 
 from bench.band import METHODS, bounds_of
+from bench.step import table
 from bench.workload import make_workload
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,13 +77,19 @@ def main() -> int:
 def measured(name: str, words: list[str], out: Path) -> bool:
     """bench.step in a process of its own, its output as it comes; whether it ended well."""
     print(f"\n{name}", flush=True)
-    with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as result:
-        line = [sys.executable, "-u", "-m", "bench.step", *words, "--append", result.name]
-        done = subprocess.run(line, cwd=ROOT, check=False)
-        if done.returncode:
-            print(f"failed with exit code {done.returncode}: {name}", flush=True)
-            return False
-        keep(out, name, json.loads(result.read()))
+    done = subprocess.run(
+        [sys.executable, "-u", "-m", "bench.step", *words, "--json"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        print(f"failed with exit code {done.returncode}: {name}", flush=True)
+        return False
+    figures = json.loads(done.stdout.splitlines()[-1])
+    print(table(figures), flush=True)
+    keep(out, name, figures)
     return True
 
 
