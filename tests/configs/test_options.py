@@ -24,7 +24,7 @@ mask_truncated kl_coef entropy_coef old_policy tis minibatches epochs micro_batc
 adam_betas grad_clip eval_every save_every keep_last
 """.split()
 # Option -> a setting that the other options leave without effect, and one next to it in which it has an effect.
-# The first is refused or warned about by name; the second is accepted without a word about the option.
+# The first is refused or warned about by name; the second is accepted, and no line names the option.
 CONDITIONAL: dict[str, list[tuple[str, str]]] = {
     "rule": [
         ("--rule fixed --minibatches 1", "--rule fixed --minibatches 2"),
