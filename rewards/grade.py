@@ -48,10 +48,9 @@ def shape_reward(
 ) -> float:
     """The reward of one response.
 
-    right, wrong: what a verdict is worth (the paper: +1, -1); a score in between (a user's own grader) lies on the line
-    through them. overlong_buffer_tokens: length of DAPO's soft overlong punishment (arXiv 2503.14476, equation 13), which
-    grows linearly from 0 to 1 over that many tokens before `max_response_tokens`; 1 for a truncated response
-    (0: off).
+    right, wrong: the value of a verdict (the paper: +1, -1); a score in between (a user's own grader) is interpolated.
+    overlong_buffer_tokens: length of DAPO's soft overlong punishment (arXiv 2503.14476, equation 13; 0: off). It grows
+    linearly from 0 to 1 over that many tokens before `max_response_tokens`, and is 1 for a truncated response.
     """
     reward = wrong + (right - wrong) * grade.score
     if overlong_buffer_tokens > 0:
