@@ -2,7 +2,7 @@
 
     python -m bench.workload --size 3b --out build/3b       # random weights in the shape of Qwen2.5-3B, made once
     python -m bench.gpu --model build/3b                    # everything; or a part, each of which ends within minutes:
-    python -m bench.gpu --model build/3b --parts phases --variants compile=true
+    python -m bench.gpu --model build/3b --parts phases --variants attention=sdpa
     python -m bench.gpu --size 1m --prompts 4 --samples 2 --tokens 32 --mean 16 --prompt_tokens 20    # on a CPU
 
 Parts: `operator`; `phases` on answers that are made up (geometric lengths with mean --mean), with what is configured by
@@ -26,14 +26,14 @@ from pathlib import Path
 
 import torch
 
-from bandpo.rule import View
-from bandpo.rules import load_rule
+from bench.band import METHODS, bounds_of
+from bench.step import table
 from bench.workload import make_workload
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "transformers", "accelerate", "vllm", "flash-attn", "liger-kernel")
+PACKAGES = ("torch", "transformers", "accelerate", "vllm", "flash-attn")
 PARTS = ("operator", "phases", "steps")
-VARIANTS = ("", "packing=off", "gradient_checkpointing=false", "compile=true", "logprob_kernel=liger")
+VARIANTS = ("", "attention=sdpa", "gradient_checkpointing=false")
 
 
 def main() -> int:
@@ -67,7 +67,7 @@ def main() -> int:
         keys = ["--set", f"micro_batch_tokens={options.micro_batch_tokens}"]
         for variant in options.variants if "phases" in options.parts else ():
             name = f"phases without an engine, {variant or 'as configured'}"
-            words = [*shared, "--made_up", str(options.mean), *keys, *filter(None, [variant])]
+            words = [*shared, "--synthetic", str(options.mean), *keys, *filter(None, [variant])]
             failed += not measured(name, words, options.out)
         if "steps" in options.parts:
             failed += not measured("whole steps with vLLM, all answers of full length", [*shared, *keys], options.out)
@@ -77,13 +77,19 @@ def main() -> int:
 def measured(name: str, words: list[str], out: Path) -> bool:
     """bench.step in a process of its own, its output as it comes; whether it ended well."""
     print(f"\n{name}", flush=True)
-    with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as result:
-        line = [sys.executable, "-u", "-m", "bench.step", *words, "--append", result.name]
-        done = subprocess.run(line, cwd=ROOT, check=False)
-        if done.returncode:
-            print(f"failed with exit code {done.returncode}: {name}", flush=True)
-            return False
-        keep(out, name, json.loads(result.read()))
+    done = subprocess.run(
+        [sys.executable, "-u", "-m", "bench.step", *words, "--json"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        print(f"failed with exit code {done.returncode}: {name}", flush=True)
+        return False
+    figures = json.loads(done.stdout.splitlines()[-1])
+    print(table(figures), flush=True)
+    keep(out, name, figures)
     return True
 
 
@@ -107,16 +113,11 @@ def machine() -> str:
 
 
 def operator() -> dict[str, float]:
-    """Milliseconds to compute the bounds of a million tokens, by method."""
+    """Milliseconds to compute the bounds of a million tokens, by method of bench/band.py."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     old = torch.rand(1 << 20, device=device).log()
-    one = torch.tensor([len(old)], device=device)
-    view = View(old, old, old, old, one, one)
-    found = {}
-    for clip, divergence in (("fixed", "kl"), ("dcpo", "kl"), ("band", "kl"), ("band", "tv"), ("band", "chi2")):
-        rule = load_rule(clip, {"divergence": divergence} if clip == "band" else {})
-        found[f"{clip} {divergence}"] = 1e3 * seconds(lambda rule=rule: rule(view))
-    return found
+    bounds = {method: bounds_of(method) for method in METHODS}
+    return {method: 1e3 * seconds(lambda method=method: bounds[method](old)) for method in METHODS}
 
 
 def seconds(function: Callable[[], object]) -> float:
