@@ -7,7 +7,7 @@
 
 Parts: `operator`; `phases` on answers that are made up (geometric lengths with mean --mean), with what is configured by
 default and then with each of --variants; `steps` with vLLM: rollout, sleep and wake, sync, memory. Every measurement is
-a process of its own whose output is shown as it comes; one that fails is reported and the next one starts. Figures are
+a process of its own; one that fails is reported and the next one starts. Figures are
 appended to --out as well, a JSON line each, with hardware and versions.
 
 Aims on an H200 at 3B: update at least 300 model TFLOP/s, old log-probs 350, sync .25 s.
@@ -22,11 +22,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from bench.band import METHODS, bounds_of
+from bench.step import table
 from bench.workload import make_workload
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,15 +76,16 @@ def main() -> int:
 
 
 def measured(name: str, words: list[str], out: Path) -> bool:
-    """bench.step in a process of its own, its output as it comes; whether it ended well."""
+    """Run bench.step in a process of its own and print its table; whether it succeeded."""
     print(f"\n{name}", flush=True)
-    with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as result:
-        line = [sys.executable, "-u", "-m", "bench.step", *words, "--append", result.name]
-        done = subprocess.run(line, cwd=ROOT, check=False)
-        if done.returncode:
-            print(f"failed with exit code {done.returncode}: {name}", flush=True)
-            return False
-        keep(out, name, json.loads(result.read()))
+    line = [sys.executable, "-m", "bench.step", "--json", *words]
+    done = subprocess.run(line, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        print(f"failed with exit code {done.returncode}: {name}", flush=True)
+        return False
+    result = json.loads(done.stdout.splitlines()[-1])
+    print(table(result), flush=True)
+    keep(out, name, result)
     return True
 
 
@@ -109,7 +112,7 @@ def operator() -> dict[str, float]:
     """Milliseconds to compute the bounds of a million tokens, by method of bench/band.py."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     old = torch.rand(1 << 20, device=device).log()
-    return {method: 1e3 * seconds(lambda bounds=bounds_of(method): bounds(old)) for method in METHODS}
+    return {method: 1e3 * seconds(partial(bounds_of(method), old)) for method in METHODS}
 
 
 def seconds(function: Callable[[], object]) -> float:
