@@ -285,18 +285,18 @@ def run_all(jobs: Sequence[Job], runner: Runner) -> dict[Path, str]:
     return failed
 
 
-def compare_finished(jobs: Sequence[Job], failed: Mapping[Path, str], metric: str, out: Path) -> str:
-    """Tables of the finished runs, written with the figures to OUT/comparison.*; "" when none is finished."""
+def compare_finished(jobs: Sequence[Job], failed: Mapping[Path, str], metric: str, out: Path) -> None:
+    """Print the tables of the finished runs and write them with the figures to OUT/comparison.*."""
     groups = []
     for label in dict.fromkeys(job.label for job in jobs):
         runs = [job.folder for job in jobs if job.label == label and job.folder not in failed]
         groups += [Group(label, tuple(map(load_record, runs)))] if runs else []
     if not groups:
-        return ""
+        return
     text = tables(groups, metric)
     text += "".join(f"\n- {folder.name}: failed, left out of all tables" for folder in failed)
+    print(text, flush=True)
     save(groups, text, out / "comparison.png")
-    return text
 
 
 def main(argv: Sequence[str]) -> int:
@@ -323,13 +323,14 @@ def main(argv: Sequence[str]) -> int:
             print(f"{job.folder.name}: {'finished' if is_finished else f'step {job.steps()}'} of {job.cfg.max_steps}")
         return 0
     runner = Runner(args.jobs, args.processes)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background job starts with it ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         failed = run_all(jobs, runner)
     except KeyboardInterrupt:
         print("stopped; the same command resumes", file=sys.stderr)
         return 130
-    print(compare_finished(jobs, failed, metric, out))
+    compare_finished(jobs, failed, metric, out)
     return 1 if failed else 0
 
 
