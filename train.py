@@ -17,7 +17,7 @@ loss are those of the whole minibatch over all processes, and a model's backward
 Left out: critics, reward models, asynchronous rollouts, tensor parallelism of the trainer.
 
 Axes: B prompts per step, G samples per prompt, N = B*G sequences, T response tokens of a micro-batch, flat.
-Three log-probs, three names: `rollout_logprobs` (the engine's), `old_logprobs` (old policy), `logprobs` (current policy).
+Three log-probs, three names: `rollout_logprobs` (the engine's), `old_logprobs` (old policy), `logprobs` (current).
 """
 
 import math
@@ -241,10 +241,7 @@ def group_advantages(rewards: Tensor, kind: str) -> Tensor:
 
     Raises ValueError for an unknown kind, and for maxrl with a reward below 0.
     """
-    mean, equal = (
-        rewards.mean(dim=1, keepdim=True),
-        rewards.amin(dim=1, keepdim=True) == rewards.amax(dim=1, keepdim=True),
-    )
+    mean, equal = rewards.mean(dim=1, keepdim=True), (rewards == rewards[:, :1]).all(dim=1, keepdim=True)
     centred = (rewards - mean).masked_fill(equal, 0.0)  # rounding of the mean would leave advantages of 1e-10
     if kind == "group_std":
         return centred / (rewards.std(dim=1, keepdim=True) + 1e-6)
@@ -302,10 +299,11 @@ def grpo_loss(
     """The loss of a micro-batch, a scalar, and statistics of its tokens: (T,) values to be averaged, or (values, mask).
 
     logprobs, entropy: (T,), of the current policy, with gradient. The policy term of a token is the PPO clip with the
-    rule's bounds, max(-r A, -clip(r, lower, upper) A), at most -dual_clip A for A < 0 (arXiv 1912.09729), or -w A logprob
-    for a rule that gives a gradient weight w. Tokens with |ln r| > 20 get no gradient.
+    rule's bounds, max(-r A, -clip(r, lower, upper) A), at most -dual_clip A for A < 0 (arXiv 1912.09729). For a rule
+    that gives a gradient weight w it is -w A logprob. Tokens with |ln r| > 20 get no gradient.
     """
-    A, old_logprobs = batch.advantages, logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs  # (T,)
+    A = batch.advantages
+    old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
     log_ratio = logprobs - old_logprobs
     ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()  # r
     inputs = {"logprobs": logprobs.detach(), "entropy": entropy.detach(), "old_logprobs": old_logprobs, "advantages": A}

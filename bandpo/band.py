@@ -194,6 +194,7 @@ def _checked(logprobs: Tensor, delta: float | Tensor, divergence: str) -> tuple[
         logprobs, radius = torch.broadcast_tensors(logprobs, delta.to(logprobs))
         allowed = (radius > 0) & (radius < math.inf)
         wrong = readable and not allowed.all()
+        delta = radius[~allowed][0].item() if wrong else delta
     else:
         radius = torch.full((), delta, dtype=logprobs.dtype, device=logprobs.device)
         allowed = None

@@ -81,7 +81,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, float]:
 
     (folder / "reward.py").write_text(REWARD)
     cfg = load(Config, arguments(options, folder))
-    spent = dict.fromkeys(CALLS, 0.0)
+    spent: dict[str, float] = dict.fromkeys(CALLS, 0.0)
     rows: list[dict[str, float]] = []
     with instrumented(options, spent) as positions:
         with start.start(cfg, Plan(cfg), lambda line: None, Clock()) as run:

@@ -2,8 +2,7 @@
 
     .venv.bench/bin/python bench/trl_step.py --model DIR --steps 5 [--engine hf|vllm] [--ragged]
 
-One step is one rollout of prompts x samples responses and --minibatches optimizer steps over it (num_iterations 1,
-beta 0).
+One step is one rollout of prompts x samples responses and --minibatches optimizer steps (num_iterations 1, beta 0).
 Prints one JSON line with medians over the steps after the first. Nothing is downloaded.
 """
 

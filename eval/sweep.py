@@ -222,7 +222,7 @@ class Runner:
     def run(self, job: Job) -> str:
         """Train one job; "" when it finished, else its last lines."""
         slot, tail = self.slots.get(), deque[str](maxlen=LAST_LINES)
-        command = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCH, str(self.processes)]
+        command = [sys.executable, "-m", "accelerate.commands.launch", "-q", *LAUNCH, str(self.processes)]
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
         try:
             if self.stopped:

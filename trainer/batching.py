@@ -192,13 +192,14 @@ def loss_weights(
     if aggregation == "seq-mean-token-sum-norm":
         return [1 / (sequences * max_response_tokens)] * len(lengths)
     raise ValueError(
-        f"loss_aggregation: {aggregation!r} is not known; use seq-mean-token-mean, token-mean or seq-mean-token-sum-norm"
+        f"loss_aggregation: {aggregation!r} is not known; use seq-mean-token-mean, token-mean or "
+        "seq-mean-token-sum-norm"
     )
 
 
 def model_inputs(
     prompts: Sequence[list[int]], responses: Sequence[list[int]], *, layout: str, device: torch.device
-) -> dict[str, Tensor | None]:
+) -> dict[str, Any]:
     """The input tensors of a `MicroBatch`. The last token of a response predicts nothing and is not an input.
 
     padded: (n, L), for any attention. packed: end to end, for an attention that finds the sequences by their positions.

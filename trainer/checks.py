@@ -71,7 +71,7 @@ def find_room(folder: Path) -> None:
 
 
 def cache_trouble(cfg: Config, size: Size) -> str:
-    """An error message where vLLM's keys and values of one whole sequence do not fit; "" where they do or it is unknown.
+    """An error message where vLLM's keys and values of one whole sequence do not fit, else ""; "" too if unknown.
 
     The memory is estimated too large rather than too small: on a GPU all that the weights leave of the engine's share.
     """

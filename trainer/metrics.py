@@ -9,7 +9,7 @@ Numbers stay on the device until the metrics of the step are read.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -129,8 +129,8 @@ def raise_not_finite(run: Run, minibatch: list[MicroBatch], in_a_row: int) -> No
     texts = [run.task.tokenizer.decode(s.prompt + s.completion.token_ids) for s in samples]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     raise FloatingPointError(
-        f"step {run.step + 1}: {in_a_row} updates in a row had no finite gradient; their sequences are in {path}; lower "
-        "lr, tighten the clipping rule, or go back to an earlier checkpoint"
+        f"step {run.step + 1}: {in_a_row} updates in a row had no finite gradient; their sequences are in {path}; "
+        "lower lr, tighten the clipping rule, or go back to an earlier checkpoint"
     )
 
 

@@ -1,7 +1,6 @@
 """What is logged of the answers: metrics of their rewards, and token by token runs/NAME/samples/step_000010.jsonl.
 
-`python -m eval.report` makes a page of them (docs/report.md has the keys). What is measured of a token was measured in the
-step: nothing is computed for the page.
+`python -m eval.report` makes a page of them (docs/report.md has the keys). Values per token were measured in the step.
 """
 
 import hashlib
@@ -65,9 +64,7 @@ def _row(run: Run, sample: Sample, of_tokens: dict[str, list[Any]]) -> dict[str,
         "reason": sample.grade.reason,
         "correct": sample.grade.correct,
         "reward": sample.reward,
-        "advantage": [_short(a) for a in sample.advantage]
-        if isinstance(sample.advantage, list)
-        else round(sample.advantage, 4),
+        "advantage": round(sum(sample.token_advantages) / max(1, len(completion.token_ids)), 4),  # mean over tokens
         "tokens": len(completion.token_ids),
         "truncated": sample.truncated,
         "prompt_id": hashlib.sha256(repr(sample.prompt).encode()).hexdigest()[:12],

@@ -168,7 +168,7 @@ def _be_deterministic() -> None:
 
 
 def _policy_options(cfg: Config, task: Task, ranks: Ranks) -> tuple[PolicyOptions, str]:
-    """The policy's options with `auto` resolved for this device, and the layout of sequences (batching.model_inputs)."""
+    """The policy's options with `auto` resolved for this device, and the layout of batching.model_inputs."""
     has_bf16 = ranks.device.type != "cpu" and torch.cuda.is_bf16_supported()
     attention, layout = _attention(cfg)
     options = PolicyOptions(

@@ -293,7 +293,10 @@ def test_mistakes_are_one_line(trained: Path, tiny_model: Path, capsys: pytest.C
         ([*run_of, "--sets", "a/test.jsonl,b/test.jsonl"], "sets: a/test.jsonl and b/test.jsonl would both be test"),
         ([*run_of, "--sets", ","], "sets: names no set"),
         ([*run_of, "--sample", "3"], "did you mean samples?"),
-        ([*run_of, "--seed", str(2**32)], "seed: '4294967296' is not a whole number from 0 and up to 4294967295"),
+        (
+            [*run_of, "--seed", str(2**32)],
+            "seed: must be a whole number from 0 and up to 4294967295",
+        ),
         ([*run_of, "--prompt_template", "plian"], "template 'plian' is not known"),
         ([*run_of, "--max_prompt_tokens", "1"], "max_prompt_tokens 1: all 128 prompts are longer"),
         ([str(trained.with_name("bnad"))], f"is not there; did you mean {trained}?"),

@@ -1,15 +1,12 @@
-"""Draws what the rules leave to a token, and writes the table of them.
+"""Figures of the clipping rules, and their table in docs/rules.md.
 
-    python -m bandpo.plot docs/figures/bounds.png docs/figures/bounds.svg       # intervals and room in probability
-    python -m bandpo.plot --rules all docs/figures/rules.png                    # the weight of every rule
-    python -m bandpo.plot --rules band,my_rule.py:my_rule mine.png              # of some, or of yours
-    python -m bandpo.plot --table docs/rules.md                                 # the table, in place
-
-The only file of this folder that needs matplotlib.
+python -m bench.plot_rules docs/figures/bounds.png                       # clip bounds and room in probability
+python -m bench.plot_rules --rules all docs/figures/rules.png            # the gradient weight of every rule
+python -m bench.plot_rules --rules band,my_rule.py:my_rule mine.png      # of some, or of a user's own
+python -m bench.plot_rules --table docs/rules.md                         # the table, in place
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor
 
-from bandpo.rule import Rule, View, clipped_loss, totals
-from bandpo.rules import RULES, load_rule, table
+from bandpo.rule import RULES, Rule, load_rule
 
 # Okabe and Ito's palette, told apart with any colour vision; line styles repeat the distinction in grey.
 INK, MUTED, GRID = "#222222", "#6f6f6f", "#e4e4e4"
@@ -53,9 +49,9 @@ METHODS = {
     "Band KL": load_rule("band", {"divergence": "kl", "delta": 0.05, "ratio_cap": None}),
     "Band TV": load_rule("band", {"divergence": "tv", "delta": 0.158, "ratio_cap": None}),
     "Band chi2": load_rule("band", {"divergence": "chi2", "delta": 0.1, "ratio_cap": None}),
-    "DCPO": load_rule("dcpo", {"clip_low": 0.16, "clip_high": 0.2, "ratio_cap": None}),
-    "fixed": load_rule("fixed", {"clip_low": 0.2, "clip_high": 0.2}),
-    "Clip-Higher": load_rule("fixed", {"clip_low": 0.2, "clip_high": 0.28}),
+    "DCPO": load_rule("dcpo", {"low": 0.16, "high": 0.2, "ratio_cap": None}),
+    "fixed": load_rule("fixed", {"low": 0.2, "high": 0.2}),
+    "Clip-Higher": load_rule("fixed", {"low": 0.2, "high": 0.28}),
 }
 SETTINGS: dict[Any, Any] = {
     "font.size": 10,
@@ -68,7 +64,6 @@ SETTINGS: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "hatch.linewidth": 0.4,
-    "svg.hashsalt": "bandpo",  # the same file from the same code
 }
 
 
@@ -76,7 +71,7 @@ def save(figure: Figure, paths: list[Path]) -> None:
     """Write the figure to every path, in the format of its suffix."""
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
+        figure.savefig(path, dpi=160)
     plt.close(figure)
 
 
@@ -96,20 +91,17 @@ def draw_bounds(paths: list[Path]) -> None:
         save(figure, paths)
 
 
-def tokens(p: Tensor, ratio: Tensor, advantages: Tensor) -> View:
-    """A view of single tokens, each the first of its response."""
-    old = p.log()
-    one = torch.ones(len(p), dtype=torch.int64)
-    new = (old + ratio.log()).requires_grad_()
-    return View(new, old, advantages, torch.zeros_like(p), lengths=one, numbers=one.cumsum(0))
+def inputs(p: Tensor, ratio: Tensor, advantages: Tensor) -> dict[str, Tensor]:
+    """Inputs of a rule for single tokens, each a response of its own."""
+    old, ids = p.log(), torch.arange(len(p))
+    given = {"old_logprobs": old, "logprobs": old + ratio.log(), "advantages": advantages}
+    return {**given, "entropy": torch.zeros_like(p), "sequence_ids": ids}
 
 
 def bounds(method: str, p: Tensor) -> tuple[Tensor, Tensor]:
-    """(lower, upper) of the method at probabilities p, in what the simplex has room for."""
-    one = torch.ones_like(p)
-    result = clipped_loss(METHODS[method], tokens(p, one, one), surrogate="ppo", dual_clip=None)
-    assert result.lower is not None and result.upper is not None
-    return result.lower, torch.minimum(result.upper, 1 / p)
+    """(lower, upper) of the method at probabilities p; no ratio can be above 1/p."""
+    lower, upper = METHODS[method](**inputs(p, torch.ones_like(p), torch.ones_like(p)))
+    return lower, torch.minimum(upper, 1 / p)
 
 
 def draw_ratios(axes: Axes) -> None:
@@ -156,8 +148,8 @@ def draw_room(axes: Axes) -> None:
 
 # ---- weights ----
 
-# Where a rule needs more than its published values to be drawn: none published, or too few tokens to see.
-DRAWN_WITH: dict[str, dict[str, float]] = {"atr": {"delta": 0.03}, "clip_cov": {"share": 1.0}}
+# Where the published values affect too few tokens to see.
+DRAWN_WITH: dict[str, dict[str, float]] = {"clip_cov": {"share": 1.0}}
 KEPT, MORE, BACK = "#5b9bd0", "#123a63", "#a4133c"
 COLOURS = LinearSegmentedColormap.from_list(
     "weights", [(0, BACK), (1 / 3 - 1e-6, "#f7c9d4"), (1 / 3, "#ffffff"), (2 / 3, KEPT), (1, MORE)]
@@ -168,25 +160,26 @@ RATIOS, PROBABILITIES = (
 )
 
 
-def example_update() -> View:
-    """An update for the rules that look at all of it: most tokens sure, ratios around one."""
+def example_batch() -> dict[str, Tensor]:
+    """A micro-batch for rules with statistics over tokens: most tokens confident, ratios around 1."""
     generator = torch.Generator().manual_seed(0)
     p = torch.rand(20000, generator=generator, dtype=torch.float64).pow(0.5).clamp(1e-3, 0.999)
     shift = 0.35 * torch.randn(20000, generator=generator, dtype=torch.float64)
-    return tokens(
-        p, torch.minimum(shift.exp(), 0.999 / p), torch.randn(20000, generator=generator, dtype=torch.float64)
-    )
+    ratio = torch.minimum(shift.exp(), 0.999 / p)
+    return inputs(p, ratio, torch.randn(20000, generator=generator, dtype=torch.float64))
 
 
-def kept(rule: Rule, sign: float) -> Tensor:
-    """(len(RATIOS), len(PROBABILITIES)) w / r at A = sign, with the gradient of a penalty if there is one."""
+def weights(rule: Rule, sign: float) -> Tensor:
+    """(len(RATIOS), len(PROBABILITIES)) w / r at A = sign, of tokens that join the example batch."""
     r, p = (x.flatten() for x in torch.meshgrid(RATIOS, PROBABILITIES, indexing="ij"))
     r = torch.minimum(r, 0.9999 / p)  # beyond, nothing is drawn
-    view = tokens(p, r, torch.full_like(p, sign))
-    view = replace(view, totals=totals(rule, [example_update()], lambda sums: sums, surrogate="ppo"))
-    losses = clipped_loss(rule, view, surrogate="ppo", dual_clip=None).losses
-    slope = torch.autograd.grad(losses.sum(), view.logprobs)[0]
-    return (-slope / sign / r).view(len(RATIOS), len(PROBABILITIES))
+    drawn, others = inputs(p, r, torch.full_like(p, sign)), example_batch()
+    others["sequence_ids"] = others["sequence_ids"] + len(p)
+    result = rule(**{name: torch.cat([drawn[name], others[name]]) for name in drawn})
+    if isinstance(result, tuple):
+        lower, upper = (bound[: len(p)] for bound in result)
+        result = torch.where(r > upper if sign > 0 else r < lower, 0.0, r)
+    return (result[: len(p)] / r).view(len(RATIOS), len(PROBABILITIES))
 
 
 def draw_rules(names: list[str], paths: list[Path]) -> None:
@@ -231,7 +224,7 @@ def draw_rules(names: list[str], paths: list[Path]) -> None:
 
 def draw_weights(axes: Axes, rule: Rule, sign: float) -> ScalarMappable:
     """One panel: w / r over p and r, both logarithmic; what no distribution can reach is grey."""
-    values = kept(rule, sign)
+    values = weights(rule, sign)
     mesh = axes.pcolormesh(
         PROBABILITIES, RATIOS, values, cmap=COLOURS, norm=Normalize(-1, 2), shading="nearest", rasterized=True
     )
@@ -253,7 +246,26 @@ def draw_weights(axes: Axes, rule: Rule, sign: float) -> ScalarMappable:
 
 # ---- the table ----
 
-FIRST, LAST = "<!-- written by python -m bandpo.plot --table -->\n", "<!-- end -->\n"
+FIRST, LAST = "<!-- written by python -m bench.plot_rules --table -->\n", "<!-- end -->\n"
+
+
+def table() -> str:
+    """The table of all rules, in Markdown, generated from their docstrings and published values."""
+    lines = [
+        "| rule | what it does | w of w A grad log pi | parameters | source | checked against |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, rule in RULES.items():
+        text = " ".join((rule.function.__doc__ or "").split())
+        what, _, rest = text.partition(" w = ")
+        weight, _, rest = rest.partition(" Source: ")
+        source, _, checked = rest.partition(" Checked: ")
+        parameters = ", ".join(
+            f"`{k}` {v:g}" if isinstance(v, float) else f"`{k}` {v or 'none'}" for k, v in rule.defaults.items()
+        )
+        cells = (f"`{name}`", what, weight, parameters or "none", source, checked)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def with_table(page: str) -> str:
@@ -264,7 +276,7 @@ def with_table(page: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("paths", type=Path, nargs="+", help="files to write, .png or .svg; with --table a page")
+    parser.add_argument("paths", type=Path, nargs="+", help="files to write; with --table a page")
     parser.add_argument("--rules", metavar="RULE,...", help="all, or names and FILE.py:FUNCTION")
     parser.add_argument("--table", action="store_true", help="write the table of rules into the pages")
     args = parser.parse_args()
