@@ -51,6 +51,7 @@ from trainer.checks import find_model, find_rule
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS: dict[str, type] = {"base": str, "overrides": dict, "runs": dict, "grid": dict, "seeds": list, "metric": str}
+WORDS = {str: "text", list: "a list [a, b]", dict: "a mapping {name: value}"}
 OWN_KEYS = ("config", "run_name", "output_dir", "seed")  # set by the sweep
 LAUNCH = "--num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0 --num_processes".split()
 LAST_LINES = 12  # of a failed run's console, shown again
@@ -98,24 +99,22 @@ def read_grid(path: Path) -> dict[str, Any]:
     if not isinstance(grid, dict):
         raise ValueError(f"{path}: is not a list of keys; write lines such as base: demo_band.yaml")
     problems = []
-    for key, value in grid.items():
-        if key not in KEYS:
-            near = get_close_matches(key, KEYS, 1)
-            fix = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(KEYS)}"
-            problems.append(f"{key}: is not a key; {fix}")
-        elif not isinstance(value, KEYS[key]) or not value:
-            kind = {str: "text", list: "a list [a, b]", dict: "a mapping {name: value}"}[KEYS[key]]
-            problems.append(f"{key}: is not {kind} (got {str(value)!r:.60})")
+    for key in grid.keys() - KEYS.keys():
+        near = get_close_matches(key, KEYS, 1)
+        fix = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(KEYS)}"
+        problems.append(f"{key}: is not a key; {fix}")
     problems += [f"{key}: is missing" for key in ("base", "seeds") if key not in grid]
     if not grid.keys() & {"runs", "grid"}:
         problems.append("runs, grid: both are missing; name configurations or axes")
-    if isinstance(seeds := grid.get("seeds"), list) and len(set(seeds)) < len(seeds):
-        problems.append(f"seeds: a seed is listed twice (got {', '.join(seeds)})")
-    for part in ("runs", "grid"):
-        kind, word = (dict, "a mapping of keys") if part == "runs" else (list, "a list of values")
-        for name, value in grid[part].items() if isinstance(grid.get(part), dict) else ():
-            if not isinstance(value, kind) and (value or part == "grid"):  # `grpo:` alone is the base itself
-                problems.append(f"{part}: {name} is not {word} (got {value!r:.60})")
+    checks = [(key, value, KEYS[key]) for key, value in grid.items() if key in KEYS]
+    for part, kind in (("runs", dict), ("grid", list)):
+        entries = grid[part].items() if isinstance(grid.get(part), dict) else ()
+        # `grpo:` alone is the base itself
+        checks += [(f"{part}: {name}", value, kind) for name, value in entries if part == "grid" or value]
+    checks += [("seeds", seed, str) for seed in grid.get("seeds", ()) if not isinstance(grid["seeds"], str)]
+    for where, value, kind in checks:
+        if not isinstance(value, kind) or not value:
+            problems.append(f"{where}: is not {WORDS[kind]} (got {str(value)!r:.60})")
     if problems:
         raise ValueError("\n".join(f"{path}: {line}" for line in problems))
     return grid
@@ -203,10 +202,10 @@ class Runner:
     jobs: int
     processes: int
     running: list[subprocess.Popen[str]] = field(default_factory=list)
+    slots: Queue[int] = field(default_factory=Queue)
     stopped: bool = False
 
     def __post_init__(self) -> None:
-        self.slots: Queue[int] = Queue()
         for slot in range(self.jobs):
             self.slots.put(slot)
 
