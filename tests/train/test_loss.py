@@ -162,7 +162,8 @@ def test_dual_clip_limits_the_weight_that_multiplies_the_gradient():
     logprobs = old + torch.tensor([4.0, 0.0, 4.0, -8 / 3], dtype=torch.float64)
     gspo = load_rule("gspo", {"low": 1.0, "high": 9.0})
     for rule, kept in ((gspo, [False, False, True, True]), (load_rule("cispo", {}), [True] * 4)):
-        _, gradient, stats = run_loss(replace(PLAIN, dual_clip=5.0), rule, micro_batch(old, A, lengths=[2, 2]), logprobs)
+        batch = micro_batch(old, A, lengths=[2, 2])
+        _, gradient, stats = run_loss(replace(PLAIN, dual_clip=5.0), rule, batch, logprobs)
         assert (gradient != 0).tolist() == kept and (~stats["clip/fraction"]).tolist() == kept
 
 
