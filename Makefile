@@ -1,20 +1,25 @@
 # make demo    set up, train the synthetic task with GRPO's fixed clip and with Band, compare   (two to three minutes)
 # make test    set up, run the tests
 # make help    everything else
-#
-# Both work on a fresh machine with git, make, Python 3.11 or later and a C compiler. What is installed goes to .venv.
+# All work on a fresh machine with git, make, Python 3.11 or later and a C compiler. What is installed goes to .venv.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NVIDIA := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1)
 DEVICE := $(if $(NVIDIA),gpu,cpu)
-REQUIREMENTS := $(if $(filter gpu,$(DEVICE)),requirements.txt,requirements-cpu.txt)
+SET := $(if $(NVIDIA),requirements-gpu.lock,requirements-cpu.txt) requirements-dev.txt
+DISK := $(if $(NVIDIA),12,4)# GB that the set takes
 STAMP := $(VENV)/.installed-$(DEVICE)
-TORCH_CPU := torch==2.13.0+cpu
-TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
-DRIVER := 580# the oldest NVIDIA driver that runs CUDA 13, which the wheels of requirements.txt are built for
-TRITON := triton==3.7.1# the release that torch 2.13.0 takes on a GPU
+UV := uv==0.13.9
+DRIVER := 580# the oldest NVIDIA driver that runs CUDA 13, which the wheels of requirements-gpu.lock are built for
+
+# uv does not read pip's configuration: pass indexes and links on, unless uv has its own. Compile where Python may not at the first import.
+LIKE_PIP = set -a; UV_INDEX_STRATEGY=unsafe-best-match; : $${PYTHONDONTWRITEBYTECODE:+$${UV_COMPILE_BYTECODE:=1}}; \
+  eval "$$($(BIN)/python -m pip config list | sed -nE 's/\\n/ /g; /\.find-links=/s/ +/,/g; s/^.*\.find-links=/UV_FIND_LINKS=/; \
+  s/^.*\.index-url=/UV_DEFAULT_INDEX=/; s/^.*\.extra-index-url=/UV_INDEX=/; s/^(UV_[A-Z_]+)=(.*)/\1=$${\1-\2}/p')"
+INSTALL = $(LIKE_PIP); $$(test -x $(BIN)/uv && echo $(BIN)/uv pip install -q --python $(BIN)/python || echo $(BIN)/python -m pip install -qq) --no-deps
+or_stop = || { echo "$(1)"; exit 1; }
 
 .DEFAULT_GOAL := help
 .PHONY: help install resolve demo test quick browser gpu check fuzz chaos study atlas study-gpu bench bench-env beside clean
@@ -24,40 +29,35 @@ help: ## this list
 
 install: $(STAMP) ## set up the environment, no more
 
-$(STAMP): $(REQUIREMENTS) requirements-dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=python3.12 ..."; exit 1; }
-	@echo "installing the $(DEVICE) set into $(VENV) (once; $(if $(filter gpu,$(DEVICE)),several GB,about two minutes))"
-ifeq ($(DEVICE),gpu)
-	@test "$(firstword $(subst ., ,$(NVIDIA)))" -ge $(DRIVER) \
-	  || { echo "NVIDIA driver $(NVIDIA) is too old for wheels built for CUDA 13: install $(DRIVER) or later"; exit 1; }
-endif
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-ifeq ($(DEVICE),gpu)
-	@$(BIN)/python -m pip install -qq -r requirements.txt -r requirements-dev.txt
-	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
-	  || { echo "nvidia-smi works (driver $(NVIDIA)), torch sees no GPU: is CUDA_VISIBLE_DEVICES empty, or the driver older than $(DRIVER)?"; exit 1; }
-else
-	@# The CPU wheel from where pip is configured to look, else from PyTorch's own index.
-	@$(BIN)/python -m pip install -qq --no-deps $(TORCH_CPU) 2>/dev/null \
-	  || $(BIN)/python -m pip install -qq --no-deps $(TORCH_CPU) --index-url $(TORCH_CPU_INDEX)
-	@$(BIN)/python -m pip install -qq --no-deps -r requirements-cpu.txt
-	@$(BIN)/python -m pip install -qq -r requirements-dev.txt
-endif
+$(STAMP): $(SET)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' $(call or_stop,python: 3.11 or later is needed (got $$($(PYTHON) -V)); make PYTHON=python3.12 ...)
+	@command -v $(firstword $(CC)) >/dev/null $(call or_stop,compiler: a C compiler is needed (got no $(CC)); install gcc)
+	@$(if $(NVIDIA),test $(firstword $(subst ., ,$(NVIDIA))) -ge $(DRIVER) $(call or_stop,driver: too old for CUDA 13 (got $(NVIDIA)); install $(DRIVER) or later))
+	@$(if $(NVIDIA),file=$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include", "posix_prefix"))')/Python.h; test -f $$file \
+	  $(call or_stop,headers: Triton needs Python.h to compile (got no $$file); install python3-dev))
+	@free=$$(df -Pk $(dir $(VENV)) | awk 'END {print int($$4 / 1e6)}'); test $$free -ge $(DISK) \
+	  $(call or_stop,disk: the $(DEVICE) set needs $(DISK) GB in $(dir $(VENV)) (got $$free GB); free some or name another folder: make VENV=DIR ...)
+	@echo "installing the $(DEVICE) set into $(VENV) (once)"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq $(UV) || echo "uv: not installed (see above); pip installs the set, which takes minutes longer"
+	@$(if $(NVIDIA),,torch=torch==2.13.0+cpu; { $(INSTALL) $$torch; } 2>/dev/null || { $(INSTALL) $$torch --extra-index-url https://download.pytorch.org/whl/cpu; })
+	@$(INSTALL) $(SET:%=-r %)
+	@$(if $(NVIDIA),$(BIN)/python -c 'import torch; exit(not torch.cuda.is_available())' $(call or_stop,torch: finds no GPU (got driver $(NVIDIA)); check CUDA_VISIBLE_DEVICES))
 	@touch $@
 
-# Asks the package index alone, for the Python and the platform of a GPU machine; installs nothing.
-resolve: $(STAMP) ## does requirements.txt resolve for a GPU machine?
-	@$(BIN)/python -m pip install -q --dry-run --ignore-installed --target $(VENV)/nowhere --only-binary=:all: --python-version 3.12 \
-	  $(foreach minor,$(shell seq 5 39),--platform manylinux_2_$(minor)_x86_64) --platform manylinux1_x86_64 --platform manylinux2014_x86_64 --platform any \
-	  --report $(VENV)/resolved.json antlr4-python3-runtime==4.13.2 -r requirements.txt 2>$(VENV)/resolve.log || { grep -v WARNING $(VENV)/resolve.log; exit 1; }
-	@$(BIN)/python -c 'import json; r = json.load(open("$(VENV)/resolved.json"))["install"]; print(len(r), "packages resolve:", *("{name}=={version}".format(**p["metadata"]) for p in r if p["requested"]))'
+resolve: $(STAMP) ## does requirements-gpu.lock fit requirements.txt?
+	@cp requirements-gpu.lock $(VENV)/resolved.lock
+	@$(LIKE_PIP); UV_FIND_LINKS= $(BIN)/uv pip compile -q requirements.txt -o $(VENV)/resolved.lock --no-header --no-annotate \
+	  --only-binary :all: --python-version 3.12 --python-platform x86_64-manylinux_2_31
+	@diff requirements-gpu.lock $(VENV)/resolved.lock $(call or_stop,lock: does not fit (see above); cp $(VENV)/resolved.lock requirements-gpu.lock)
+	@echo "requirements-gpu.lock fits requirements.txt: $$(grep -c == requirements-gpu.lock) packages"
 
 demo: $(STAMP) ## the main job on a bare machine: GRPO against Band on the synthetic task, with a table and a picture
 	@$(BIN)/python demo.py
 
 # Triton in a folder of its own: on a CPU tests alone use it, to interpret the kernels that a GPU would run.
 $(VENV)/triton: $(STAMP)
-	@rm -rf $@ && $(BIN)/python -m pip install -qq --no-deps --target $@ $(TRITON)
+	@rm -rf $@ && { $(INSTALL) --target $@ triton==3.7.1; }
 
 test: $(STAMP) $(VENV)/triton ## all tests, on all cores
 	@$(BIN)/python -m pytest -n auto --dist worksteal --durations=10
