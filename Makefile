@@ -14,11 +14,11 @@ STAMP := $(VENV)/.installed-$(DEVICE)
 UV := uv==0.13.9
 DRIVER := 580# the oldest NVIDIA driver that runs CUDA 13, which the wheels of requirements-gpu.lock are built for
 
-# uv does not read pip's configuration: pass indexes and links on, unless uv has its own. Compile where Python may not at the first import.
+# uv does not read pip's configuration: pass indexes and links on, unless uv has its own. Compile what Python may not at the first import.
 LIKE_PIP = set -a; UV_INDEX_STRATEGY=unsafe-best-match; : $${PYTHONDONTWRITEBYTECODE:+$${UV_COMPILE_BYTECODE:=1}}; \
   eval "$$($(BIN)/python -m pip config list | sed -nE 's/\\n/ /g; /\.find-links=/s/ +/,/g; s/^.*\.find-links=/UV_FIND_LINKS=/; \
   s/^.*\.index-url=/UV_DEFAULT_INDEX=/; s/^.*\.extra-index-url=/UV_INDEX=/; s/^(UV_[A-Z_]+)=(.*)/\1=$${\1-\2}/p')"
-INSTALL = $(LIKE_PIP); $$(test -x $(BIN)/uv && echo $(BIN)/uv pip install -q --python $(BIN)/python || echo $(BIN)/python -m pip install -qq) --no-deps
+INSTALL = $(LIKE_PIP); install() { $(BIN)/uv pip install -q --python $(BIN)/python "$$@" || $(BIN)/python -m pip install -qq "$$@"; }; install --no-deps
 or_stop = || { echo "$(1)"; exit 1; }
 
 .DEFAULT_GOAL := help
@@ -39,7 +39,7 @@ $(STAMP): $(SET)
 	  $(call or_stop,disk: the $(DEVICE) set needs $(DISK) GB in $(dir $(VENV)) (got $$free GB); free some or name another folder: make VENV=DIR ...)
 	@echo "installing the $(DEVICE) set into $(VENV) (once)"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq $(UV) || echo "uv: not installed (see above); pip installs the set, which takes minutes longer"
+	@$(BIN)/python -m pip install -qq $(UV) || echo "uv: not installed (see above); pip takes its place and takes minutes longer"
 	@$(if $(NVIDIA),,torch=torch==2.13.0+cpu; { $(INSTALL) $$torch; } 2>/dev/null || { $(INSTALL) $$torch --extra-index-url https://download.pytorch.org/whl/cpu; })
 	@$(INSTALL) $(SET:%=-r %)
 	@$(if $(NVIDIA),$(BIN)/python -c 'import torch; exit(not torch.cuda.is_available())' $(call or_stop,torch: finds no GPU (got driver $(NVIDIA)); check CUDA_VISIBLE_DEVICES))
@@ -47,7 +47,7 @@ $(STAMP): $(SET)
 
 resolve: $(STAMP) ## does requirements-gpu.lock fit requirements.txt?
 	@cp requirements-gpu.lock $(VENV)/resolved.lock
-	@$(LIKE_PIP); UV_FIND_LINKS= $(BIN)/uv pip compile -q requirements.txt -o $(VENV)/resolved.lock --no-header --no-annotate \
+	@$(LIKE_PIP); UV_INDEX= UV_FIND_LINKS= $(BIN)/uv pip compile -q requirements.txt -o $(VENV)/resolved.lock --no-header --no-annotate \
 	  --only-binary :all: --python-version 3.12 --python-platform x86_64-manylinux_2_31
 	@diff requirements-gpu.lock $(VENV)/resolved.lock $(call or_stop,lock: does not fit (see above); cp $(VENV)/resolved.lock requirements-gpu.lock)
 	@echo "requirements-gpu.lock fits requirements.txt: $$(grep -c == requirements-gpu.lock) packages"
