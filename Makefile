@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 NVIDIA := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1)
 DEVICE := $(if $(NVIDIA),gpu,cpu)
 SET := $(if $(NVIDIA),requirements-gpu.lock,requirements-cpu.txt) requirements-dev.txt
-DISK := $(if $(NVIDIA),12,4)# GB that the set takes
+DISK := $(if $(NVIDIA),12,5)# GB that the set takes
 STAMP := $(VENV)/.installed-$(DEVICE)
 UV := uv==0.13.9
 DRIVER := 580# the oldest NVIDIA driver that runs CUDA 13, which the wheels of requirements-gpu.lock are built for
