@@ -1,22 +1,23 @@
-"""bandpo: group-relative policy optimisation (GRPO) with Band clipping, the whole loop in one file.
+"""bandpo: GRPO with Band clipping, the whole algorithm in one file.
 
     accelerate launch train.py --config qwen3b_band.yaml [--key value ...]     # --help lists every key
 
-BandPO (arXiv 2603.04918) replaces GRPO's fixed interval for the probability ratio by the projection of an f-divergence
-trust region on each token: wide for rare tokens, narrow for confident ones, with one radius delta. Read `main`, then
-the phases of `train_step` in the order in which it calls them. Where to change what:
+BandPO (arXiv 2603.04918) replaces the fixed clip bounds of GRPO by the projection of an f-divergence trust region on
+each token: wide for rare tokens, narrow for confident ones, with one radius delta. GRPO here differs from the papers:
+the clipping rule is a function (`rule`), advantages are exactly 0 in a group of equal rewards, the denominators of the
+loss are those of the whole minibatch over all processes, and a model's backward pass is skipped where every gradient is
+0. Read `main`, then the phases of `train_step` in the order in which it calls them. Where to change what:
 
-    another advantage         group_advantages         another clip rule           rule: my_file.py:my_rule
-    another loss              token_loss               another reward              reward: my_file.py:my_reward
-    which samples are kept    rollout                  what is logged              token_loss, step_metrics
-    another optimizer         trainer/start.py         what a resume remembers     trainer/state.py
-    a new knob                configs/schema.py        examples of all             docs/tweaks.md
+    another advantage         group_advantages         another clipping rule       rule: my_file.py:my_rule
+    another loss              grpo_loss                another reward              reward: my_file.py:my_reward
+    which samples are kept    rollout                  a metric of tokens          `stats` in grpo_loss
+    another optimizer         trainer/start.py         what a resume restores      trainer/state.py
+    a new option              configs/schema.py        examples of all             docs/tweaks.md
 
 Left out: critics, reward models, asynchronous rollouts, tensor parallelism of the trainer.
 
-Axes: B prompts a step, G samples a prompt, N = B*G sequences, T response tokens of a micro-batch, flat.
-Three log-probs, three names: `sampler_logprobs` (the engine's), `old_logprobs` (the anchor of the ratio: the trainer's
-before the step's first update, or the engine's), `logprobs` (now).
+Axes: B prompts per step, G samples per prompt, N = B*G sequences, T response tokens of a micro-batch, flat.
+Three log-probs, three names: `rollout_logprobs` (the engine's), `old_logprobs` (old policy), `logprobs` (current).
 """
 
 import math
@@ -27,48 +28,34 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from bandpo.objective import kl_estimate
-from bandpo.radius import token_radius
-from bandpo.rule import ClippedLoss, View, clipped_loss
+from bandpo.rule import MAX_LOG_RATIO, Rule, sequence_sum
 from configs import load_or_exit
 from configs.schema import Config, Plan
 from data import next_problems
 from eval.evaluate import evaluate_policy
 from eval.plots import plot_run
-from eval.view import write_page
+from eval.report import write_report
 from rewards import Grade, Ticket, shape_reward
-from trainer.batching import Tokens, collate, raise_not_finite, real_token_share
-from trainer.checks import check_engine
+from trainer.batching import make_minibatches
 from trainer.clock import Clock
-from trainer.passes import (
-    Anchor,
-    Anchors,
-    engine_gap,
-    forward,
-    has_gradient,
-    minibatches_left,
-    reference_pass,
-    rule_totals,
-    view_of,
-    with_old_logprobs,
-)
-from trainer.ranks import Number, Pair
-from trainer.resume import save, save_last
+from trainer.metrics import MAX_SKIPPED, Stats, TokenStats, check_rollout_logprobs, raise_not_finite, step_metrics
+from trainer.policy import Policy
+from trainer.resume import save
 from trainer.rollout import Completion
 from trainer.run import Run
-from trainer.samples import answer_metrics, log_samples, reward_parts
-from trainer.schedules import delta_at, learning_rate, seed_of
+from trainer.samples import log_samples
+from trainer.schedules import learning_rate, seed_of
 from trainer.start import start
-from trainer.state import Sample
+from trainer.state import State
 from trainer.stopping import Stopped, die_with_launcher, exit_with, one_clear_line
 from trainer.task import dry_run
-from trainer.updates import Updates
+from trainer.types import MicroBatch, Sample
 
 
 def main(argv: list[str]) -> int:
-    """Train as `argv` says; returns the exit code: 0, 130 after Ctrl-C, 1 when a launcher died.
+    """Train with the configuration of `argv`; returns the exit code: 0, 130 after Ctrl-C, 1 when a launcher died.
 
-    Exits with 2 for a mistake in the configuration or the data, with 1 when a step or its checkpoint failed.
+    Invalid config or data: one-line error, exit code 2. A failure during training: exit code 1.
     """
     die_with_launcher()
     clock = Clock()
@@ -87,67 +74,63 @@ def main(argv: list[str]) -> int:
             return dry_run(cfg, plan.processes, say)
     with start(cfg, plan, say, clock) as run:
         try:
-            if run.step == 0 or run.state.unlogged:  # the start policy, or a step whose evaluation was interrupted
-                finish_step(run, run.state.unlogged)
-            while not run.finished:
+            if (
+                run.step == 0 or run.state.pending_metrics
+            ):  # the start policy, or a step whose evaluation was interrupted
+                finish_step(run, run.state.pending_metrics)
+            while run.step < cfg.max_steps:
                 finish_step(run, train_step(run))
-        except Stopped:  # by SIGTERM or Ctrl-C, on all ranks; an interrupted step leaves no trace
+        except Stopped:  # SIGTERM or Ctrl-C, on all ranks; an interrupted step leaves no trace
             pass
-        save_last(run)
-        if run.ranks.is_main and cfg.plots and not run.signals.number:  # a stopped run does not wait for pictures
-            write_page([run.folder], run.folder / "page.html")
-            run.tracker.artifact([run.folder / "page.html", *plot_run(run.folder)], "page")
+        save(run)
+        if run.ranks.is_main and not run.signals.number:  # an interrupted run draws no plots
+            write_report([run.folder], run.folder / "report.html")
+            run.tracker.artifact([run.folder / "report.html", *plot_run(run.folder)], "report")
         return run.exit_code()
 
 
 def train_step(run: Run) -> dict[str, float]:
-    """One step of the algorithm, a line per phase; returns its metrics.
+    """One step of the algorithm, one line per phase; returns its metrics.
 
-    Raises Stopped (before the first update only), GraderError, EngineError, FloatingPointError (`max_skipped` updates
-    in a row without a finite gradient), and what check_engine raises.
+    Raises Stopped (before the first update only), GraderError, EngineError, EngineMismatch, FloatingPointError.
     """
     started_s = time.perf_counter()
-    run.seed(seed_of(run.cfg.seed, run.step, run.plan.rank))  # all global generators: a checkpoint needs none
-    with run.phase("rollout"):  # answers are graded while others are still being sampled
-        batches, prompts_drawn = rollouts(run)
+    run.seed(seed_of(run.cfg.seed, run.step, run.plan.rank))  # all global RNGs: a checkpoint stores none
+    with run.phase("rollout"):  # responses are graded while others are still being sampled
+        samples, state = rollout(run)
     with run.phase("advantage"):
-        samples = with_advantages(run.cfg, batches[0])
-    with run.phase("collate"):
-        minibatches = collate(run, samples)
+        samples = add_advantages(run.cfg, samples)
+    with run.phase("batch"):
+        minibatches = make_minibatches(run, samples)
     with run.phase("old"), run.may_stop():
         run.engine.sleep()
-        queue = [with_old_logprobs(run, batch) for batch in batches[1:]]
-        minibatches = reference_pass(run, minibatches)
-        anchors = old_policy_pass(run, minibatches)
-    with run.phase("optimize"):
-        updates = optimize(run, minibatches, anchors)
+        minibatches = add_old_logprobs(run, minibatches)
+    with run.phase("update"):
+        stats = update_policy(run, minibatches)
     with run.phase("sync"):
         run.sync()
-    metrics = step_metrics(run, samples, minibatches, updates)
-    check_engine(run.cfg, metrics, step=run.step + 1)
+    metrics = step_metrics(run, samples, minibatches, stats)
     run.state = replace(
-        run.state,
+        state,
         step=run.step + 1,
-        prompts_drawn=prompts_drawn,
         tokens_seen=round(metrics["train/tokens_seen"]),
-        skipped_in_a_row=updates.skipped_in_a_row,
-        queue=queue,
+        skipped_in_a_row=stats.skipped_in_a_row,
     )
-    log_samples(run, samples, list(updates.measured.values()))
+    log_samples(run, samples, stats)
     times = run.clock.take() | {"time/step_s": time.perf_counter() - started_s}
     return metrics | {"train/epoch": run.epochs} | times
 
 
 def finish_step(run: Run, metrics: dict[str, float]) -> None:
-    """Evaluate when due, log, save when due. If the evaluation is interrupted, the metrics wait in the checkpoint."""
+    """Evaluate, log and save when due. If the evaluation is interrupted, the checkpoint keeps the pending metrics."""
     cfg = run.cfg
-    run.state = replace(run.state, unlogged=metrics)
-    if run.is_due(cfg.eval_every) or (cfg.eval_every and run.finished):
+    run.state = replace(run.state, pending_metrics=metrics)
+    if run.is_due(cfg.eval_every) or (cfg.eval_every and run.step == cfg.max_steps):
         with run.phase("eval"):
             evaluation, score = evaluate_policy(run)
         run.state = replace(run.state, score=score, score_step=run.step)
         metrics = metrics | evaluation | run.clock.take()
-    run.state = replace(run.state, unlogged={})
+    run.state = replace(run.state, pending_metrics={})
     if metrics:
         run.log(metrics)
     if run.step and run.is_due(cfg.save_every):
@@ -157,81 +140,81 @@ def finish_step(run: Run, metrics: dict[str, float]) -> None:
 # ---- rollout and reward ----
 
 
-def rollouts(run: Run) -> tuple[list[list[Sample]], int]:
-    """The samples of this step and of the `lag` steps after it, a list each, and how many prompts were drawn so far.
+def rollout(run: Run) -> tuple[list[Sample], State]:
+    """This rank's samples to train on in this step, and the state after sampling. Raises Stopped.
 
-    A step samples what is trained on `lag` steps later; the first one samples for all steps up to then. Raises Stopped.
+    A step samples what is trained on `off_policy_steps` later; the first step samples for all steps up to then.
     """
-    batches, drawn = list(run.state.queue), run.state.prompts_drawn
-    while len(batches) <= run.cfg.lag:
-        samples, drawn = rollout(run, run.step + len(batches), drawn)
+    state, batches = run.state, list(run.state.queue)
+    while len(batches) <= run.cfg.off_policy_steps:
+        samples, drawn = sample_batch(run, run.step + len(batches), state.prompts_drawn)
+        state = replace(state, prompts_drawn=drawn)
         batches.append(samples)
-    return batches, drawn
+    return batches[0], replace(state, queue=batches[1:])
 
 
-def rollout(run: Run, step: int, drawn: int) -> tuple[list[Sample], int]:
-    """This rank's samples for a step, group after group in the order of `Plan.slots`, and how many prompts were drawn
-    so far. Raises Stopped.
+def sample_batch(run: Run, step: int, drawn: int) -> tuple[list[Sample], int]:
+    """This rank's samples for a step, group by group, and the number of prompts drawn so far (`drawn` before).
 
-    With dynamic sampling a group whose answers all have one score (all right, or all wrong), before any shaping, gives
-    its place to the next prompt in the order of training, in up to `max_refills` rounds. drawn: prompts drawn before.
+    With dynamic sampling (DAPO) a group whose responses all have the same score, before shaping, is replaced by the
+    next prompt of the training order, in up to `dynamic_sampling` rounds. Raises Stopped.
     """
     cfg, order = run.cfg, {"n": len(run.task.train), "per_step": run.cfg.prompts_per_step, "seed": run.cfg.seed}
-    slots = run.plan.slots(run.plan.rank)  # this rank's places in the batch of prompts
+    slots = run.plan.slots(run.plan.rank)  # this rank's positions in the batch of prompts
     picks, drawn = next_problems(drawn, cfg.prompts_per_step, **order, taken=())
-    asked, wanted = set(picks), dict(enumerate(picks))  # slot -> index of its problem, of all ranks
+    used, wanted = set(picks), dict(enumerate(picks))  # slot -> index of its problem, on all ranks
     groups: dict[int, list[Sample]] = {}
-    for refill in range(cfg.max_refills + 1 if cfg.dynamic_sampling else 1):
+    for refill in range(cfg.dynamic_sampling + 1):
         with run.may_stop():
             groups |= sample_groups(run, {slot: wanted[slot] for slot in slots if slot in wanted}, (step, refill))
-        if not cfg.dynamic_sampling or refill == cfg.max_refills:
+        if refill == cfg.dynamic_sampling:
             break
-        without_signal = [slot for slot in slots if len({sample.grade.score for sample in groups[slot]}) == 1]
-        to_refill = sorted(run.ranks.gather(without_signal))
+        equal = [slot for slot in slots if len({sample.grade.score for sample in groups[slot]}) == 1]
+        to_refill = sorted(run.ranks.gather(equal))
         if not to_refill:
             break
-        picks, drawn = next_problems(drawn, len(to_refill), **order, taken=asked)
-        asked |= set(picks)
+        picks, drawn = next_problems(drawn, len(to_refill), **order, taken=used)
+        used |= set(picks)
         wanted = dict(zip(to_refill, picks, strict=True))
     return [sample for slot in slots for sample in groups[slot]], drawn
 
 
 def sample_groups(run: Run, wanted: dict[int, int], when: tuple[int, int]) -> dict[int, list[Sample]]:
-    """A graded group for every slot of `wanted` (slot -> index of its problem). when: step, refill. Raises Stopped."""
-    cfg, rows = run.cfg, [run.task.train[i] for i in wanted.values()]  # problem, prompt ids
-    seeds = [[seed_of(cfg.seed, *when, slot, j) for j in range(cfg.samples_per_prompt)] for slot in wanted]
+    """A graded group per slot of `wanted` (slot -> index of its problem). when: step, refill. Raises Stopped."""
+    cfg, G, rows = run.cfg, run.cfg.samples_per_prompt, [run.task.train[i] for i in wanted.values()]
+    seeds = [[seed_of(cfg.seed, *when, slot, j) for j in range(G)] for slot in wanted]
     about = [{"problem": asdict(problem), "prompt": run.task.tokenizer.decode(prompt)} for problem, prompt in rows]
     tickets: dict[tuple[int, int], Ticket | Grade] = {}
 
     def finished(i: int, j: int, completion: Completion) -> None:
         run.check_stop()
-        of_answer = {"response_tokens": len(completion.token_ids), "truncated": completion.finish_reason == "length"}
-        tickets[i, j] = run.verifier.submit(completion.text, rows[i][0].gold, about[i] | of_answer)
+        of_response = {"response_tokens": len(completion.token_ids), "truncated": completion.finish_reason == "length"}
+        tickets[i, j] = run.verifier.submit(completion.text, rows[i][0].gold, about[i] | of_response)
 
-    with run.tracker.progress(len(rows) * cfg.samples_per_prompt, f"step {run.step + 1} rollout", "answers") as bar:
+    with run.tracker.progress(len(rows) * G, f"step {run.step + 1} rollout", "responses") as bar:
         completions = run.engine.generate(
             [prompt for _, prompt in rows], run.sampling, seeds=seeds, on_finish=finished, progress=bar.update
         )
-    order = [(i, j) for i in range(len(rows)) for j in range(cfg.samples_per_prompt)]
-    grades = run.verifier.collect([tickets[key] for key in order])
-    samples = [
-        Sample(*rows[i], completions[i][j], grade, reward_of(cfg, completions[i][j], grade), run.step)
-        for (i, j), grade in zip(order, grades, strict=True)
-    ]
-    return {slot: samples[k * cfg.samples_per_prompt :][: cfg.samples_per_prompt] for k, slot in enumerate(wanted)}
+    grades = run.verifier.collect([tickets[i, j] for i in range(len(rows)) for j in range(G)])
+    groups: dict[int, list[Sample]] = {}
+    for i, slot in enumerate(wanted):
+        graded = zip(completions[i], grades[i * G : (i + 1) * G], strict=True)
+        groups[slot] = [
+            Sample(*rows[i], completion, grade, reward_of(cfg, completion, grade), run.step, slot * G + j)
+            for j, (completion, grade) in enumerate(graded)
+        ]
+    return groups
 
 
 def reward_of(cfg: Config, completion: Completion, grade: Grade) -> float:
-    """The number that the policy is trained on."""
+    """The reward of a response: its score between reward_incorrect and reward_correct, less the overlong penalty."""
     return shape_reward(
         grade,
         response_tokens=len(completion.token_ids),
         truncated=completion.finish_reason == "length",
-        right=cfg.reward_right,
-        wrong=cfg.reward_wrong,
-        format_bonus=cfg.reward_format,
+        right=cfg.reward_correct,
+        wrong=cfg.reward_incorrect,
         overlong_buffer_tokens=cfg.overlong_buffer_tokens,
-        overlong_penalty=cfg.overlong_penalty,
         max_response_tokens=cfg.max_response_tokens,
     )
 
@@ -239,23 +222,25 @@ def reward_of(cfg: Config, completion: Completion, grade: Grade) -> float:
 # ---- advantage ----
 
 
-def with_advantages(cfg: Config, samples: list[Sample]) -> list[Sample]:
-    """The samples with their advantages; a group is `samples_per_prompt` samples in a row."""
+def add_advantages(cfg: Config, samples: list[Sample]) -> list[Sample]:
+    """The samples with their advantages; a group is `samples_per_prompt` consecutive samples."""
     rewards = torch.tensor([s.reward for s in samples], dtype=torch.float64).view(-1, cfg.samples_per_prompt)  # (B, G)
     values = group_advantages(rewards, cfg.advantage).flatten().tolist()
     return [replace(sample, advantage=value) for sample, value in zip(samples, values, strict=True)]
 
 
 def group_advantages(rewards: Tensor, kind: str) -> Tensor:
-    """(B, G) advantages of (B, G) rewards, each row a group. Raises ValueError for an unknown kind.
+    """(B, G) advantages of (B, G) rewards, one group per row; exactly 0 in a group of equal rewards.
 
     group_std:  (r - mean) / (std + 1e-6), std with G - 1: GRPO, arXiv 2402.03300
     group_mean: r - mean: Dr. GRPO, arXiv 2503.20783
     rloo:       r - mean of the others: arXiv 2402.14740
-    maxrl:      (r - mean) / mean, 0 where the mean is 0, for rewards from 0 to 1: arXiv 2602.02710, algorithm 1
+    maxrl:      (r - mean) / mean, 0 where the mean is 0, for rewards from 0: arXiv 2602.02710, algorithm 1
+
+    Raises ValueError for an unknown kind, and for maxrl with a reward below 0.
     """
-    mean = rewards.mean(dim=1, keepdim=True)
-    centred = rewards - mean
+    mean, equal = rewards.mean(dim=1, keepdim=True), (rewards == rewards[:, :1]).all(dim=1, keepdim=True)
+    centred = (rewards - mean).masked_fill(equal, 0.0)  # rounding of the mean would leave advantages of 1e-10
     if kind == "group_std":
         return centred / (rewards.std(dim=1, keepdim=True) + 1e-6)
     if kind == "group_mean":
@@ -265,152 +250,151 @@ def group_advantages(rewards: Tensor, kind: str) -> Tensor:
     if kind == "maxrl":
         if (rewards < 0).any():
             raise ValueError(
-                f"advantage: maxrl needs rewards from 0, a reward is {rewards.min():g}; use reward_wrong: 0"
+                f"advantage: maxrl needs rewards from 0 (got {rewards.min():g}); use group_std or group_mean"
             )
         return centred / mean.where(mean > 0, 1.0)
     raise ValueError(f"advantage: {kind!r} is not known; use group_std, group_mean, rloo or maxrl")
 
 
-# ---- old policy ----
+# ---- old policy and reference ----
 
 
 @torch.no_grad()
-def old_policy_pass(run: Run, minibatches: list[list[Tokens]]) -> Anchors:
-    """The anchors of all micro-batches, from a pass of the policy before its first update; None where a minibatch's
-    first update makes them (minibatches_left). Samples that waited bring theirs (with_old_logprobs).
+def add_old_logprobs(run: Run, minibatches: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
+    """The micro-batches with log-probs under the old policy, and under the reference model where there is a KL term.
+
+    old_policy: trainer recomputes them under the current policy. A step of one update needs no pass: its own forward
+    pass gives them (`old_logprobs` stays None). old_policy: rollout takes the engine's.
     """
-    kept = [[tokens.kept for tokens in minibatch if tokens.kept] for minibatch in minibatches]
-    left = 0 if kept[0] else minibatches_left(run, minibatches)
-    passes = kept if kept[0] else forward(run, run.policy, minibatches[left:], "old log-probs")
-    by_entropy = run.cfg.radius == "entropy"
-    mean_entropy = run.ranks.mean([entropy for row in passes for _, entropy in row]) if by_entropy else math.nan
-    of_step = {"mean_entropy": mean_entropy, "before_updates": True}
-    none: Anchors = [[None] * len(minibatch) for minibatch in minibatches[:left]]
-    return none + [
-        [anchor(run, tokens, *seen, **of_step) for tokens, seen in zip(minibatch, row, strict=True)]
-        for minibatch, row in zip(minibatches[left:], passes, strict=True)
-    ]
+    if run.cfg.old_policy == "rollout":
+        minibatches = [[replace(b, old_logprobs=b.rollout_logprobs) for b in minibatch] for minibatch in minibatches]
+    elif run.cfg.updates_per_step > 1:
+        minibatches = forward_all(run, run.policy, minibatches, "old_logprobs", "entropy")
+    if run.reference:
+        with run.reference.on_device():
+            minibatches = forward_all(run, run.reference, minibatches, "ref_logprobs")
+    return minibatches
 
 
-def anchor(
-    run: Run, tokens: Tokens, logprobs: Tensor, entropy: Tensor, *, mean_entropy: float, before_updates: bool
-) -> Anchor:
-    """The anchor of a micro-batch. logprobs, entropy: (T,), detached, of a forward pass of the trainer; mean_entropy:
-    over the step's tokens, read for a radius by entropy alone."""
-    cfg, delta = run.cfg, delta_at(run.cfg, run.step)
-    old_logprobs = tokens.sampler_logprobs if cfg.old_policy == "sampler" else logprobs
-    radius = {"delta": token_radius(entropy, delta=delta, radius=cfg.radius, mean_entropy=mean_entropy)}
-    has_radius = "delta" in run.rule.defaults and not cfg.rule
-    return Anchor(old_logprobs, logprobs, entropy, radius if has_radius else {}, before_updates)
+def forward_all(run: Run, policy: Policy, minibatches: list[list[MicroBatch]], *names: str) -> list[list[MicroBatch]]:
+    """The micro-batches with the policy's log-probs and entropy under these names."""
+    with run.tracker.progress(sum(map(len, minibatches)), f"step {run.step + 1} {names[0]}", "micro-batches") as bar:
+
+        def forward(batch: MicroBatch) -> MicroBatch:
+            values = policy(batch)  # (T,), (T,)
+            bar.update()
+            return replace(batch, **dict(zip(names, values, strict=False)))
+
+        return [[forward(batch) for batch in minibatch] for minibatch in minibatches]
 
 
-# ---- optimize ----
+# ---- loss and update ----
 
 
-def optimize(run: Run, minibatches: list[list[Tokens]], anchors: Anchors) -> Updates:
-    """`updates_per_step` optimizer steps on the clipped objective."""
-    cfg, updates = run.cfg, Updates([list(row) for row in anchors], run.state.skipped_in_a_row)
+def grpo_loss(
+    cfg: Config, rule: Rule, batch: MicroBatch, logprobs: Tensor, entropy: Tensor
+) -> tuple[Tensor, TokenStats]:
+    """The loss of a micro-batch, a scalar, and statistics of its tokens: (T,) values to be averaged, or (values, mask).
+
+    logprobs, entropy: (T,), of the current policy, with gradient. The policy term of a token is the PPO clip with the
+    rule's bounds, max(-r A, -clip(r, lower, upper) A), at most -dual_clip A for A < 0 (arXiv 1912.09729). For a rule
+    that gives a gradient weight w it is -w A logprob. Tokens with |ln r| > 20 get no gradient.
+    """
+    A = batch.advantages
+    old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+    log_ratio = logprobs - old_logprobs
+    ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()  # r
+    inputs = {"logprobs": logprobs.detach(), "entropy": entropy.detach(), "old_logprobs": old_logprobs, "advantages": A}
+    bounds = rule(**inputs, sequence_ids=batch.sequence_ids)  # (lower, upper), or a gradient weight
+
+    dual_clip = math.inf if cfg.dual_clip is None else cfg.dual_clip
+    no_gradient = (log_ratio.abs() > MAX_LOG_RATIO) | ((A < 0) & (ratio > dual_clip))
+    if isinstance(bounds, tuple):
+        lower, upper = bounds
+        clipped = ((A > 0) & (ratio > upper)) | ((A < 0) & (ratio < lower))
+        weight = ratio.detach().masked_fill(clipped | no_gradient, 0.0)
+        loss = torch.maximum(-ratio * A, -ratio.clamp(lower, upper) * A)
+        if cfg.dual_clip is not None:
+            loss = torch.where(A < 0, torch.minimum(loss, -cfg.dual_clip * A), loss)
+        stats: TokenStats = {"band/lower_mean": lower, "band/upper_mean": upper}
+    else:
+        clipped = (bounds == 0) & (A != 0)
+        weight = bounds.masked_fill(no_gradient, 0.0)
+        loss, stats = -weight * A * logprobs, {}
+    stats |= {"clip/up": (clipped, A > 0), "clip/down": (clipped, A < 0), "clip/fraction": clipped | no_gradient}
+    stats |= {"clip/weight_mean": weight, "ratio/mean": ratio}
+
+    if cfg.tis != "none":
+        stats["rollout/tis_mean"] = importance_weight(cfg, old_logprobs, batch)
+        loss = loss * stats["rollout/tis_mean"]
+    if batch.ref_logprobs is not None:
+        stats["kl/reference"] = kl_estimate(logprobs, batch.ref_logprobs)
+        loss = loss + cfg.kl_coef * stats["kl/reference"]
+    if cfg.entropy_coef:
+        loss = loss - cfg.entropy_coef * entropy
+    return (batch.loss_weights * loss).sum(), stats
+
+
+def importance_weight(cfg: Config, old_logprobs: Tensor, batch: MicroBatch) -> Tensor:
+    """(T,) importance weight of old policy over rollout policy, per token, or of the whole sequence at each token.
+
+    *_truncate: at most tis_cap (TIS, Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL
+    training"). token_mask: 0 outside [tis_floor, tis_cap] (IcePop, arXiv 2510.18855). sequence_mask: likewise per
+    sequence (MIS, Liu et al. 2025, "When speed kills stability").
+    """
+    log_weight = old_logprobs - batch.rollout_logprobs
+    if cfg.tis.startswith("sequence"):
+        log_weight = sequence_sum(log_weight, batch.sequence_ids)
+    weight = log_weight.exp()
+    if cfg.tis.endswith("mask"):
+        return weight.masked_fill((weight < cfg.tis_floor) | (weight > cfg.tis_cap), 0.0)
+    return weight.clamp(max=cfg.tis_cap)
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """(T,) k3 estimates of KL(policy || reference), nats: e^d - 1 - d, d = ref_logprobs - logprobs; at most 10.
+
+    Unbiased for tokens sampled from the policy, never negative (J. Schulman, "Approximating KL Divergence", 2020).
+    """
+    d = (ref_logprobs - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return (torch.expm1(d) - d).clamp(max=10)
+
+
+def update_policy(run: Run, minibatches: list[list[MicroBatch]]) -> Stats:
+    """`epochs` passes over the minibatches, one optimizer update each.
+
+    Raises EngineMismatch before the first update, FloatingPointError after several updates without finite gradient.
+    """
+    cfg, stats = run.cfg, Stats(run.state.skipped_in_a_row)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(cfg, run.step)
-    first, order = run.step * cfg.updates_per_step, list(range(len(minibatches))) * cfg.epochs_per_step
-    for update, m in enumerate(order, start=first):  # the update's number in the run
-        minibatch, olds = minibatches[m], updates.anchors[m]
-        totals = rule_totals(run, minibatch, olds, update)
-        for k, tokens in enumerate(minibatch):
-            with run.policy.accumulating(last=k == len(minibatch) - 1):
-                logprobs, entropy = run.policy(tokens.batch)  # (T,), (T,)
-                made = {"mean_entropy": math.nan, "before_updates": update == first}
-                old = olds[k] = olds[k] or anchor(run, tokens, logprobs.detach(), entropy.detach(), **made)
-                view = view_of(run, tokens, old, logprobs, update, totals)
-                losses, clipped, means = token_loss(run, tokens, old, view, entropy)  # (T,)
-                loss = (tokens.weights * losses).sum()
-                if has_gradient(run, tokens, loss, logprobs, entropy):
-                    # DDP and FSDP average gradients over processes; the weights already divide by global counts.
-                    (loss * run.plan.processes).backward()
-            updates.add((m, k), tokens, loss.detach(), view, clipped, means)
-            del logprobs, entropy, view, losses, clipped, means, loss  # activations that no backward pass has freed
-        apply_update(run, updates, minibatch)
-    return updates
+    for minibatch in minibatches * cfg.epochs:
+        before = []  # log-probs of the minibatch before its update
+        for batch in minibatch:
+            last = batch is minibatch[-1]
+            with run.policy.accumulating(last):
+                logprobs, entropy = run.policy(batch)  # (T,), (T,)
+                loss, of_tokens = grpo_loss(cfg, run.rule, batch, logprobs, entropy)
+                # DDP and FSDP average gradients over processes; the weights already divide by global counts.
+                run.policy.backward(loss * run.plan.processes, logprobs, entropy, always=last)
+            stats.add(batch, loss, logprobs, entropy, of_tokens)
+            before.append(logprobs.detach())
+            del logprobs, entropy, loss, of_tokens  # activations that a skipped backward pass did not free
+        if stats.updates == 0:
+            stats.rollout_gap = check_rollout_logprobs(run, minibatches, before)
+        apply_update(run, stats, minibatch)
+    return stats
 
 
-def token_loss(
-    run: Run, tokens: Tokens, old: Anchor, view: View, entropy: Tensor
-) -> tuple[Tensor, ClippedLoss, dict[str, Tensor]]:
-    """(T,) loss of every response token; what the rule made of it; (T,) values by name, to be logged as their means.
-
-    With r = exp(logprobs - old_logprobs), A the advantage and [lower, upper] the interval that the rule gives to the
-    token, the policy's loss is max(-r A, -clip(r, lower, upper) A), at most -dual_clip A where A < 0; other surrogates:
-    bandpo/objective.py. A rule that gives a weight w in place of an interval has the loss -w A logprobs.
-    `view.logprobs` and `entropy` carry gradients.
-    """
-    cfg, means = run.cfg, dict[str, Tensor]()
-    clipped = clipped_loss(run.rule, view, surrogate=cfg.surrogate, dual_clip=cfg.dual_clip, **old.parameters)
-    losses = clipped.losses
-    if cfg.mismatch_correction == "token_truncate":
-        losses = losses * (old.old_logprobs - tokens.sampler_logprobs).exp().clamp(max=cfg.mismatch_cap)
-    if tokens.ref_logprobs is not None:
-        means["kl/reference"] = kl_estimate(view.logprobs, tokens.ref_logprobs, estimator=cfg.kl_estimator)
-        losses = losses + cfg.kl_coef * means["kl/reference"]
-    return losses, clipped, means
-
-
-def apply_update(run: Run, updates: Updates, minibatch: list[Tokens]) -> None:
-    """One optimizer step; skipped when the gradient is not finite, on all ranks alike since they share its norm.
-
-    Raises FloatingPointError after `max_skipped` in a row.
-    """
+def apply_update(run: Run, stats: Stats, minibatch: list[MicroBatch]) -> None:
+    """One optimizer update; skipped on all ranks when the gradient is not finite, since they share its norm."""
     norm = run.policy.clip_gradients(run.cfg.grad_clip).item()
     if math.isfinite(norm):
         run.optimizer.step()
-        updates.grad_norms.append(norm)
-        updates.skipped_in_a_row = 0
-    else:
-        updates.skipped += 1
-        updates.skipped_in_a_row += 1
     run.optimizer.zero_grad()
-    if updates.skipped_in_a_row >= run.cfg.max_skipped:
-        raise_not_finite(run, minibatch, updates.skipped_in_a_row)
-
-
-# ---- metrics ----
-
-
-def step_metrics(
-    run: Run, samples: list[Sample], minibatches: list[list[Tokens]], updates: Updates
-) -> dict[str, float]:
-    """All of docs/metrics.md but train/epoch, times and evaluation: sums and counts of all ranks, divided once."""
-    cfg, once = run.cfg, 1 / run.plan.processes
-    pairs = [pair for rows in zip(minibatches, updates.anchors, strict=True) for pair in zip(*rows, strict=True)]
-    seen = [(tokens, old) for tokens, old in pairs if old]
-    entropy = torch.cat([old.entropy for _, old in seen]).double()
-    gap = engine_gap(seen)
-    tokens = len(entropy)
-    sums: dict[str, Pair] = {  # of this rank
-        "train/entropy": (entropy.sum(), tokens),
-        "train/lag": (sum(t.ages.double().sum() for t, _ in seen), tokens),
-        "train/loss": (updates.loss, cfg.updates_per_step * once),
-        "train/tokens_seen": (tokens + run.state.tokens_seen * once, once),
-        **answer_metrics(cfg, samples),
-        **reward_parts(run, samples),
-        **(updates.clip.means() if updates.clip else {}),
-        **updates.means,
-        "mismatch/kl": ((gap.expm1() - gap).sum(), len(gap)),  # k3 of KL(sampler, trainer)
-        "optim/grad_norm": (sum(updates.grad_norms) * once, len(updates.grad_norms) * once),
-        "optim/skipped": (updates.skipped * once, once),
-        "throughput/tokens_per_s": (tokens, sum(run.clock.times.values()) * once),
-        "throughput/real_token_share": real_token_share([t.batch for t, _ in seen]),
-    }
-    peaks: dict[str, Number] = {
-        "ratio/max": updates.clip.ratio_max if updates.clip else 0.0,
-        "mismatch/max": gap.abs().max() if len(gap) else 0.0,
-        "memory/peak_gib": run.clock.peak_gib,
-    }
-    metrics = {name: total / count for name, (total, count) in run.ranks.add(sums).items() if count}
-    used = {"train/delta": delta_at(cfg, run.step), "optim/lr": learning_rate(cfg, run.step)}
-    largest = run.ranks.largest(peaks)
-    if "mismatch/kl" not in metrics:  # nothing to compare
-        del largest["mismatch/max"]
-    return metrics | largest | used
+    stats.add_update(norm)
+    if stats.skipped_in_a_row >= MAX_SKIPPED:
+        raise_not_finite(run, minibatch, stats.skipped_in_a_row)
 
 
 if __name__ == "__main__":

@@ -1,333 +1,265 @@
-"""What a rule is: a function of what is known of the tokens, that says how much of their gradient counts.
+"""Clipping-rule interface: map per-token statistics to clip bounds or to a gradient weight.
 
-    def my_rule(view: View, *, width: float = 0.3) -> Result:                  # view: tokens of a micro-batch
-        return 1 / (1 + width * view.entropy), 1 + width * view.entropy        # an interval of the ratio, or
-        return view.ratio * torch.exp(-width * view.log_ratio.square())        # a weight w
+    def my_rule(ratio, entropy, *, width=0.3):                       # inputs by name, parameters by keyword
+        return 1 / (1 + width * entropy), 1 + width * entropy        # clip bounds (lower, upper) of the ratio, or
+        return ratio * torch.exp(-width * ratio.log().square())      # a gradient weight w
 
-    rule = load_rule("my_rule.py:my_rule", {"width": 0.2})                     # or a name of bandpo/rules.py
-    check_rule(rule)                                                           # clear errors before training
-    result = clipped_loss(rule, view, surrogate="ppo", dual_clip=10.0)            # losses, weights, what was cut
+    rule = load_rule("my_rule.py:my_rule", {"width": 0.2})           # or the name of a rule in bandpo/rules.py
+    check_rule(rule)                                                 # clear errors before training
+    bounds = rule(logprobs=..., old_logprobs=..., advantages=..., entropy=..., sequence_ids=...)
 
-An interval (lower, upper) goes through the clipped surrogate (bandpo/objective.py). A weight is the gradient itself,
-w A grad log pi, with w a constant: every published rule can be written so. A rule's parameters are keyword-only
-arguments with the published values as defaults, and stand nowhere else.
+Bounds go through the PPO clip: max(-r A, -clip(r, lower, upper) A). A weight w replaces the ratio in the gradient,
+which becomes w A grad log pi. Every published rule can be written as one of the two. A rule sees one micro-batch of
+whole sequences. Its parameters are keyword-only arguments; their defaults are the published values.
 
-A rule that needs more than single tokens (a quantile, a balance of sums) has functions of sums, `Rule.sums`: see
-`totals`. They are sums over tokens, so that nothing depends on how an update is cut into micro-batches and ranks.
+Inputs, all (T,) tensors without gradient, one sequence after another:
+
+    logprobs, old_logprobs    log-probs under the current and the old policy, nats
+    log_ratio, ratio          ln r, clamped to +-20, and r = exp(logprobs - old_logprobs)
+    old_probs                 p = exp(old_logprobs)
+    advantages                A
+    entropy                   exact entropy of the current policy, nats
+    sequence_ids              int64, the sequence of each token, ascending from 0
+    positions, lengths        int64, position of the token in its response, from 0; number of tokens of that response
 """
 
+import inspect
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from bandpo.objective import MAX_LOG_RATIO, ClipStatistics, policy_loss, sequence_logprobs, token_statistics
+MAX_LOG_RATIO = 20.0  # nats; a token beyond it gets no gradient, so that one broken token stays finite
+Result = Tensor | tuple[Tensor, Tensor]  # a gradient weight | (lower, upper) clip bounds
 
 
-@dataclass(frozen=True)
-class View:
-    """What a rule may see of the tokens of a micro-batch: flat (T,) float32, one sequence after another.
-
-    logprobs      now; the only tensor with a gradient, and only `WithPenalty` may use it
-    old_logprobs  of the anchor of the ratio: the old policy, or the sampler
-    advantages    A
-    entropy       of the old policy, nats
-    lengths       (n,) int64, tokens of each sequence
-    numbers       (n,) int64, which sequence of the update each is, however the update is cut
-    update        updates of the run before this one: what is drawn by chance differs from update to update
-    totals        what the rule's own sums add up to over the whole update
-    """
-
-    logprobs: Tensor
-    old_logprobs: Tensor
-    advantages: Tensor
-    entropy: Tensor
-    lengths: Tensor
-    numbers: Tensor
-    update: int = 0
-    totals: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def log_ratio(self) -> Tensor:
-        """(T,) ln r = ln (now / old), within +-20, without gradient."""
-        return (self.logprobs.detach() - self.old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-
-    @property
-    def ratio(self) -> Tensor:
-        """(T,) r = now / old, without gradient."""
-        return self.log_ratio.exp()
-
-    @property
-    def p(self) -> Tensor:
-        """(T,) old probability."""
-        return self.old_logprobs.exp()
-
-    @property
-    def sequence(self) -> Tensor:
-        """(T,) int64, which of `lengths` a token belongs to."""
-        return torch.repeat_interleave(self.lengths, output_size=len(self.logprobs))
-
-    @property
-    def position(self) -> Tensor:
-        """(T,) int64, the token's place in its response, from 0."""
-        starts = self.lengths.cumsum(0) - self.lengths
-        return torch.arange(len(self.logprobs), device=self.logprobs.device) - starts[self.sequence]
+def sequence_sum(values: Tensor, sequence_ids: Tensor) -> Tensor:
+    """(T,) at each token the sum of `values` over its sequence; every sequence has at least one token."""
+    return torch.zeros_like(values).index_add(0, sequence_ids, values)[sequence_ids]
 
 
-class WithPenalty(NamedTuple):
-    """A weight and, for a rule that has one, a term of the loss of its own: (T,), a function of `view.logprobs`."""
+def _positions(sequence_ids: Tensor) -> Tensor:
+    lengths = torch.zeros_like(sequence_ids).index_add(0, sequence_ids, torch.ones_like(sequence_ids))
+    starts = lengths.cumsum(0) - lengths  # of each sequence
+    return torch.arange(len(sequence_ids), device=sequence_ids.device) - starts[sequence_ids]
 
-    weights: Tensor
-    penalty: Tensor
+
+def _log_ratio(given: Mapping[str, Tensor]) -> Tensor:
+    return (given["logprobs"] - given["old_logprobs"]).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
-Result = Tensor | tuple[Tensor, Tensor] | WithPenalty  # a weight | an interval | a weight and a penalty
-Sums = Callable[..., dict[str, Tensor]]
+GIVEN: tuple[str, ...] = ("logprobs", "old_logprobs", "advantages", "entropy", "sequence_ids")
+DERIVED: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
+    "log_ratio": _log_ratio,
+    "ratio": lambda given: _log_ratio(given).exp(),
+    "old_probs": lambda given: given["old_logprobs"].exp(),
+    "positions": lambda given: _positions(given["sequence_ids"]),
+    "lengths": lambda given: sequence_sum(torch.ones_like(given["sequence_ids"]), given["sequence_ids"]),
+}
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule by its name, with its parameters.
+    """A clipping rule with its parameters.
 
-    function: (view, *, parameters) -> Result. sums: functions (view, *, some of these parameters) -> dict of tensors,
-    each a sum over the view's tokens; they run in this order, each seeing in `view.totals` what those before it add up
-    to. Raises ValueError for sums with a parameter that the rule has not.
+    function: takes inputs of this module by name, and parameters by keyword; returns a `Result`.
+    parameters: those that differ from the function's defaults.
     """
 
     name: str
     function: Callable[..., Result]
-    sums: tuple[Sums, ...] = ()
     parameters: Mapping[str, object] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        for sums in self.sums:
-            strange = set(_keywords(sums)) - self.defaults.keys()
-            if strange:
-                raise ValueError(f"rule {self.name}: its sums ask for {', '.join(strange)}, no parameter of the rule")
+    def __call__(
+        self, *, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, entropy: Tensor, sequence_ids: Tensor
+    ) -> Result:
+        """Clip bounds or gradient weight of the tokens, all (T,); float inputs share one dtype, without gradient."""
+        given = dict(zip(GIVEN, (logprobs, old_logprobs, advantages, entropy, sequence_ids), strict=True))
+        inputs = [given[name] if name in given else DERIVED[name](given) for name in self.inputs]
+        return self.function(*inputs, **self.arguments)
 
-    def __call__(self, view: View, **now: object) -> Result:
-        """The rule's result; `now` overrides parameters, as a radius per token does."""
-        return self.function(view, **{**self.arguments, **now})
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the tensors that the function takes."""
+        return [p.name for p in _signature(self.function) if p.kind is not p.KEYWORD_ONLY]
 
     @property
     def defaults(self) -> dict[str, object]:
-        """The parameters and their published values; `...` for one that has none and must be given."""
-        published = self.function.__kwdefaults__ or {}
-        return {name: published.get(name, ...) for name in _keywords(self.function)}
+        """Parameters and their published values; `...` for a parameter without a default."""
+        keywords = [p for p in _signature(self.function) if p.kind is p.KEYWORD_ONLY]
+        return {p.name: ... if p.default is p.empty else p.default for p in keywords}
 
     @property
     def arguments(self) -> dict[str, object]:
-        """What the rule is called with: the published values, and those given instead."""
+        """The parameters that the function is called with."""
         return {**self.defaults, **self.parameters}
 
     def with_parameters(self, given: Mapping[str, object]) -> "Rule":
-        """The rule with these parameters. Raises ValueError for unknown and missing ones and wrong types."""
-        known = self.defaults
-        listed = ", ".join(f"{k}" if v is ... else f"{k} ({v})" for k, v in known.items()) or "none"
+        """The rule with these parameters. Raises ValueError for unknown or missing parameters and wrong types."""
+        defaults = self.defaults
+        listed = ", ".join(k if v is ... else f"{k} ({v})" for k, v in defaults.items()) or "none"
         for name, value in given.items():
-            if name not in known:
-                raise ValueError(f"rule {self.name}: {name!r} is no parameter of it; its parameters: {listed}")
-            text = isinstance(known[name], str)
-            if value is None:
-                right = known[name] is None or type(None) in get_args(self.function.__annotations__.get(name))
-            else:
-                right = isinstance(value, str if text else int | float | Tensor) and not isinstance(value, bool)
-            if not right:
-                kind = "a word" if text else "a number"
-                raise ValueError(f"rule {self.name}: {name} is {value!r}; use {kind} (published: {known[name]})")
-        missing = [name for name, value in known.items() if value is ... and name not in given]
-        if missing:
-            raise ValueError(f"rule {self.name}: {', '.join(missing)} has no published value; give one")
-        return replace(self, parameters={**self.parameters, **given})
+            if name not in defaults:
+                raise ValueError(
+                    f"rule_args: {name!r} is not a parameter of rule {self.name}; its parameters: {listed}"
+                )
+            allowed = _allowed_types(self.function, name, defaults[name])
+            if isinstance(value, bool) or not isinstance(value, (*allowed, int) if float in allowed else allowed):
+                types = " or ".join(TYPE_NAMES[kind] for kind in allowed)
+                raise ValueError(
+                    f"rule_args: {name} of rule {self.name} is not {types} (got {value!r}); its parameters: {listed}"
+                )
+        parameters = {**self.parameters, **given}
+        if missing := [name for name, value in defaults.items() if value is ... and name not in parameters]:
+            raise ValueError(f"rule_args: rule {self.name} has no default for {', '.join(missing)}; set a value")
+        return replace(self, parameters=parameters)
 
 
-def _keywords(function: Callable[..., object]) -> tuple[str, ...]:
-    code = function.__code__
-    return code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+def _signature(function: Callable[..., object]) -> list[inspect.Parameter]:
+    return list(inspect.signature(function).parameters.values())
 
 
-# ---- from a rule to losses ----
+TYPE_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "text", type(None): "null"}
 
 
-class ClippedLoss(NamedTuple):
-    """The tokens' losses and what became of their gradients; all (T,), only `losses` has a gradient.
+def _allowed_types(function: Callable[..., object], name: str, default: object) -> tuple[type, ...]:
+    """Types of a parameter: those of its annotation and of its default; all where neither is known."""
+    try:
+        annotation = inspect.get_annotations(function, eval_str=True).get(name)
+    except NameError:  # a name that the file imports for type checkers alone
+        annotation = None
+    found = tuple(kind for kind in TYPE_NAMES if kind in (annotation, *get_args(annotation), type(default)))
+    return tuple(TYPE_NAMES) if found in ((), (type(None),)) else found
 
-    losses        to be weighted and summed; their gradient is -w A grad log pi (and that of a penalty)
-    weights       w; r for a token that no rule touches
-    ratio         r, of the sequence with surrogate gspo
-    cut           by the rule: an interval is left on the clipped side (A > 0 above, A < 0 below), or w = 0 for A != 0
-    no_gradient   cut, or above the dual clip
-    lower, upper  the interval; None for a rule that gives weights
+
+# ---- finding a rule ----
+
+RULES: dict[str, Rule] = {}  # filled by bandpo/rules.py
+
+
+def register(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Enter a rule in RULES under its function's name."""
+    assert function.__name__ not in RULES, f"two rules are called {function.__name__}"
+    RULES[function.__name__] = Rule(function.__name__, function)
+    return function
+
+
+def load_rule(name: str, parameters: Mapping[str, object]) -> Rule:
+    """The rule with this name, or of the user's "FILE.py:FUNCTION", with these parameters.
+
+    Raises ValueError, naming what is allowed, for an unknown rule, parameter or input, a function without the form of a
+    rule, and a file that is missing, is not valid Python or raises.
     """
+    import bandpo.rules  # noqa: F401  (fills RULES)
 
-    losses: Tensor
-    weights: Tensor
-    ratio: Tensor
-    cut: Tensor
-    no_gradient: Tensor
-    lower: Tensor | None
-    upper: Tensor | None
-
-    def bounds(self) -> dict[str, Tensor]:
-        """The weight, and the interval of a rule that gives one, by name."""
-        named = {"weight": self.weights, "lower": self.lower, "upper": self.upper}
-        return {name: values for name, values in named.items() if values is not None}
-
-    def statistics(self, view: View) -> ClipStatistics:
-        """What the rule did to the tokens of `view`; nothing is read back from the device."""
-        weights, bounds = self.weights, (self.lower, self.upper)
-        return token_statistics(
-            self.ratio, view.old_logprobs, view.advantages, self.cut, self.no_gradient, *bounds, weights=weights
+    if name in RULES:
+        return RULES[name].with_parameters(parameters)
+    path, colon, function_name = name.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        raise ValueError(f"rule: {name!r} is not known; use FILE.py:FUNCTION, or one of {', '.join(sorted(RULES))}")
+    try:
+        with open(path, "rb") as file:
+            source = file.read()
+    except OSError as error:
+        raise ValueError(f"rule: {path} cannot be read: {error.strerror}") from error
+    names: dict[str, object] = {"__name__": path.removesuffix(".py"), "__file__": path}
+    try:
+        exec(compile(source, path, "exec"), names)
+    except (Exception, SystemExit) as error:  # a user's file may raise anything
+        raise ValueError(f"rule: {format_error(error, path)}") from error
+    function = names.get(function_name)
+    if not inspect.isfunction(function):
+        functions = [key for key, value in names.items() if getattr(value, "__module__", None) == names["__name__"]]
+        raise ValueError(f"rule: {path} has no function {function_name}; it has {', '.join(functions) or 'none'}")
+    unknown = [name for name in Rule(name, function).inputs if name not in (*GIVEN, *DERIVED)]
+    starred = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in _signature(function))
+    if unknown or starred:  # **kwargs would accept a misspelled parameter without effect
+        wrong = f"{unknown[0]!r} is not an input" if unknown and not starred else "*args and **kwargs are not allowed"
+        raise ValueError(
+            f"rule: {name}: {wrong}; write `def {function_name}(ratio, advantages, *, parameter=value)` with inputs "
+            f"from {', '.join((*GIVEN, *DERIVED))}"
         )
+    return Rule(name, function).with_parameters(parameters)
 
 
-def clipped_loss(rule: Rule, view: View, *, surrogate: str, dual_clip: float | None, **now: object) -> ClippedLoss:
-    """The losses that the rule makes of the tokens of `view`; `now` overrides parameters of the rule.
-
-    surrogate: "ppo", "cispo" or "gspo", as for `policy_loss`. Weights are the gradient already, so "cispo" is for
-    intervals alone; with "gspo" a rule of either kind sees the ratios of whole sequences.
-    dual_clip: as for `policy_loss`; no rule gives a gradient to A < 0 above that ratio.
-
-    Raises ValueError for cispo with a rule of weights, and as `policy_loss` and the rule do.
-    """
-    view = _by_sequence(view, surrogate)
-    result, ratio, advantages = rule(view, **now), view.ratio, view.advantages
-    above = torch.zeros_like(ratio, dtype=torch.bool) if dual_clip is None else (advantages < 0) & (ratio > dual_clip)
-    if isinstance(result, tuple) and not isinstance(result, WithPenalty):
-        lower, upper = result
-        losses = policy_loss(
-            view.logprobs, view.old_logprobs, advantages, lower, upper, dual_clip=dual_clip, surrogate=surrogate
-        )
-        cut = ((advantages > 0) & (ratio > upper)) | ((advantages < 0) & (ratio < lower))
-        if surrogate == "cispo":
-            weights = ratio.clamp(lower, upper)
-            if dual_clip is not None:
-                weights = torch.where(advantages < 0, weights.clamp(max=dual_clip), weights)
-        else:
-            weights = torch.where(cut | above, 0.0, ratio)
-        return ClippedLoss(losses, weights, ratio, cut, cut | above, lower, upper)
-    if surrogate == "cispo":
-        raise ValueError(f"surrogate: cispo clips to an interval, and rule {rule.name} gives weights; use ppo or gspo")
-    weights, penalty = result if isinstance(result, WithPenalty) else (result, None)
-    cut = (weights == 0) & (advantages != 0)
-    weights = torch.where(above, 0.0, weights).detach()
-    losses = -weights * advantages * view.logprobs
-    losses = losses if penalty is None else losses + penalty
-    return ClippedLoss(losses, weights, ratio, cut, cut | above, None, None)
-
-
-def totals(
-    rule: Rule,
-    views: Sequence[View],
-    reduce: Callable[[dict[str, Tensor]], dict[str, Tensor]],
-    *,
-    surrogate: str,
-) -> dict[str, Tensor]:
-    """What the rule's sums add up to over the update, for `View.totals`; {} for a rule without sums.
-
-    views: all micro-batches of this rank for one update, with `logprobs` under the policy as it is before that update.
-    For the first update of a step these are known where the old policy has just been evaluated on its tokens, and of
-    an update of one micro-batch in its own pass; every other one needs a forward pass without gradient first.
-    (Statistics of the update before would be free, but are of other sequences and an older policy, and would have to
-    be kept in checkpoints.)
-    reduce: adds named tensors over ranks; called once for each of `rule.sums`. surrogate: as for `clipped_loss`.
-    """
-    found: dict[str, Tensor] = {}
-    views = [_by_sequence(view, surrogate) for view in views]
-    for sums in rule.sums:
-        given = {name: rule.arguments[name] for name in _keywords(sums)}
-        parts = [sums(replace(view, totals=found), **given) for view in views]
-        found = found | reduce({name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]})
-    return found
-
-
-def _by_sequence(view: View, surrogate: str) -> View:
-    """The view that the rule judges: with the ratios of whole sequences for gspo."""
-    if surrogate != "gspo":
-        return view
-    return replace(view, logprobs=sequence_logprobs(view.logprobs, view.old_logprobs, view.lengths))
-
-
-# ---- a rule that is not known yet ----
+# ---- checking a rule ----
 
 
 def check_rule(rule: Rule) -> str:
-    """Try a rule on made-up tokens; "interval" or "weight", what it gives. A few milliseconds on the CPU.
+    """Run the rule on a synthetic batch, a few milliseconds on a CPU; returns its kind, "bounds" or "weight".
 
-    Raises ValueError saying what is wrong: shapes, dtypes, values that are not finite (an upper bound may be infinite),
-    an interval without 1, a gradient where a constant must be, and whatever the function raises, with the line of it.
+    Raises ValueError for results with wrong shapes or dtypes, values that are not finite (an upper bound may be
+    infinite), bounds that exclude the ratio 1, a gradient, an input that was written to, and for any exception of the
+    function, with its line.
     """
-    view = made_up_view()
+    batch = synthetic_batch()
     try:
-        found = totals(rule, [view], lambda sums: sums, surrogate="ppo")
-        result = rule(replace(view, totals=found))
+        result = rule(**batch)
     except (Exception, SystemExit) as error:  # a user's function may raise anything
-        where = told(error, rule.function.__code__.co_filename)
-        raise ValueError(f"rule {rule.name}, tried on made-up tokens: {where}") from error
-    tokens = len(view.logprobs)
-
-    def examine(name: str, value: object, *, finite: bool = True, gradient: bool = False) -> Tensor:
-        where = f"rule {rule.name}: {name}"
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{where} is a {type(value).__name__}; return a tensor (T,) w, or a tuple (lower, upper)")
-        if value.shape != (tokens,) or value.dtype != view.logprobs.dtype:
-            raise ValueError(
-                f"{where} is {value.dtype} of shape {tuple(value.shape)} for {tokens} tokens of {view.logprobs.dtype}; "
-                "one number for each token, of the same dtype"
-            )
-        if value.isnan().any() or (finite and value.isinf().any()):
-            token = int((~value.isfinite()).float().argmax())
-            at = f"r {view.ratio[token]:.4g}, p {view.p[token]:.4g}, A {view.advantages[token]:.4g}"
-            raise ValueError(f"{where} is {value[token]:.4g} at {at}; it must be finite there")
-        if value.requires_grad and not gradient:
-            raise ValueError(f"{where} has a gradient; it must be a constant: use view.ratio, or .detach()")
-        return value
-
-    if isinstance(result, WithPenalty):
-        examine("weights", result.weights)
-        if not examine("penalty", result.penalty, gradient=True).requires_grad:
-            raise ValueError(f"rule {rule.name}: penalty has no gradient and does nothing; make it of view.logprobs")
-        return "weight"
+        where = format_error(error, inspect.unwrap(rule.function).__code__.co_filename)
+        raise ValueError(f"rule: {rule.name} failed on a synthetic batch: {where}") from error
+    for name, value in synthetic_batch().items():
+        if not torch.equal(value, batch[name]):
+            raise ValueError(f"rule: {rule.name} writes to its input {name}; compute a new tensor instead")
     if not isinstance(result, tuple):
-        examine("w", result)
+        _examine(rule, "w", result, batch)
         return "weight"
     if len(result) != 2:
-        raise ValueError(f"rule {rule.name}: {len(result)} values; return a tensor (T,) w, or a tuple (lower, upper)")
-    lower, upper = examine("lower", result[0]), examine("upper", result[1], finite=False)
+        raise ValueError(f"rule: {rule.name} returned {len(result)} values; return a weight (T,), or (lower, upper)")
+    lower, upper = _examine(rule, "lower", result[0], batch), _examine(rule, "upper", result[1], batch)
     outside = (lower > 1) | (upper < 1) | (lower < 0)
     if outside.any():
         token = int(outside.float().argmax())
         raise ValueError(
-            f"rule {rule.name}: the interval [{lower[token]:.4g}, {upper[token]:.4g}] does not hold 0 <= lower <= 1 <= "
-            f"upper, at p {view.p[token]:.4g}, A {view.advantages[token]:.4g}"
+            f"rule: {rule.name}: bounds [{lower[token]:.4g}, {upper[token]:.4g}] do not satisfy 0 <= lower <= 1 <= "
+            f"upper, at p {batch['old_logprobs'][token].exp():.4g}, A {batch['advantages'][token]:.4g}"
         )
-    return "interval"
+    return "bounds"
 
 
-def told(error: BaseException, path: str) -> str:
-    """An error with the line of the file `path` that it came from, where there is one; a SyntaxError has its own."""
+def _examine(rule: Rule, name: str, value: object, batch: Mapping[str, Tensor]) -> Tensor:
+    """The value, which must be one finite number per token, of the inputs' dtype, without gradient."""
+    where, logprobs = f"rule: {rule.name}: {name}", batch["logprobs"]
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{where} is a {type(value).__name__}; return a weight (T,), or a tuple (lower, upper)")
+    if value.shape != logprobs.shape or value.dtype != logprobs.dtype:
+        raise ValueError(
+            f"{where} is {value.dtype} of shape {tuple(value.shape)} for {len(logprobs)} tokens of {logprobs.dtype}; "
+            "return one number per token, of the same dtype"
+        )
+    if value.isnan().any() or (name != "upper" and value.isinf().any()):
+        token = int((~value.isfinite()).float().argmax())
+        ratio = (logprobs[token] - batch["old_logprobs"][token]).exp()
+        at = f"r {ratio:.4g}, p {batch['old_logprobs'][token].exp():.4g}, A {batch['advantages'][token]:.4g}"
+        raise ValueError(f"{where} is {value[token]:.4g} at {at}; it must be finite")
+    if value.requires_grad:
+        raise ValueError(f"{where} has a gradient; call .detach()")
+    return value
+
+
+def format_error(error: BaseException, path: str) -> str:
+    """An error with its line in the file `path`, where there is one; a SyntaxError names its own line."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     line = f":{frames[-1].lineno}" if frames else ""
     return f"{path}{line}: {type(error).__name__}: {error}"
 
 
-def made_up_view(dtype: torch.dtype = torch.float32) -> View:
-    """Tokens of all kinds, about 300: rare to sure, ratios from e^-3 to e^3, some exactly 1, A of both signs and 0."""
+def synthetic_batch(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Inputs of a rule for 293 tokens: rare to certain, ratios from e^-3 to e^3 or exactly 1, A of both signs or 0."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor([1, 2, 40, 100, 150])
     tokens = int(lengths.sum())
     old = -torch.logspace(-4, 1.2, tokens, dtype=torch.float64)[torch.randperm(tokens, generator=generator)]
-    moved = old + torch.randn(tokens, generator=generator, dtype=torch.float64).clamp(-3, 3)
+    shift = 2 * torch.randn(tokens, generator=generator, dtype=torch.float64)
+    moved = -(old + shift.clamp(-3, 3)).abs()
     moved[::5] = old[::5]
-    advantages = torch.tensor([1.5, -0.5, 0.0, 1.0, -2.0], dtype=dtype).repeat_interleave(lengths)
-    return View(
-        logprobs=moved.clamp(max=-1e-6).to(dtype).requires_grad_(),
-        old_logprobs=old.to(dtype),
-        advantages=advantages,
-        entropy=torch.linspace(0, 10, tokens, dtype=dtype),
-        lengths=lengths,
-        numbers=torch.arange(len(lengths)),
-    )
+    return {
+        "logprobs": moved.to(dtype),
+        "old_logprobs": old.to(dtype),
+        "advantages": torch.tensor([1.5, -0.5, 0.0, 1.0, -2.0], dtype=dtype).repeat_interleave(lengths),
+        "entropy": torch.linspace(0, 10, tokens, dtype=dtype),
+        "sequence_ids": torch.repeat_interleave(lengths),
+    }

@@ -1,7 +1,7 @@
 """How much memory a rank needs, estimated from below, to tell a run that cannot fit from one that can.
 
 In bytes, per rank, with n processes, P parameters, H hidden, V vocabulary rows, L layers, F feed-forward, K = kv heads
-x head size, m `micro_batch_tokens`, c `logprob_chunk_tokens`:
+x head size, m `micro_batch_tokens`, c LOGPROB_CHUNK_TOKENS:
 
     weights, Adam    4 P + 8 P, float32, divided by n under fsdp2; 4 P more (/ n) for a reference that stays on the GPU
     gradients        4 P (/ n), and under ddp 4 P for the buckets
@@ -26,6 +26,9 @@ from configs.schema import Config
 GIB = 2**30
 CARDS_GIB = (24, 40, 48, 80, 141)
 OVERHEAD_GIB = 3.0  # CUDA context, NCCL, what a sleeping engine keeps: a guess
+LOGPROB_CHUNK_TOKENS = 1024  # response tokens whose logits exist at a time
+DDP_PARAMETERS = 1e9  # up to here every process holds the whole policy: weights, gradients, AdamW take 16 GB
+CPU_CACHE_SLACK = 2**24  # bytes; vLLM keeps a block to itself
 ENGINE_SEQUENCES = 16  # decoded at once at the least; fewer would be no use
 
 
@@ -110,21 +113,36 @@ def cache_a_token(size: Size, bytes_per_number: int) -> int:
     return 2 * size.layers * size.kv * bytes_per_number
 
 
+def sharding_of(cfg: Config, size: Size, processes: int) -> str:
+    """none, ddp or fsdp2: what `sharding: auto` stands for."""
+    if cfg.sharding != "auto":
+        return cfg.sharding
+    return "none" if processes == 1 else "ddp" if size.parameters <= DDP_PARAMETERS else "fsdp2"
+
+
+def cpu_cache_bytes(cfg: Config, size: Size, sequences: int) -> int:
+    """Bytes of vLLM's cache on a CPU: `sequences` of half the longest length, one whole sequence at least, 4 GiB at
+    most unless one sequence needs more."""
+    whole = cfg.max_prompt_tokens + cfg.max_response_tokens
+    a_sequence = whole * cache_a_token(size, 2 if cfg.precision == "bfloat16" else 4)
+    return max(a_sequence + CPU_CACHE_SLACK, min(sequences * a_sequence // 2, 4 * GIB), 2**28)
+
+
 def estimate(cfg: Config, size: Size, processes: int) -> Memory:
     """Memory per rank of `cfg` on `processes` GPUs, by the formulas at the head of this file."""
-    sharded = cfg.sharding == "fsdp2"
+    sharding = sharding_of(cfg, size, processes)
+    sharded = sharding == "fsdp2"
     n = processes if sharded else 1
     compute = 4 if cfg.precision == "float32" else 2  # bytes a number in forward and backward
     p, h, m = size.parameters, size.hidden, cfg.micro_batch_tokens
-    reference = 4 * p / n if cfg.kl_coef > 0 and not cfg.reference_offload else 0
-    states = 12 * p / n + reference
-    gradients = 4 * p / n + (4 * p if cfg.sharding == "ddp" else 0)
+    states = 12 * p / n
+    gradients = 4 * p / n + (4 * p if sharding == "ddp" else 0)
     if sharded:
         gathered = 2 * compute * (2 * size.layer_parameters + size.outer_parameters)
     else:
         gathered = 2 * p if compute == 2 else 0
     activations = compute * m * activations_a_token(size, cfg.gradient_checkpointing)
-    logits = 8 * cfg.logprob_chunk_tokens * size.vocabulary + 8 * size.vocabulary * h
+    logits = 8 * LOGPROB_CHUNK_TOKENS * size.vocabulary + 8 * size.vocabulary * h
     update = states + gradients + gathered + activations + logits
     beside = states + 3 * compute * size.vocabulary * h
     whole = cfg.max_prompt_tokens + cfg.max_response_tokens

@@ -2,14 +2,17 @@
 
     find("qwen3b_band.yaml", [CONFIG_DIR, Path()])     # [models/qwen3b.yaml, methods/band.yaml]
 
-MODEL_METHOD.yaml and MODEL.yaml are looked up as if they were files of this folder. A file that is there comes first,
-so an exception for one model and method is a file of their name that inherits that name.
+MODEL_METHOD.yaml and MODEL.yaml are looked up as if they were files of this folder. A file that exists comes first,
+so an exception for one model and method is a file of their name that inherits that name. METHOD is a file of methods/
+or a rule: the rule alone with its published values, without dual clip.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 CONFIG_DIR = Path(__file__).resolve().parent
+# Rules that need no file in methods/; those of bandpo/rules.py, which imports torch.
+RULES = "abc acpo band_asymmetric bapo ce_gppo cispo clip_cov dgpo gppo gspo kl_cov ripo sapo up".split()
 
 
 def stems(kind: str) -> list[str]:
@@ -20,7 +23,7 @@ def stems(kind: str) -> list[str]:
 def composed() -> dict[str, list[Path]]:
     """NAME -> the files to read one after another, for every model, and every model with every method."""
     models = {name: CONFIG_DIR / "models" / f"{name}.yaml" for name in stems("models")}
-    methods = {name: CONFIG_DIR / "methods" / f"{name}.yaml" for name in stems("methods")}
+    methods = {name: CONFIG_DIR / "methods" / f"{name}.yaml" for name in [*stems("methods"), *RULES]}
     pairs = {f"{model}_{method}": [models[model], methods[method]] for model in models for method in methods}
     return {name: [path] for name, path in models.items()} | pairs
 

@@ -1,277 +1,347 @@
-"""Every knob of training, once, and the batch arithmetic that follows from them.
+"""Every option of training, once, and the batch arithmetic that follows from them.
 
     python train.py --help          # all of them with type, unit, default, symbol and source
 
-A new knob is one line in `Config`; the code reads it as `cfg.name`. A YAML file beside this one sets what differs from
-the defaults, which are the paper's main run but for `reward` (the paper's is answer_line).
+A new option is one line in `Config`; the code reads it as `cfg.name`. A YAML file in this folder sets what differs from
+the defaults, which are those of the paper's main run, except for `reward` (the paper's is answer_line).
 """
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from configs.load import ConfigError, knob
 
 PAPER = "paper"  # arXiv 2603.04918 and the scripts published with it
 DAPO = "arXiv 2503.14476"
-# Keys that `rule` stands in place of.
-OF_CLIP = "clip divergence delta delta_final delta_schedule radius ratio_cap clip_low clip_high".split()
+RULES_AT_RATIO_1 = ("clip_cov",)  # rules of bandpo/rules.py that change the gradient where the ratio is 1
+# Arguments of vllm.LLM that `vllm` cannot override, and what sets them.
+OWN_VLLM_ARGUMENTS = {
+    **{"model": "model", "dtype": "precision", "seed": "seed", "tensor_parallel_size": "tensor_parallel"},
+    **{"gpu_memory_utilization": "engine_memory_share", "trust_remote_code": "trust_remote_code"},
+    **{"max_model_len": "max_prompt_tokens and max_response_tokens"},
+}
+FIXED_VLLM_ARGUMENTS = dict.fromkeys(
+    ["logprobs_mode", "generation_config", "logits_processors", "distributed_executor_backend", "enable_sleep_mode"],
+    "the trainer",
+)
 
 
 @dataclass(frozen=True)
 class Config:
-    """Every knob, once. `python train.py --help` prints them with type, unit, default, symbol and source."""
+    """Every option, once. `python train.py --help` prints them with type, unit, default, symbol and source."""
 
-    run_name: str = knob("run", "folder of the run under output_dir; the same name again resumes it", section="Run")
-    output_dir: str = knob("runs", "where runs are kept")
-    seed: int = knob(0, "everything random is a function of it and the step", low=0, high=2**32 - 1)
-    deterministic: bool = knob(False, "the same bits from the same seed on a GPU too, slower; on a CPU always so")
-    max_steps: int = knob(1020, "steps of rollout and update; the paper's 10 epochs", source=PAPER, low=1)
-    max_epochs: float | None = knob(
-        None, "stop after so many passes over the training prompts, refills included; null: max_steps alone", above=0
+    run_name: str = knob("run", "name of the run's folder; the same name resumes the run", section="Run")
+    output_dir: str = knob("runs", "folder that holds the run folders")
+    seed: int = knob(0, "seed of sampling, data order and weights that are initialized", low=0, high=2**32 - 1)
+    deterministic: bool = knob(False, "bit-identical runs from the same seed on a GPU, slower; a CPU run always is")
+    max_steps: int = knob(1020, "training steps, each a rollout and its updates; 10 epochs", source=PAPER, low=1)
+    dry_run: bool = knob(False, "preflight checks and the configuration only; no model is loaded")
+    wandb: Literal["auto", "online", "offline", "disabled"] = knob(
+        "auto", "wandb mode; auto: online with an API key and a network, else offline"
     )
-    dry_run: bool = knob(False, "print the configuration and every check; stop before a model is loaded")
-    wandb: Literal["auto", "online", "offline", "disabled"] = knob("auto", "auto: online with a key and a network")
-    wandb_project: str = knob("bandpo", "project on wandb")
-    samples_logged: int = knob(8, "answers logged a step, in runs/NAME/samples and on wandb", low=0)
-    plots: bool = knob(True, "make runs/NAME/page.html and plots/entropy.png when the run ends")
+    samples_logged: int = knob(8, "responses per step in runs/NAME/samples and on wandb, one per group", low=0)
 
-    model: str = knob("Qwen/Qwen2.5-3B-Instruct", "folder or hub id to start from", section="Model")
+    model: str = knob("Qwen/Qwen2.5-3B-Instruct", "folder or hub id of the start model", section="Model")
     precision: Literal["auto", "float32", "bfloat16"] = knob(
-        "auto", "of compute and engine; master weights are float32. auto: bfloat16 on a GPU that has it"
+        "auto", "dtype of compute and engine; auto: bfloat16 on a GPU that supports it; master weights are float32"
     )
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = knob(
-        "auto", "attention kernel; auto: flash_attention_2 where installed, else sdpa"
+        "auto", "attention kernel; auto and flash_attention_*: packed sequences without padding; eager, sdpa: padded"
     )
-    packing: Literal["auto", "on", "off"] = knob(
-        "auto", "sequences end to end, no padding; auto: unless attention: eager"
+    gradient_checkpointing: bool = knob(
+        True, "recomputation of activations in backward: less memory, a third more compute"
     )
-    gradient_checkpointing: bool = knob(True, "recompute activations in backward: less memory, a third more compute")
-    compile: bool = knob(False, "torch.compile of the decoder layers: a minute to start, faster steps")
-    logprob_chunk_tokens: int = knob(1024, "response tokens whose logits exist at a time", unit="tokens", low=1)
-    logprob_kernel: Literal["chunked", "liger"] = knob("chunked", "liger: liger-kernel's fused op, to be installed")
-    sharding: Literal["none", "ddp", "fsdp2"] = knob("fsdp2", "how the policy is cut over processes")
-    reference_offload: bool = knob(True, "keep the reference policy in CPU memory between its turns")
-    trust_remote_code: bool = knob(False, "run Python code that comes with the model: only if you trust its author")
+    sharding: Literal["auto", "none", "ddp", "fsdp2"] = knob(
+        "auto", "how processes hold the policy; auto: none for one process, ddp up to 1B parameters, else fsdp2"
+    )
+    trust_remote_code: bool = knob(
+        False, "permission for Python code that comes with the model; only if you trust its author"
+    )
 
     train_data: str | list[str] = knob(
-        ["dapo_math_17k_processed", "math_train_l3_5"], "sets or files, mixed", source=PAPER, section="Data"
+        ["dapo_math_17k_processed", "math_train_l3_5"], "training sets or files, mixed", source=PAPER, section="Data"
     )
-    eval_data: str | list[str] = knob(["aime24", "aime25", "amc23"], "sets or files to evaluate on", source=PAPER)
-    prompt_template: str = knob("dapo", "instruction around the problem: a name of data/prompts.py", source=PAPER)
-    system_prompt: str = knob("default", "default: the chat template's own; none: no system turn; or the text")
-    chat_template: bool = knob(True, "wrap prompts in the model's chat template")
-    max_prompt_tokens: int = knob(1024, "longer prompts are dropped and counted", unit="tokens", source=PAPER, low=1)
-    bad_gold: Literal["drop", "refuse"] = knob("drop", "gold answers that do not verify against themselves")
+    eval_data: str | list[str] = knob(["aime24", "aime25", "amc23"], "evaluation sets or files", source=PAPER)
+    prompt_template: str = knob("dapo", "instruction around the problem, a name of data/prompts.py", source=PAPER)
+    system_prompt: str = knob("default", "system turn; default: the chat template's own; none: no system turn; or text")
+    chat_template: bool = knob(True, "prompts in the model's chat template; false: the bare text")
+    max_prompt_tokens: int = knob(
+        1024, "longest prompt; longer ones are dropped and counted", unit="tokens", source=PAPER, low=1
+    )
 
-    engine: Literal["vllm", "hf"] = knob("vllm", "what samples; hf: transformers' generate", section="Rollout")
-    prompts_per_step: int = knob(256, "over all processes", unit="prompts", symbol="B", source=PAPER, low=1)
-    samples_per_prompt: int = knob(16, "answers to each prompt, a group", symbol="G", source=PAPER, low=2)
-    max_response_tokens: int = knob(4096, "answers are cut here", unit="tokens", source=PAPER, low=1)
+    engine: Literal["vllm", "hf"] = knob("vllm", "rollout engine; hf: transformers' generate, slow", section="Rollout")
+    prompts_per_step: int = knob(256, "prompts per step over all processes", symbol="B", source=PAPER, low=1)
+    samples_per_prompt: int = knob(16, "responses per prompt, a group", symbol="G", source=PAPER, low=2)
+    max_response_tokens: int = knob(
+        4096, "longest response; longer ones are truncated", unit="tokens", source=PAPER, low=1
+    )
     temperature: float = knob(
-        1.0, "of sampling, log-probs and entropy; vLLM takes 2 at most", source=PAPER, above=0, high=2
+        1.0, "temperature of sampling, log-probs and entropy; vLLM allows at most 2", source=PAPER, above=0, high=2
     )
     top_p: float = knob(1.0, "nucleus sampling; 1: off", source=PAPER, above=0, high=1)
-    top_k: int = knob(0, "sample among the k likeliest tokens; 0: off", source=PAPER, low=0)
-    dynamic_sampling: bool = knob(False, "replace groups whose answers are all right or all wrong", source=DAPO)
-    max_refills: int = knob(10, "rounds of dynamic sampling a step; groups still without signal stay", low=0)
-    lag: int = knob(0, "train on the answers that the policy gave so many steps ago", unit="steps", low=0)
+    top_k: int = knob(0, "sample among the k most likely tokens; 0: off", source=PAPER, low=0)
+    dynamic_sampling: int = knob(
+        0, "rounds per step that replace groups of equal scores by new prompts; 0: off", source=DAPO, low=0
+    )
+    off_policy_steps: int = knob(0, "age k of rollouts when they are trained on; 0: on-policy", unit="steps", low=0)
     tensor_parallel: int = knob(1, "processes that share one engine", low=1)
-    engine_memory_share: float = knob(0.6, "of a GPU's memory, for the engine while it samples", above=0, below=1)
-    engine_cpu_cache_gib: float = knob(0.25, "KV cache of the engine on a CPU", unit="GiB", above=0)
-    engine_max_sequences: int | None = knob(None, "decoded at once; null: all that the cache holds", low=1)
-    engine_eager: bool = knob(False, "no CUDA graphs in the engine: quick to start, slow to sample; on a CPU always so")
+    engine_memory_share: float = knob(
+        0.6, "share of a GPU's memory for the engine while it samples; without effect on a CPU", above=0, below=1
+    )
+    vllm: dict[str, Any] = knob({}, "further arguments of vllm.LLM, such as {enforce_eager: true, max_num_seqs: 256}")
 
-    reward: str = knob("math", "math: tolerant; answer_line: the paper's; file.py:function: yours", section="Reward")
-    reward_right: float = knob(1.0, "for a right answer", source=PAPER)
-    reward_wrong: float = knob(-1.0, "for any other", source=PAPER)
-    reward_format: float = knob(0.0, "added when there is one final answer, right or wrong; 0: off", low=0)
+    reward: str = knob(
+        "math",
+        "grader; math: tolerant verifier; answer_line: the paper's; FILE.py:FUNCTION: your own",
+        section="Reward",
+    )
+    reward_correct: float = knob(1.0, "reward of a correct response", source=PAPER)
+    reward_incorrect: float = knob(-1.0, "reward of any other response", source=PAPER)
     overlong_buffer_tokens: int = knob(
-        0, "soft penalty over the last tokens before the limit; 0: off", source=DAPO, low=0
+        0, "linear penalty over the last tokens before the length limit, up to 1; 0: off", source=DAPO, low=0
     )
-    overlong_penalty: float = knob(1.0, "taken off at the limit", source=DAPO, low=0)
-    verifier_workers: int = knob(4, "grading processes of each rank", low=1)
-    verifier_timeout_s: float = knob(3.0, "processor time for one answer", unit="s", above=0, high=86_400)
-    verifier_memory_gib: float = knob(2.0, "of one grading process", unit="GiB", above=0)
+    verifier_workers: int = knob(4, "grading processes per rank", low=1)
+    verifier_timeout_s: float = knob(3.0, "CPU time limit per response", unit="s", above=0, high=86_400)
 
-    clip: Literal["fixed", "band", "band_relaxed", "dcpo", "none"] = knob(
-        "band", "how a token's ratio interval is chosen; none: dual clip alone", section="Objective"
+    rule: str = knob("band", "clipping rule: a name of docs/rules.md, or FILE.py:FUNCTION", section="Objective")
+    rule_args: dict[str, Any] = knob(
+        {}, "parameters of the rule that differ from its published values; setting rule resets them", belongs_to="rule"
     )
-    divergence: Literal["kl", "tv", "chi2", "reverse_kl", "hellinger", "jensen_shannon", "alpha"] = knob(
-        "kl", "f-divergence of the Band's trust region", symbol="D_f", source=PAPER
+    dual_clip: float | None = knob(
+        10.0, "ratio above which tokens with A < 0 get no gradient; null: off", symbol="c", source=PAPER, above=1
     )
-    delta: float = knob(0.05, "radius of the trust region", symbol="δ", source=PAPER, above=0, high=1000)
-    delta_final: float | None = knob(None, "radius at the last step; null: constant", above=0, high=1000)
-    delta_schedule: Literal["constant", "linear", "cosine"] = knob("constant", "way from delta to delta_final")
-    radius: Literal["constant", "entropy"] = knob("constant", "entropy: wider where the policy is unsure, same mean")
-    ratio_cap: float | None = knob(10.0, "largest upper bound of band and dcpo; null: none", source=PAPER, low=1)
-    clip_low: float = knob(0.2, "fixed, band_relaxed, dcpo: room below", symbol="ε_low", source="GRPO", low=0)
-    clip_high: float = knob(0.2, "fixed, band_relaxed, dcpo: room above", symbol="ε_high", source="GRPO", low=0)
-    dual_clip: float | None = knob(10.0, "largest r for A < 0; null: off", symbol="c", source=PAPER, above=1)
-    surrogate: Literal["ppo", "cispo", "gspo"] = knob(
-        "ppo", "ppo: min(rA, clip(r)A); cispo: clipped weight on the log-prob; gspo: ratio of the whole sequence"
-    )
-    rule: str | None = knob(
-        None, "in place of clip: a rule of docs/rules.md by its name, or file.py:function, your own"
-    )
-    rule_parameters: dict[str, float | str | None] = knob({}, "what differs from that rule's published values")
     advantage: Literal["group_std", "group_mean", "rloo", "maxrl"] = knob(
-        "group_std", "from a group's rewards to advantages: group_advantages in train.py", source=PAPER
+        "group_std", "group advantages from rewards: group_advantages in train.py", source=PAPER
     )
     loss_aggregation: Literal["seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"] = knob(
-        "seq-mean-token-mean", "from token losses to one number", source=PAPER
+        "seq-mean-token-mean", "aggregation of token losses into the loss", source=PAPER
     )
-    kl_coef: float = knob(0.001, "of the KL to the model started from; 0: none", symbol="β", source=PAPER, low=0)
-    kl_estimator: Literal["k1", "k2", "k3"] = knob("k3", "of that KL", source=PAPER)
-    old_policy: Literal["trainer", "sampler"] = knob(
-        "trainer", "whose log-probs anchor ratio and Band; sampler spares a forward pass and absorbs the mismatch"
+    mask_truncated: bool = knob(False, "no loss for truncated responses, which count in no denominator", source=DAPO)
+    kl_coef: float = knob(0.001, "coefficient of the k3 KL to the start model; 0: off", symbol="β", source=PAPER, low=0)
+    entropy_coef: float = knob(0.0, "coefficient of the entropy bonus; 0: off", low=0)
+    old_policy: Literal["trainer", "rollout"] = knob(
+        "trainer", "old policy of the ratio; trainer: log-probs recomputed before the updates; rollout: the engine's"
     )
-    mismatch_correction: Literal["none", "token_truncate"] = knob(
-        "none", "weight tokens by min(trainer / sampler, mismatch_cap)"
+    tis: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = knob(
+        "none", "importance weight old policy / rollout policy, per token or sequence, truncated or masked"
     )
-    mismatch_cap: float = knob(2.0, "largest such weight", above=0)
-    mismatch_limit: float = knob(0.2, "stop when KL(sampler, trainer) per token is above", unit="nats", above=0)
+    tis_cap: float = knob(2.0, "upper bound of the importance weight", source="arXiv 2510.18855: 5", above=0)
+    tis_floor: float = knob(0.0, "lower bound of the *_mask weights", source="arXiv 2510.18855: 0.5", low=0)
+    max_rollout_kl: float = knob(
+        0.2,
+        "largest KL(rollout, trainer) per token; the run stops before an update when it is above",
+        unit="nats",
+        above=0,
+    )
 
-    updates_per_step: int = knob(4, "optimizer steps on a step's rollouts", source=PAPER, low=1, section="Optimizer")
-    epochs_per_step: int = knob(1, "passes over them; minibatches = updates / epochs", source=PAPER, low=1)
-    micro_batch_tokens: int = knob(16384, "through the model together, padding included", unit="tokens", low=1)
+    minibatches: int = knob(
+        4, "minibatches per step, one optimizer update each", source=PAPER, low=1, section="Optimizer"
+    )
+    epochs: int = knob(1, "passes over the minibatches of a step", source=PAPER, low=1)
+    micro_batch_tokens: int = knob(16384, "tokens per forward pass, padding included", unit="tokens", low=1)
     lr: float = knob(1e-6, "learning rate of AdamW", source=PAPER, low=0)
-    lr_warmup_steps: int = knob(0, "linear warm-up", unit="steps", source=PAPER, low=0)
-    lr_schedule: Literal["constant", "linear", "cosine"] = knob("constant", "to zero at max_steps", source=PAPER)
-    weight_decay: float = knob(0.01, "of AdamW", source=PAPER, low=0)
-    adam_beta1: float = knob(0.9, "of AdamW", source=PAPER, low=0, below=1)
-    adam_beta2: float = knob(0.999, "of AdamW", source=PAPER, low=0, below=1)
+    lr_warmup_steps: int = knob(0, "steps of linear warm-up", unit="steps", source=PAPER, low=0)
+    lr_schedule: Literal["constant", "linear", "cosine"] = knob(
+        "constant", "decay of the learning rate to 0 at max_steps", source=PAPER
+    )
+    weight_decay: float = knob(0.01, "weight decay of AdamW", source=PAPER, low=0)
+    adam_betas: list[float] = knob([0.9, 0.999], "betas of AdamW", source=PAPER, low=0, below=1)
     grad_clip: float = knob(1.0, "largest norm of the gradient", source=PAPER, above=0)
-    max_skipped: int = knob(3, "updates in a row without a finite gradient; then the run stops", low=1)
 
     eval_every: int = knob(
-        5, "steps; and before the first, after the last; 0: never", source=PAPER, low=0, section="Eval and checkpoints"
+        5,
+        "steps between evaluations, which also run before the first and after the last step; 0: off",
+        source=PAPER,
+        low=0,
+        section="Evaluation and checkpoints",
     )
-    eval_samples: int = knob(
-        32, "answers to each problem, at the temperature of training", symbol="k", source=PAPER, low=1
-    )
-    save_every: int = knob(10, "steps; also after the last one; 0: then alone", source=PAPER, low=0)
-    keep_last: int = knob(2, "newest checkpoints kept", low=1)
-    keep_best: int = knob(1, "best checkpoints kept, by mean@k over the evaluation sets", low=0)
-    on_save_failure: Literal["stop", "continue"] = knob("stop", "when a checkpoint cannot be written (disk full)")
+    eval_samples: int = knob(32, "responses per problem in evaluations", symbol="k", source=PAPER, low=1)
+    save_every: int = knob(10, "steps between checkpoints, also saved after the last step; 0: last step only", low=0)
+    keep_last: int = knob(2, "newest checkpoints to keep", low=1)
+    keep_best: int = knob(1, "best evaluated checkpoints to keep, by mean@k over the evaluation sets", low=0)
+
+    @property
+    def updates_per_step(self) -> int:
+        return self.minibatches * self.epochs
 
     def problems(self) -> list[str]:
-        """Mistakes between keys, one line each."""
+        """Conflicts between options, one line each."""
         try:
             plan = Plan(self)
         except ConfigError as error:  # the launcher's variables: nothing below can be checked
             return error.problems
-        whole = self.max_prompt_tokens + self.max_response_tokens
-        unit = plan.minibatches * plan.processes
-        truncated = self.top_p < 1 or self.top_k > 0
-        mistakes = [
-            (
-                self.updates_per_step % self.epochs_per_step > 0,
-                f"updates_per_step: {self.updates_per_step} is not a multiple of epochs_per_step {self.epochs_per_step}"
-                f"; use {self.epochs_per_step * (self.updates_per_step // self.epochs_per_step + 1)}",
-            ),
-            (
-                self.prompts_per_step % unit > 0,
-                f"prompts_per_step: {self.prompts_per_step} does not divide into {plan.minibatches} minibatches on "
-                f"{plan.processes} processes; use {(self.prompts_per_step // unit + 1) * unit}",
-            ),
-            (
-                self.sharding == "none" and plan.processes > 1,
-                f"sharding: none is for one process, {plan.processes} were launched; use ddp or fsdp2",
-            ),
-            (
-                self.sharding == "ddp" and plan.processes == 1,
-                "sharding: ddp is for several processes, one was launched; use none",
-            ),
-            (
-                plan.processes % self.tensor_parallel > 0,
-                f"tensor_parallel: {self.tensor_parallel} does not divide {plan.processes} processes; use a divisor",
-            ),
-            (
-                self.dynamic_sampling and self.tensor_parallel > 1,
-                "dynamic_sampling: every rank refills on its own; use tensor_parallel 1",
-            ),
-            (
-                truncated and (self.mismatch_correction != "none" or self.old_policy == "sampler"),
-                "mismatch_correction, old_policy: the sampler's log-probs are of a truncated distribution; set top_p 1 "
-                "and top_k 0, or mismatch_correction none and old_policy trainer",
-            ),
-            (
-                self.mismatch_correction != "none" and self.old_policy == "sampler",
-                "mismatch_correction: with old_policy sampler the ratio is to the sampler, each weight would be "
-                "one; set one of the two",
-            ),
-            (
-                (self.delta_schedule == "constant") != (self.delta_final is None),
-                "delta_final: belongs to delta_schedule linear or cosine; set both or neither",
-            ),
-            (
-                self.overlong_buffer_tokens >= self.max_response_tokens,
-                f"overlong_buffer_tokens: {self.overlong_buffer_tokens} is not below max_response_tokens; lower it",
-            ),
-            (
-                self.micro_batch_tokens < whole,
-                f"micro_batch_tokens: {self.micro_batch_tokens} does not hold one sequence of max_prompt_tokens + "
-                f"max_response_tokens; use at least {whole}",
-            ),
-            (
-                self.deterministic and self.compile,
-                "compile: deterministic cannot hold, kernels are chosen by their speed; set one of the two false",
-            ),
-            (
-                self.deterministic and self.logprob_kernel == "liger",
-                "logprob_kernel: deterministic is not known to hold for liger; use chunked",
-            ),
-            (
-                self.deterministic and self.attention == "flash_attention_3",
-                "attention: deterministic is not known to hold for flash_attention_3; use sdpa or flash_attention_2",
-            ),
-            (
-                self.deterministic and self.tensor_parallel > 1,
-                "tensor_parallel: deterministic is not known to hold for an engine of several ranks; use 1",
-            ),
-            (not self.train_data, "train_data: names no set; name one"),
-            (
-                self.eval_every > 0 and not self.eval_data,
-                "eval_data: names no set to evaluate on; name one, or set eval_every 0",
-            ),
-            *(
-                (
-                    self.rule is not None and getattr(self, key) != getattr(Config, key),
-                    f"{key}: belongs to clip, and rule {self.rule} stands in its place; leave one of the two out",
-                )
-                for key in OF_CLIP
-            ),
-            (
-                self.rule is None and bool(self.rule_parameters),
-                f"rule_parameters: there is no rule to take {', '.join(self.rule_parameters)}; the parameters of clip "
-                f"{self.clip} are keys of their own",
-            ),
-            (
-                self.advantage == "maxrl" and self.reward_wrong < 0,
-                f"advantage: maxrl divides by the mean reward; set reward_wrong 0, it is {self.reward_wrong}",
-            ),
-            (self.clip_low > 1, f"clip_low: {self.clip_low} would allow negative ratios; use at most 1"),
-            (
-                self.reward_right <= self.reward_wrong,
-                f"reward_right: {self.reward_right} is not above reward_wrong {self.reward_wrong}; swap them",
-            ),
-        ]
-        return [line for wrong, line in mistakes if wrong] + _same_names(self.eval_data)
+        conflicts = [*_batch_conflicts(self, plan), *_sampling_conflicts(self), *_training_conflicts(self)]
+        return [line for wrong, line in conflicts if wrong] + _same_names(self.eval_data)
 
     def warnings(self) -> list[str]:
-        """Choices that are allowed and perhaps not meant."""
-        inert = self.updates_per_step == 1 and self.clip != "none" and self.old_policy == "trainer"
-        doubts = [
-            (inert, f"clip: {self.clip} is inert with updates_per_step 1: every ratio is one, all methods agree"),
-            (
-                self.surrogate == "gspo" and self.clip != "fixed",
-                f"surrogate: gspo judges the ratio of a sequence by the interval of its tokens (clip: {self.clip})",
-            ),
-            (self.engine == "hf", "engine: hf has one random stream a batch; samples depend on how work is cut"),
-        ]
-        return [line for doubtful, line in doubts if doubtful]
+        """Choices that are allowed and may not be intended: options without effect, and surprising combinations."""
+        return [line for doubtful, line in [*_without_effect(self), *_surprises(self)] if doubtful]
+
+    def differs(self, key: str) -> bool:
+        """Whether an option is set to something other than its default."""
+        return getattr(self, key) != getattr(Config(), key)
+
+
+Checks = list[tuple[bool, str]]  # whether an error applies, and its line
+
+
+def _batch_conflicts(cfg: Config, plan: "Plan") -> Checks:
+    processes, unit = plan.processes, cfg.minibatches * plan.processes
+    whole = cfg.max_prompt_tokens + cfg.max_response_tokens
+    return [
+        (
+            cfg.prompts_per_step % unit > 0,
+            f"prompts_per_step: does not divide into {cfg.minibatches} minibatches on {processes} processes (got "
+            f"{cfg.prompts_per_step}); use {(cfg.prompts_per_step // unit + 1) * unit}",
+        ),
+        (
+            cfg.micro_batch_tokens < whole,
+            "micro_batch_tokens: does not hold one sequence of max_prompt_tokens + max_response_tokens (got "
+            f"{cfg.micro_batch_tokens}); use at least {whole}",
+        ),
+        (
+            cfg.sharding == "none" and processes > 1,
+            f"sharding: none is for one process (got {processes}); use auto, ddp or fsdp2",
+        ),
+        (cfg.sharding == "ddp" and processes == 1, "sharding: ddp is for several processes (got 1); use auto or none"),
+        (
+            processes % cfg.tensor_parallel > 0,
+            f"tensor_parallel: does not divide {processes} processes (got {cfg.tensor_parallel}); use a divisor",
+        ),
+        (
+            cfg.attention.startswith("flash") and cfg.precision == "float32",
+            f"attention: {cfg.attention} computes in bfloat16 only (got precision float32); use auto, sdpa or eager",
+        ),
+        (
+            cfg.deterministic and cfg.attention == "flash_attention_3",
+            "attention: flash_attention_3 is not known to be deterministic; use sdpa or flash_attention_2",
+        ),
+        (
+            cfg.deterministic and cfg.tensor_parallel > 1,
+            "tensor_parallel: an engine of several ranks is not known to be deterministic; use 1",
+        ),
+    ]
+
+
+def _sampling_conflicts(cfg: Config) -> Checks:
+    reserved = {**OWN_VLLM_ARGUMENTS, **FIXED_VLLM_ARGUMENTS}
+    return [
+        (not cfg.train_data, "train_data: is empty; name a set or file"),
+        (
+            cfg.eval_every > 0 and not cfg.eval_data,
+            "eval_data: is empty; name a set or file, or set eval_every 0",
+        ),
+        (
+            cfg.engine == "hf" and bool(cfg.vllm),
+            f"vllm: has no effect with engine hf (got {', '.join(cfg.vllm)}); remove it",
+        ),
+        *((True, f"vllm: {name} is set by {reserved[name]}; remove it") for name in cfg.vllm if name in reserved),
+        (
+            cfg.engine == "hf" and cfg.tensor_parallel > 1,
+            f"tensor_parallel: is for engine vllm (got {cfg.tensor_parallel} with engine hf); use 1",
+        ),
+        (
+            cfg.dynamic_sampling > 0 and cfg.tensor_parallel > 1,
+            "dynamic_sampling: ranks that share an engine cannot refill on their own; use tensor_parallel 1",
+        ),
+        (
+            cfg.reward_correct <= cfg.reward_incorrect,
+            f"reward_correct: is not above reward_incorrect (got {cfg.reward_correct} and {cfg.reward_incorrect}); "
+            "raise it",
+        ),
+        (
+            cfg.overlong_buffer_tokens >= cfg.max_response_tokens,
+            f"overlong_buffer_tokens: is not below max_response_tokens (got {cfg.overlong_buffer_tokens} and "
+            f"{cfg.max_response_tokens}); lower it",
+        ),
+    ]
+
+
+def _training_conflicts(cfg: Config) -> Checks:
+    return [
+        (
+            (cfg.top_p < 1 or cfg.top_k > 0) and (cfg.tis != "none" or cfg.old_policy == "rollout"),
+            "tis, old_policy: rollout log-probs are of a truncated distribution; set top_p 1 and top_k 0, or tis none "
+            "and old_policy trainer",
+        ),
+        (
+            cfg.tis != "none" and cfg.old_policy == "rollout",
+            "tis: with old_policy rollout every importance weight is 1; set tis none or old_policy trainer",
+        ),
+        (cfg.tis == "none" and cfg.tis_cap != Config.tis_cap, "tis_cap: has no effect with tis none; set tis"),
+        (
+            cfg.tis_floor > 0 and not cfg.tis.endswith("_mask"),
+            f"tis_floor: has no effect with tis {cfg.tis}; use token_mask or sequence_mask",
+        ),
+        (
+            cfg.tis_floor >= cfg.tis_cap,
+            f"tis_floor: is not below tis_cap (got {cfg.tis_floor} and {cfg.tis_cap}); lower it",
+        ),
+        (
+            cfg.advantage == "maxrl" and (cfg.reward_incorrect < 0 or cfg.overlong_buffer_tokens > 0),
+            "advantage: maxrl divides by the mean reward, which must not be negative; set reward_incorrect 0 and "
+            "overlong_buffer_tokens 0",
+        ),
+        (len(cfg.adam_betas) != 2, f"adam_betas: must be two numbers (got {len(cfg.adam_betas)}); write [0.9, 0.999]"),
+    ]
+
+
+def _without_effect(cfg: Config) -> Checks:
+    on_policy, decay = cfg.updates_per_step == 1 and cfg.old_policy == "trainer", cfg.max_steps - cfg.lr_warmup_steps
+    dual_clip = cfg.dual_clip is not None and cfg.differs("dual_clip")
+    clips = cfg.rule not in ("none", *RULES_AT_RATIO_1) and ":" not in cfg.rule
+    return [
+        (on_policy and clips, f"rule: {cfg.rule} has no effect with one update per step: every ratio is 1"),
+        (
+            on_policy and dual_clip,
+            "dual_clip: has no effect with one update per step: every ratio is 1",
+        ),
+        (
+            cfg.rule == "abc" and not cfg.rule_args and dual_clip,
+            "dual_clip: has no effect with rule abc, whose own bound for A < 0 is tighter",
+        ),
+        (
+            cfg.off_policy_steps > 0 and cfg.differs("max_rollout_kl"),
+            "max_rollout_kl: has no effect after the first step: off_policy_steps makes all later rollouts stale",
+        ),
+        (
+            not cfg.chat_template and cfg.system_prompt == "none",
+            "system_prompt: none has no effect with chat_template false, which writes no turns",
+        ),
+        (
+            cfg.lr_schedule != "constant" and decay < 2,
+            f"lr_schedule: {cfg.lr_schedule} has no effect: lr_warmup_steps {cfg.lr_warmup_steps} leaves no step to "
+            f"decay (max_steps {cfg.max_steps})",
+        ),
+        *(
+            (cfg.eval_every == 0 and cfg.differs(key), f"{key}: has no effect with eval_every 0, which turns it off")
+            for key in ("eval_data", "eval_samples", "keep_best")
+        ),
+    ]
+
+
+def _surprises(cfg: Config) -> Checks:
+    groups, every = cfg.prompts_per_step // Plan(cfg).processes, math.lcm(cfg.eval_every, cfg.save_every)
+    return [
+        (cfg.engine == "hf", "engine: hf has one random stream per batch; samples depend on batch composition"),
+        (
+            cfg.off_policy_steps > 0 and cfg.old_policy == "trainer" and cfg.tis == "none",
+            "off_policy_steps: nothing corrects for stale rollouts; set old_policy rollout, or tis",
+        ),
+        (
+            cfg.differs("samples_logged") and cfg.samples_logged > groups,
+            f"samples_logged: rank 0 logs one response per group, {groups} per step (got {cfg.samples_logged}); lower "
+            "it",
+        ),
+        (
+            cfg.differs("keep_best") and every > max(cfg.eval_every, cfg.save_every),
+            f"keep_best: ranks evaluated checkpoints, one every {every} steps; make save_every a multiple of "
+            f"eval_every (got {cfg.save_every} and {cfg.eval_every})",
+        ),
+    ]
 
 
 def _same_names(eval_data: str | list[str]) -> list[str]:
@@ -307,7 +377,7 @@ class Plan:
     def __init__(self, cfg: Config):
         self.processes = _launched("WORLD_SIZE", default=1, low=1)
         self.rank = _launched("RANK", default=0, low=0, below=self.processes)
-        self.minibatches = max(1, cfg.updates_per_step // cfg.epochs_per_step)
+        self.minibatches = cfg.minibatches
         self.prompts_per_minibatch = cfg.prompts_per_step // self.minibatches  # over all processes
         self.sequences_per_minibatch = self.prompts_per_minibatch * cfg.samples_per_prompt
         self.sequences = cfg.prompts_per_step * cfg.samples_per_prompt  # of a step, over all processes
@@ -327,7 +397,7 @@ class Plan:
             f"a step:  {cfg.prompts_per_step} prompts x {cfg.samples_per_prompt} samples = {self.sequences:,} "
             "sequences\n"
             f"updates: {cfg.updates_per_step} a step = {self.minibatches} minibatches of "
-            f"{self.sequences_per_minibatch:,} sequences x {cfg.epochs_per_step} epoch(s)\n"
+            f"{self.sequences_per_minibatch:,} sequences x {cfg.epochs} epoch(s)\n"
             f"a rank:  {self.sequences // self.processes:,} sequences a step on each of {self.processes} process(es), "
             f"micro-batches of {cfg.micro_batch_tokens:,} tokens at most\n"
             f"in all:  {cfg.max_steps:,} steps, {cfg.max_steps * cfg.updates_per_step:,} updates, "

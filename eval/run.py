@@ -36,14 +36,17 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from configs import knob, load_or_exit
+from configs.memory import Size, cpu_cache_bytes
+from configs.schema import Config
 from data import Problem, PromptBuilder, build_prompts, load_problems, set_name, stop_token_ids, vocabulary_size
 from eval.compare import text_table
 from eval.evaluate import Grading, Job, Prompts, Row, generate, jobs, share, summarize
-from eval.trained import find_policy
+from eval.records import find_policy
 from rewards import Verifier
 from trainer.checks import find_model
-from trainer.rollout import EngineOptions, Sampling, make_engine
+from trainer.rollout import MOST_SEQUENCES, EngineOptions, Sampling, make_engine
 from trainer.stopping import exit_with
+from trainer.task import VERIFIER_MEMORY_GIB
 
 WORKER = "--sampling-process"  # first argument of the processes that this one starts
 POLL_S = 0.5
@@ -81,13 +84,10 @@ class EvalConfig:
     precision: Literal["auto", "float32", "bfloat16"] = knob("auto", "auto: bfloat16 on a GPU")
     processes: int = knob(0, "that sample, one GPU each; 0: one per visible GPU, one on a CPU", low=0)
     engine_memory_share: float = knob(0.9, "of a GPU's memory", above=0, below=1)
-    engine_cpu_cache_gib: float = knob(0.25, "KV cache on a CPU", unit="GiB", above=0)
-    engine_max_sequences: int = knob(256, "sequences decoded at once", low=1)
-    engine_eager: bool = knob(False, "no CUDA graphs in the engine: quick to start, slow to sample; on a CPU always so")
+    vllm: dict[str, Any] = knob({}, "further arguments of vllm.LLM, such as {enforce_eager: true, max_num_seqs: 256}")
     trust_remote_code: bool = knob(False, "run Python code that comes with the model; off unless you trust its author")
     verifier_workers: int = knob(4, "grading processes", low=1)
     verifier_timeout_s: float = knob(3.0, "for one answer", unit="s", above=0)
-    verifier_memory_gib: float = knob(2.0, "of one grading process", unit="GiB", above=0)
 
     @property
     def set_names(self) -> list[str]:
@@ -121,7 +121,7 @@ NAMES_IN_RUN = {"sets": "eval_data", "samples": "eval_samples"}
 # `trust_remote_code`, which only its user may give; `engine_memory_share`, since no trainer shares the GPU here.
 IN_RUN = """
     sets samples prompt_template system_prompt chat_template max_prompt_tokens temperature top_p top_k
-    max_response_tokens engine precision engine_cpu_cache_gib engine_max_sequences engine_eager
+    max_response_tokens engine precision vllm
     """.split()
 
 
@@ -189,7 +189,7 @@ def run(config: EvalConfig) -> dict[str, float]:
     verifier = Verifier(
         workers=config.verifier_workers,
         timeout_s=config.verifier_timeout_s,
-        memory_gib=config.verifier_memory_gib,
+        memory_gib=VERIFIER_MEMORY_GIB,
         grader="math",
     )
     with verifier, progress_bar(sum(len(job.samples) for job in every)) as bar:
@@ -231,7 +231,7 @@ class Work:
 def prepare(config: EvalConfig) -> tuple[Prompts, Work]:
     """Prompts of every set, and how to sample them. Prints what was loaded and dropped; the engine is not built yet."""
     import torch
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     find_model(config.model)
     tokenizer = AutoTokenizer.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
@@ -253,16 +253,19 @@ def prepare(config: EvalConfig) -> tuple[Prompts, Work]:
     if gpus and config.processes > gpus:
         raise ValueError(f"processes: {config.processes}, but {gpus} GPUs are visible and each process needs its own")
     device = "cuda" if gpus else "cpu"
+    dtype = {"cuda": "bfloat16", "cpu": "float32"}[device] if config.precision == "auto" else config.precision
+    size = Size.of(AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code))
+    lengths = Config(max_prompt_tokens=config.max_prompt_tokens, max_response_tokens=config.max_response_tokens)
     options = EngineOptions(
         engine=config.engine,
-        dtype={"cuda": "bfloat16", "cpu": "float32"}[device] if config.precision == "auto" else config.precision,
+        dtype=dtype,
         vocab_size=vocabulary_size(tokenizer),
         max_model_tokens=config.max_prompt_tokens + config.max_response_tokens,
-        max_sequences=config.engine_max_sequences,
+        max_sequences=MOST_SEQUENCES[config.engine],
         memory_share=config.engine_memory_share,
-        cpu_cache_gib=config.engine_cpu_cache_gib,
+        cpu_cache_bytes=cpu_cache_bytes(replace(lengths, precision=dtype), size, MOST_SEQUENCES[config.engine]),
         tensor_parallel=1,
-        eager=config.engine_eager,
+        arguments=config.vllm,
         trust_remote_code=config.trust_remote_code,
     )
     stops = tuple(stop_token_ids(config.model, tokenizer))

@@ -51,10 +51,10 @@ def main() -> None:
         vocab_size=TOKENS,
         max_model_tokens=32,
         max_sequences=8,
-        memory_share=0.2,
-        cpu_cache_gib=0.05,
+        memory_share=0.02,  # a large card's cache of a toy model has millions of blocks, an object each
+        cpu_cache_bytes=50_000_000,
         tensor_parallel=1,
-        eager=not arguments.graphs,
+        arguments={"enforce_eager": not arguments.graphs} if arguments.device != "cpu" else {},
         trust_remote_code=False,
     )
     engine = VllmEngine(arguments.models[0], options, rank=0, world=1, device=arguments.device)

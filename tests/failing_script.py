@@ -22,9 +22,9 @@ import train
 from trainer import rollout, run
 
 
-def die(*phase: Any, optimize=train.optimize) -> train.Updates:
+def die(*phase: Any, update=train.update_policy) -> train.Stats:
     if int(os.environ["RANK"]) == 0 and fault == "kill":
-        return optimize(*phase)
+        return update(*phase)
     if int(os.environ["RANK"]) == 0:
         time.sleep(3600)  # stands for a collective that waits for the dead rank, as NCCL's do
     print(f"FAULT AT {time.time()}", flush=True)
@@ -57,7 +57,7 @@ fault = sys.argv[1]
 if fault.startswith("sigterm_"):
     run.Run.phase = signalling  # type: ignore[method-assign]
 elif fault in ("raise", "kill"):
-    train.optimize = die
+    train.update_policy = die
 elif fault == "skipped_sync":
     rollout.VllmEngine.sync_weights = throw_away  # type: ignore[method-assign]
     run.Run.sync = tell_and_pass_over  # type: ignore[method-assign]

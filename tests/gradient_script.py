@@ -16,21 +16,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from tiny import VOCABULARY, ragged
+from tiny import VOCABULARY, make_sample, ragged
 from torch.distributed.tensor import DTensor
 
 import train
 from configs import load
 from configs.schema import Config, Plan
-from data import Problem
-from rewards import Grade
 from trainer.checks import check_processes, find_rule
-from trainer.passes import has_gradient
 from trainer.policy import Policy, PolicyOptions
 from trainer.ranks import Ranks
-from trainer.rollout import Completion
 from trainer.run import Run
-from trainer.state import Sample, State
+from trainer.state import State
+from trainer.types import MicroBatch, Sample
 
 AGGREGATIONS = ("seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm")
 BUDGETS = (32, 64, 4096)
@@ -50,12 +47,13 @@ class Recorder(torch.optim.SGD):
 
 def samples() -> list[Sample]:
     """Sorted by length, so that the first rank has all the short ones: the worst case for equal counts."""
-    problem, grade = Problem("set/0", "1 + 1 =", "2", "set", None), Grade(False, None, "mismatch")
     rows = sorted(ragged(PROMPTS * SAMPLES, longest=LONGEST), key=lambda s: len(s[1]))
-    return [
-        Sample(problem, p, Completion(r, [-1.0] * len(r), "stop", ""), grade, 0.0, 0, advantage if i % 2 else 0.0)
-        for i, (p, r, advantage) in enumerate(rows)
-    ]
+    return [make_sample(p, r, index=i, advantage=a if i % 2 else 0.0) for i, (p, r, a) in enumerate(rows)]
+
+
+def without_reference(batch: MicroBatch, kl_coef: float) -> MicroBatch:
+    """The micro-batch with old log-probs of the update itself, and a reference where there is a KL term."""
+    return replace(batch, ref_logprobs=batch.rollout_logprobs) if kl_coef else batch
 
 
 def part_of_a_run(cfg: Config, plan: Plan, policy: Policy, recorder: Recorder, accelerator: Accelerator) -> Run:
@@ -77,8 +75,6 @@ def write_gradients(model: str, out: Path, sharding: str, accelerator: Accelerat
         sharding=sharding,
         precision="float32",
         attention="sdpa_by_sequence",
-        compile=False,
-        logprob_kernel="chunked",
         gradient_checkpointing=os.environ.get("CHECKPOINTING") == "1",
         temperature=1.0,
         vocab_size=VOCABULARY,
@@ -92,35 +88,35 @@ def write_gradients(model: str, out: Path, sharding: str, accelerator: Accelerat
             assert all(p.to_local().numel() < p.numel() for p in policy.parameters() if isinstance(p, DTensor))
     names = [name for name, _ in policy.causal_lm.named_parameters()]
     result: dict[str, dict[str, torch.Tensor]] = {}
-    asked: list[bool] = []
-    train.has_gradient = lambda *about: (asked.append(has_gradient(*about)), asked[-1])[1]
+    passes: list[int] = []  # backward passes of the model
+    policy.causal_lm.get_input_embeddings().register_full_backward_hook(lambda *_: passes.append(1))
     for name, aggregation, budget, kl_coef in SETTINGS:
         overrides = [
             f"--loss_aggregation={aggregation}",
             f"--micro_batch_tokens={budget}",
             f"--sharding={sharding}",
             f"--kl_coef={kl_coef}",
+            "--max_rollout_kl=1e9",
         ]
-        fixed = f"--prompts_per_step={PROMPTS} --samples_per_prompt={SAMPLES} --updates_per_step=1 --grad_clip=1e9"
-        lengths = f"--epochs_per_step=1 --max_prompt_tokens=8 --max_response_tokens={LONGEST}"
+        fixed = f"--prompts_per_step={PROMPTS} --samples_per_prompt={SAMPLES} --minibatches=1 --grad_clip=1e9"
+        lengths = f"--epochs=1 --max_prompt_tokens=8 --max_response_tokens={LONGEST}"
         cfg = load(Config, ["--config", "demo_band.yaml", *overrides, *fixed.split(), *lengths.split()])
         plan = Plan(cfg)
         recorder = Recorder(policy.parameters(), lr=0.0)
         run = part_of_a_run(cfg, plan, policy, recorder, accelerator)
         share = PROMPTS * SAMPLES // plan.processes
-        minibatches = train.collate(run, samples()[plan.rank * share : (plan.rank + 1) * share])
-        if kl_coef:
-            minibatches = [[replace(t, ref_logprobs=t.sampler_logprobs) for t in batch] for batch in minibatches]
+        minibatches = train.make_minibatches(run, samples()[plan.rank * share : (plan.rank + 1) * share])
+        minibatches = [[without_reference(batch, kl_coef) for batch in minibatch] for minibatch in minibatches]
         counts = run.ranks.gather([len(minibatches[0])])
         assert len(set(counts)) == 1, f"micro-batches per rank: {counts}"
-        asked.clear()
-        updates = train.optimize(run, minibatches, [[None] * len(minibatches[0])])
+        passes.clear()
+        stats = train.update_policy(run, minibatches)
         norm = math.sqrt(sum(g.double().square().sum().item() for g in recorder.seen))
-        assert abs(updates.grad_norms[0] - norm) < 1e-5 * norm  # the reported norm is of the full gradient
+        assert abs(stats.grad_norms[0] - norm) < 1e-5 * norm  # the reported norm is of the full gradient
         result[name] = dict(zip(names, recorder.seen, strict=True))
-        result[name]["loss"] = torch.tensor(run.ranks.add({"loss": (updates.loss, 1)})["loss"][0])
+        result[name]["loss"] = torch.tensor(run.ranks.add({"loss": (stats.loss, 1)})["loss"][0])
         result[name]["counts"] = torch.tensor(counts)
-        result[name]["spared"] = torch.tensor(asked.count(False))
+        result[name]["spared"] = torch.tensor(len(minibatches[0]) - len(passes))
     weights = policy.full_weights()
     if accelerator.is_main_process:
         name = f"{Path(model).name}_{sharding}_{accelerator.num_processes}"

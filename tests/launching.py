@@ -16,17 +16,17 @@ TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 ACCELERATE = str(Path(sys.executable).with_name("accelerate"))
 ONE_PROCESS = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-SMALL = "--prompts_per_step 8 --samples_per_prompt 4 --updates_per_step 2 --epochs_per_step 1 --micro_batch_tokens 128"
+SMALL = "--prompts_per_step 8 --samples_per_prompt 4 --minibatches 2 --epochs 1 --micro_batch_tokens 128"
 # A reward that differs inside every group, lengths that differ, and a reference policy.
 LIVELY = "--temperature 2.0 --overlong_buffer_tokens 15 --kl_coef 0.01"
-QUIET = "--eval_every 0 --wandb disabled --plots false"
+QUIET = "--eval_every 0 --wandb disabled"
 
 # Of a short run on one GPU.
 GPU_KEYS = {
-    **{"prompts_per_step": 8, "samples_per_prompt": 4, "updates_per_step": 2, "epochs_per_step": 1, "kl_coef": 0.01},
+    **{"prompts_per_step": 8, "samples_per_prompt": 4, "minibatches": 2, "epochs": 1, "kl_coef": 0.01},
     **{"temperature": 2.0, "overlong_buffer_tokens": 15, "eval_every": 2, "eval_samples": 2, "save_every": 1},
-    **{"precision": "auto", "sharding": "fsdp2", "wandb": "disabled", "plots": "false", "engine_eager": "true"},
-    **{"engine_memory_share": 0.2, "eval_data": "toy_eval"},
+    **{"precision": "auto", "sharding": "fsdp2", "wandb": "disabled", "vllm": "{enforce_eager: true}"},
+    **{"engine_memory_share": 0.02, "eval_data": "toy_eval"},
 }
 
 

@@ -1,12 +1,18 @@
 """A tiny random Qwen2 with grouped-query attention, and ragged sequences for it: what several tests cut and compare."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from data import Problem
 from data.toy import make_tokenizer
+from rewards import Grade
+from trainer.batching import model_inputs
+from trainer.rollout import Completion
+from trainer.types import MicroBatch, Sample
 
 VOCABULARY = 48  # tokens; the head has rows beyond them, as Qwen2.5's has
 ROWS = 64
@@ -61,3 +67,27 @@ def make_model(folder: Path, *, tied: bool, seed: int = 0, spread: float = 0.2) 
     Qwen2ForCausalLM(config).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
+
+
+def make_sample(prompt: list[int], response: list[int], **changed: object) -> Sample:
+    """A sample with these token ids; rollout log-probs are -1."""
+    completion = Completion(response, [-1.0] * len(response), "stop", "")
+    problem, grade = Problem("set/0", "1 + 1 =", "2", "set", None), Grade(False, None, "mismatch")
+    fields: dict[str, object] = {"reward": 0.0, "step": 0, "index": 0, "advantage": 1.0, **changed}
+    return Sample(problem, prompt, completion, grade, **fields)  # type: ignore[arg-type]
+
+
+def make_batch(
+    prompts: Sequence[list[int]], responses: Sequence[list[int]], *, layout: str = "padded", device: str = "cpu"
+) -> MicroBatch:
+    """The model inputs of these sequences; advantages and weights are 1."""
+    lengths = torch.tensor([len(response) for response in responses], device=device)
+    ones = torch.ones(int(lengths.sum()), device=device)
+    return MicroBatch(
+        samples=[make_sample(p, r) for p, r in zip(prompts, responses, strict=True)],
+        sequence_ids=torch.repeat_interleave(lengths),
+        rollout_logprobs=-ones,
+        advantages=ones,
+        loss_weights=ones,
+        **model_inputs(prompts, responses, layout=layout, device=torch.device(device)),
+    )

@@ -1,245 +1,215 @@
-"""From sampled answers to micro-batches: deal out to ranks, cut by a token budget, lay response tokens flat.
+"""From samples to micro-batches: assign sequences to ranks, split by a token budget, pad or pack into tensors.
 
-    minibatches = collate(run, samples)                         # of Tokens: all that the loss needs
+    minibatches = make_minibatches(run, samples)                # list[list[MicroBatch]]
 
-    shares = deal(lengths, groups, signal, ranks=8)             # its parts: which sequences each rank trains on,
-    parts = cut(lengths, groups=groups, signal=signal, ...)     # which of them go through the model together,
-    batch = lay_out(prompts, responses, layout="padded", ...)   # their input tensors
+    shares = assign_to_ranks(lengths, groups, ranks=8)          # its parts: which sequences each rank trains on,
+    parts = make_micro_batches(lengths, groups, zeros, ...)     # which of them go through the model together,
+    inputs = model_inputs(prompts, responses, layout="padded")  # their input tensors
 
-Every rank must run the same number of micro-batches (their collectives pair up), so `cut` can be asked for a number of
-parts. Masks come from lengths, never from token ids: the pad token may be the end token too.
+Every rank runs the same number of micro-batches, because their collectives pair up. Masks come from lengths, never from
+token ids: the pad token may be the end token too.
+
+Axes: n sequences of a micro-batch, T their response tokens, flat, one sequence after another.
 """
 
-import json
-from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import NoReturn
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from bandpo.objective import aggregation_weights
-from trainer.policy import MicroBatch
-from trainer.ranks import Pair
 from trainer.run import Run
-from trainer.state import Sample
+from trainer.types import MicroBatch, Sample
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """A micro-batch with what is known of its response tokens before an update; (T,) float32 where not said, flat
-    over its n sequences."""
+def make_minibatches(run: Run, samples: list[Sample]) -> list[list[MicroBatch]]:
+    """One minibatch per update of an epoch, each a list of this rank's micro-batches, one per forward pass; collective.
 
-    batch: MicroBatch
-    rows: list["TokenRow"]  # its sequences
-    lengths: torch.Tensor  # (n,) int64, response tokens of each sequence
-    numbers: torch.Tensor  # (n,) int64, of each sequence's sample among those of all ranks
-    ages: torch.Tensor  # (T,) int64, steps since they were sampled
-    advantages: torch.Tensor
-    weights: torch.Tensor  # of each token's loss in the loss of the update: the aggregation
-    sampler_logprobs: torch.Tensor
-    kept: tuple[torch.Tensor, torch.Tensor] | None  # the trainer's log-probs and entropy when they were sampled (`lag`)
-    has_signal: bool  # an advantage is not zero, here or in what another rank computes at the same time
-    ref_logprobs: torch.Tensor | None = None  # of the reference policy; None: no KL term
-
-
-@dataclass(frozen=True)
-class TokenRow:
-    """A sample on its way to the rank that trains on it; arrays, since lists of numbers are slow to send."""
-
-    prompt: array  # token ids
-    response: array  # token ids
-    logprobs: array  # of the response, the sampler's
-    advantage: float
-    age: int
-    number: int  # of the sample among those of all ranks
-    kept: tuple[array, array] | None = None  # the trainer's log-probs and entropy when it was sampled
-
-
-def collate(run: Run, samples: list[Sample]) -> list[list[Tokens]]:
-    """Minibatches (one for each update of an epoch) of this rank's micro-batches (one for each forward pass).
-
-    The samples of a minibatch are dealt out anew: every rank gets the same number of them, about the same number of
-    tokens, and the same number of micro-batches. Collective.
+    A sample's minibatch follows from its `index`. Within a minibatch, sequences are reassigned to ranks: about the same
+    number of tokens and the same number of micro-batches for each. Denominators of the loss are those of the whole
+    minibatch over all ranks. Raises ValueError for a minibatch with fewer sequences than ranks.
     """
-    size = len(samples) // run.plan.minibatches
-    first = run.plan.rank * len(samples)
-    rows = [
-        TokenRow(
-            prompt=array("q", s.prompt),
-            response=array("q", s.completion.token_ids),
-            logprobs=array("d", s.completion.logprobs),
-            advantage=s.advantage,
-            age=run.step - s.step,
-            number=first + i,
-            kept=(array("d", s.old_logprobs), array("d", s.old_entropy)) if s.old_logprobs and s.old_entropy else None,
-        )
-        for i, s in enumerate(samples)
-    ]
-    ranks = run.ranks.gather([rows])
-    minibatches = [
-        [row for rank in ranks for row in rank[m * size : (m + 1) * size]] for m in range(run.plan.minibatches)
-    ]
-    out: list[list[Tokens]] = []
-    for minibatch in minibatches:
-        tokens = sum(len(row.response) for row in minibatch)  # the denominator is global, known before any backward
-        of_update = {"sequences_of_update": len(minibatch), "tokens_of_update": tokens}
-        parts = cut_for_ranks(run, minibatch)
-        out.append([tokens_of(run, [minibatch[i] for i in part], signal, **of_update) for part, signal in parts])
-    return out
+    minibatches: list[list[Sample]] = [[] for _ in range(run.plan.minibatches)]
+    for sample in run.ranks.gather(samples):
+        minibatches[sample.index // run.plan.sequences_per_minibatch].append(sample)
+    made = []
+    for m, minibatch in enumerate(minibatches):
+        if len(minibatch) < run.plan.processes:
+            raise ValueError(f"minibatch {m} has {len(minibatch)} samples for {run.plan.processes} processes")
+        with_loss = [s for s in minibatch if not (run.cfg.mask_truncated and s.truncated)]
+        counts = {
+            "sequences": len(with_loss),
+            "tokens": sum(len(s.completion.token_ids) for s in with_loss),
+        }
+        made.append([micro_batch(run, rows, **counts) for rows in split_minibatch(run, minibatch)])
+    return made
 
 
-def cut_for_ranks(run: Run, minibatch: Sequence[TokenRow]) -> list[tuple[list[int], bool]]:
-    """This rank's micro-batches, as indices of rows, each with its `Tokens.has_signal`.
-
-    The last one counts as one with a signal: its backward pass leaves every weight with a gradient, perhaps of zero.
-    """
-    lengths = [len(row.prompt) + len(row.response) for row in minibatch]
+def split_minibatch(run: Run, minibatch: list[Sample]) -> list[list[Sample]]:
+    """This rank's micro-batches of a minibatch, as many as every other rank has."""
+    lengths = [len(s.prompt) + len(s.completion.token_ids) for s in minibatch]
     groups = group_numbers(minibatch) if run.layout == "by_sequence" else list(range(len(minibatch)))
-    signal = [row.advantage != 0 for row in minibatch]
-    shares = deal(lengths, groups, signal, run.plan.processes)
+    zeros = [s.advantage == 0 for s in minibatch]
+    shares = assign_to_ranks(lengths, groups, run.plan.processes)
 
-    def cuts(parts: int) -> list[list[list[int]]]:
-        """[rank][micro-batch] indices."""
-        found = [
-            cut(
-                [lengths[i] for i in chosen],
-                groups=[groups[i] for i in chosen],
-                signal=[signal[i] for i in chosen],
-                budget=run.cfg.micro_batch_tokens,
-                padded=run.layout != "packed",
-                parts=parts,
-            )
-            for chosen in shares
-        ]
-        return [[[chosen[i] for i in part] for part in of_rank] for chosen, of_rank in zip(shares, found, strict=True)]
+    def split(share: list[int], at_least: int) -> list[list[int]]:
+        parts = make_micro_batches(
+            [lengths[i] for i in share],
+            [groups[i] for i in share],
+            [zeros[i] for i in share],
+            budget=run.cfg.micro_batch_tokens,
+            padded=run.layout != "packed",
+            at_least=at_least,
+        )
+        return [[share[i] for i in part] for part in parts]
 
-    ranks = cuts(max(map(len, cuts(1))))  # as many on every rank as the busiest one needs
-    some = [any(signal[i] for part in beside for i in part) for beside in zip(*ranks, strict=True)]
-    return list(zip(ranks[run.plan.rank], [*some[:-1], True], strict=True))
+    busiest = max(len(split(share, 1)) for share in shares)
+    return [[minibatch[i] for i in part] for part in split(shares[run.plan.rank], busiest)]
 
 
-def group_numbers(rows: Sequence[TokenRow]) -> list[int]:
-    """For each row the number of the run of equal prompts that it is in. Example: prompts A, A, B, A -> 0, 0, 1, 2."""
+def group_numbers(samples: Sequence[Sample]) -> list[int]:
+    """For each sample the number of its run of equal prompts. Example: prompts A, A, B, A -> 0, 0, 1, 2."""
     numbers = [0]
-    for before, row in pairwise(rows):
-        numbers.append(numbers[-1] + (row.prompt != before.prompt))
+    for before, sample in pairwise(samples):
+        numbers.append(numbers[-1] + (sample.prompt != before.prompt))
     return numbers
 
 
-def tokens_of(
-    run: Run, rows: list[TokenRow], has_signal: bool, *, sequences_of_update: int, tokens_of_update: int
-) -> Tokens:
-    """The tensors of one micro-batch."""
-    cfg, device = run.cfg, run.ranks.device
-    lengths = torch.tensor([len(row.response) for row in rows], device=device)
-    weights = aggregation_weights(
-        lengths,
-        aggregation=cfg.loss_aggregation,
-        sequences=sequences_of_update,
-        tokens=tokens_of_update,
-        max_response_tokens=cfg.max_response_tokens,
-    )
-    kept = [row.kept for row in rows if row.kept]
-    prompts, responses = [row.prompt.tolist() for row in rows], [row.response.tolist() for row in rows]
-    return Tokens(
-        batch=lay_out(prompts, responses, layout=run.layout, device=device),
-        rows=rows,
-        lengths=lengths,
-        numbers=torch.tensor([row.number for row in rows], device=device),
-        ages=torch.tensor([row.age for row in rows], device=device).repeat_interleave(lengths),
-        advantages=torch.tensor([row.advantage for row in rows], device=device).repeat_interleave(lengths),
-        weights=weights,
-        sampler_logprobs=flat([row.logprobs for row in rows], device),
-        kept=(flat([k[0] for k in kept], device), flat([k[1] for k in kept], device))
-        if len(kept) == len(rows)
-        else None,
-        has_signal=has_signal,
-    )
+def assign_to_ranks(lengths: Sequence[int], groups: Sequence[int], ranks: int) -> list[list[int]]:
+    """Indices of `lengths` for each rank, about the same number of tokens for each.
 
-
-def flat(parts: Sequence[array], device: torch.device) -> torch.Tensor:
-    """(T,) float32 of the numbers of sequences, one after another."""
-    return torch.tensor([x for part in parts for x in part], dtype=torch.float32, device=device)
-
-
-def cut(
-    lengths: Sequence[int], *, groups: Sequence[int], signal: Sequence[bool], budget: int, padded: bool, parts: int
-) -> list[list[int]]:
-    """Indices of `lengths` in micro-batches: at least `parts` of them, each within `budget` tokens.
-
-    Groups (of `groups`, a number for each sequence) without a sequence with a `signal` come first: a micro-batch of
-    such alone may need no backward pass. Then by length, so that little is padded, but a group stays together; the
-    longest first, so that running out of memory shows at once. A sequence longer than the budget gets a micro-batch of
-    its own. Raises AssertionError for more parts than there are sequences.
+    Whole groups where they are equally large and divide evenly, else single sequences. From the most tokens to the
+    fewest in snake order (ranks 0, 1, 1, 0, 0, 1, ...): no two ranks differ by more tokens than the largest.
     """
-    assert parts <= len(lengths), f"{parts} micro-batches cannot be made of {len(lengths)} sequences"
-    longest: dict[int, int] = {}
-    for group, length in zip(groups, lengths, strict=True):
-        longest[group] = max(length, longest.get(group, 0))
-    several = (max(lengths) * len(lengths) if padded else sum(lengths)) > budget  # else no backward pass can be spared
-    heard = {group for group, has_signal in zip(groups, signal, strict=True) if has_signal and several}
-    # Ties by number: the same cut on every run.
-    order = sorted(
-        range(len(lengths)), key=lambda i: (groups[i] in heard, -longest[groups[i]], groups[i], -lengths[i], i)
-    )
-    cuts: list[list[int]] = []
-    width = tokens = 0
-    for i in order:
-        width = max(width, lengths[i])
-        if not cuts or (width * (len(cuts[-1]) + 1) if padded else tokens + lengths[i]) > budget:
-            cuts.append([])
-            width, tokens = lengths[i], 0
-        cuts[-1].append(i)
-        tokens += lengths[i]
-    while len(cuts) < parts:  # halve the largest until every rank has as many as the busiest one
-        k = max(range(len(cuts)), key=lambda k: len(cuts[k]))
-        middle = len(cuts[k]) // 2
-        cuts[k : k + 1] = [cuts[k][:middle], cuts[k][middle:]]
-    return cuts
-
-
-def deal(lengths: Sequence[int], groups: Sequence[int], signal: Sequence[bool], ranks: int) -> list[list[int]]:
-    """Indices of `lengths` for each rank: the same number of sequences for each, and about the same number of tokens,
-    with and without a `signal`.
-
-    Whole groups (of `groups`, a number for each sequence) where they are equally large and can be dealt out evenly,
-    else single sequences. Those with a signal first, they cost most, and each from the most tokens to the fewest, to
-    and fro (ranks 0, 1, 1, 0, 0, 1, ...): of one kind alone, no two ranks differ by more tokens than the largest has
-    more than the smallest. `ranks` divides the number of sequences.
-    """
-    assert len(lengths) % ranks == 0, f"{len(lengths)} sequences cannot be dealt out evenly to {ranks} ranks"
     of_group: dict[int, list[int]] = {}
     for i, group in enumerate(groups):
         of_group.setdefault(group, []).append(i)
     units = list(of_group.values())
     if len(units) % ranks or len({len(unit) for unit in units}) > 1:
         units = [[i] for i in range(len(lengths))]
-    tokens = [sum(lengths[i] for i in unit) for unit in units]
-    silent = [not any(signal[i] for i in unit) for unit in units]
-    order = sorted(range(len(units)), key=lambda u: (silent[u], -tokens[u]))  # stable: the same on every rank
+    order = sorted(units, key=lambda unit: -sum(lengths[i] for i in unit))  # stable: the same on every rank
     shares: list[list[int]] = [[] for _ in range(ranks)]
-    for k, u in enumerate(order):
+    for k, unit in enumerate(order):
         turn, place = divmod(k, ranks)
-        shares[place if turn % 2 == 0 else ranks - 1 - place] += units[u]
+        shares[place if turn % 2 == 0 else ranks - 1 - place] += unit
     return shares
 
 
-def lay_out(
-    prompts: Sequence[list[int]], responses: Sequence[list[int]], *, layout: str, device: torch.device
-) -> MicroBatch:
-    """Input tensors of sequences prompt + response; the response tokens of all of them, one after another, are the
-    targets. The last token of a response predicts nothing and is no input.
+def make_micro_batches(
+    lengths: Sequence[int],
+    groups: Sequence[int],
+    zeros: Sequence[bool],
+    *,
+    budget: int,
+    padded: bool,
+    at_least: int,
+) -> list[list[int]]:
+    """Indices of `lengths` in micro-batches: at least `at_least` of them, each within `budget` tokens.
 
-    padded: (N, L), for any attention. packed: end to end, for an attention that finds the sequences by their positions.
-    by_sequence: end to end, for attention_by_sequence (policy.py); a prompt that follows itself is laid out once.
+    Groups in which every advantage is 0 (`zeros`) come first: their micro-batches may need no backward pass. Then by
+    length, to save padding; a group stays together. The longest come first, so that running out of memory shows at
+    once. A sequence longer than the budget gets a micro-batch of its own.
+    """
+    assert at_least <= len(lengths), f"{at_least} micro-batches from {len(lengths)} sequences"
+    longest: dict[int, int] = {}
+    for group, length in zip(groups, lengths, strict=True):
+        longest[group] = max(length, longest.get(group, 0))
+    several = (max(lengths) * len(lengths) if padded else sum(lengths)) > budget  # else no backward pass can be skipped
+    trained = {group for group, zero in zip(groups, zeros, strict=True) if several and not zero}
+    # Ties by number: the same order in every run.
+    order = sorted(
+        range(len(lengths)), key=lambda i: (groups[i] in trained, -longest[groups[i]], groups[i], -lengths[i], i)
+    )
+    parts: list[list[int]] = []
+    width = tokens = 0
+    for i in order:
+        width = max(width, lengths[i])
+        if not parts or (width * (len(parts[-1]) + 1) if padded else tokens + lengths[i]) > budget:
+            parts.append([])
+            width, tokens = lengths[i], 0
+        parts[-1].append(i)
+        tokens += lengths[i]
+    while len(parts) < at_least:  # halve the largest
+        k = max(range(len(parts)), key=lambda k: len(parts[k]))
+        middle = len(parts[k]) // 2
+        parts[k : k + 1] = [parts[k][:middle], parts[k][middle:]]
+    return parts
+
+
+def micro_batch(run: Run, samples: list[Sample], *, sequences: int, tokens: int) -> MicroBatch:
+    """The tensors of one micro-batch. sequences, tokens: those of the minibatch that carry loss."""
+    cfg, device = run.cfg, run.ranks.device
+    lengths = [len(s.completion.token_ids) for s in samples]
+    weights = loss_weights(
+        lengths,
+        aggregation=cfg.loss_aggregation,
+        sequences=sequences,
+        tokens=tokens,
+        max_response_tokens=cfg.max_response_tokens,
+    )
+    if cfg.mask_truncated:
+        weights = [0.0 if s.truncated else weight for s, weight in zip(samples, weights, strict=True)]
+    repeats = torch.tensor(lengths)
+
+    def per_token(values: Sequence[Any], dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.tensor(values, dtype=dtype).repeat_interleave(repeats).to(device)
+
+    return MicroBatch(
+        samples=samples,
+        sequence_ids=torch.arange(len(samples)).repeat_interleave(repeats).to(device),
+        rollout_logprobs=concat([s.completion.logprobs for s in samples]).to(device),
+        advantages=concat([s.token_advantages for s in samples]).to(device),
+        loss_weights=per_token(weights),
+        **model_inputs(
+            [s.prompt for s in samples], [s.completion.token_ids for s in samples], layout=run.layout, device=device
+        ),
+    )
+
+
+def concat(rows: Sequence[list[float]]) -> Tensor:
+    """(T,) float32, the numbers of sequences one after another."""
+    return torch.tensor([x for row in rows for x in row], dtype=torch.float32)
+
+
+def loss_weights(
+    lengths: Sequence[int], *, aggregation: str, sequences: int, tokens: int, max_response_tokens: int
+) -> list[float]:
+    """For each sequence the weight of its tokens, so that the loss of an update is sum(weights * token losses).
+
+    seq-mean-token-mean      1 / (sequences * length): every sequence counts the same (GRPO, arXiv 2402.03300)
+    token-mean               1 / tokens: every token counts the same (DAPO, arXiv 2503.14476)
+    seq-mean-token-sum-norm  1 / (sequences * max_response_tokens): independent of length (Dr. GRPO, arXiv 2503.20783)
+
+    lengths: response tokens of each sequence of this micro-batch. sequences, tokens: counts of the whole update, over
+    all micro-batches and ranks, so that the split does not matter. Raises ValueError for an unknown aggregation.
+    """
+    sequences, tokens = max(1, sequences), max(1, tokens)  # 0 where every response is masked: all weights become 0
+    if aggregation == "seq-mean-token-mean":
+        return [1 / (sequences * length) for length in lengths]
+    if aggregation == "token-mean":
+        return [1 / tokens] * len(lengths)
+    if aggregation == "seq-mean-token-sum-norm":
+        return [1 / (sequences * max_response_tokens)] * len(lengths)
+    raise ValueError(
+        f"loss_aggregation: {aggregation!r} is not known; use seq-mean-token-mean, token-mean or "
+        "seq-mean-token-sum-norm"
+    )
+
+
+def model_inputs(
+    prompts: Sequence[list[int]], responses: Sequence[list[int]], *, layout: str, device: torch.device
+) -> dict[str, Any]:
+    """The input tensors of a `MicroBatch`. The last token of a response predicts nothing and is not an input.
+
+    padded: (n, L), for any attention. packed: end to end, for an attention that finds the sequences by their positions.
+    by_sequence: end to end, for attention_by_sequence (policy.py); a prompt that follows itself is packed once.
     """
     inputs = [r[:-1] for r in responses]
     width = max(len(p) + len(r) for p, r in zip(prompts, inputs, strict=True))
     pieces: list[list[int]] = []  # tokens, in order
     starts: list[int] = []  # position of each piece in its sequence
-    places: list[torch.Tensor] = []  # (length,) flat position of each token of a sequence
+    places: list[Tensor] = []  # (length,) flat position of each token of a sequence
     end = 0
     for i, (p, r) in enumerate(zip(prompts, inputs, strict=True)):
         if layout == "by_sequence" and i and p == prompts[i - 1]:
@@ -258,45 +228,21 @@ def lay_out(
             starts.append(len(p) + len(r))
             end = (i + 1) * width
     shape = (len(inputs), width) if layout == "padded" else (1, end)
-    input_ids = torch.tensor([token for piece in pieces for token in piece]).view(shape)
     position_ids = torch.cat([torch.arange(s, s + len(piece)) for s, piece in zip(starts, pieces, strict=True)])
-    predictors = torch.cat([place[len(p) - 1 :] for p, place in zip(prompts, places, strict=True)])
-    attention_mask = sequences = first = None
+    tensors: dict[str, Tensor | None] = {
+        "input_ids": torch.tensor([token for piece in pieces for token in piece]).view(shape),
+        "position_ids": position_ids.view(shape),
+        "predictors": torch.cat([place[len(p) - 1 :] for p, place in zip(prompts, places, strict=True)]),
+        "targets": torch.tensor([token for r in responses for token in r]),
+        "attention_mask": None,
+    }
     if layout == "padded":
         lengths = torch.tensor([len(place) for place in places])
-        attention_mask = (torch.arange(width) < lengths[:, None]).long()
+        tensors["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
     elif layout == "by_sequence":
-        sequences = torch.nn.utils.rnn.pad_sequence(places, batch_first=True)  # (N, L)
         first = torch.empty(end, dtype=torch.long)
         for i in reversed(range(len(places))):
             first[places[i]] = torch.arange(i * width, i * width + len(places[i]))
-    tensors = (attention_mask, sequences, first)
-    mask, sequences, first = (None if t is None else t.to(device) for t in tensors)
-    return MicroBatch(
-        input_ids=input_ids.to(device),
-        attention_mask=mask,
-        position_ids=position_ids.view(shape).to(device),
-        predictors=predictors.to(device),
-        targets=torch.tensor([token for r in responses for token in r]).to(device),
-        sequences=sequences,
-        places=first,
-    )
-
-
-def real_token_share(batches: Sequence[MicroBatch]) -> Pair:
-    """(sum, count): how many of the positions that go through the model are tokens, and not padding."""
-    positions = [batch.input_ids.numel() for batch in batches]
-    masks = [batch.attention_mask for batch in batches]
-    return sum(n if mask is None else mask.sum() for n, mask in zip(positions, masks, strict=True)), sum(positions)
-
-
-def raise_not_finite(run: Run, minibatch: list[Tokens], in_a_row: int) -> NoReturn:
-    """Raise FloatingPointError for updates without a finite gradient; their sequences go to a file first."""
-    path = run.folder / f"not_finite_step_{run.step + 1:06d}_rank_{run.ranks.rank}.jsonl"
-    rows = [row for tokens in minibatch for row in tokens.rows]
-    texts = [run.task.tokenizer.decode(list(row.prompt) + list(row.response)) for row in rows]
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    raise FloatingPointError(
-        f"step {run.step + 1}: {in_a_row} updates in a row had no finite gradient (max_skipped); their sequences are "
-        f"in {path}; lower lr or delta, or go back to an earlier checkpoint"
-    )
+        tensors["sequences"] = torch.nn.utils.rnn.pad_sequence(places, batch_first=True)  # (n, L)
+        tensors["places"] = first
+    return {name: None if tensor is None else tensor.to(device) for name, tensor in tensors.items()}

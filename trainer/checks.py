@@ -7,15 +7,13 @@ Every check raises with one clear line that names the key, the value and what to
 import importlib.util
 import os
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
-from bandpo.rule import Rule, check_rule
-from bandpo.rules import load_rule
+from bandpo.rule import Rule, check_rule, load_rule
 from configs.memory import GIB, Size, cache_a_token
 from configs.schema import Config
 from data import HubUnreachable
@@ -73,56 +71,43 @@ def find_room(folder: Path) -> None:
 
 
 def cache_trouble(cfg: Config, size: Size) -> str:
-    """In words, why vLLM's keys and values of one whole sequence do not fit, or a CPU's cache not into its memory; ""
-    where they do or it cannot be told.
+    """An error message where vLLM's keys and values of one whole sequence do not fit, else ""; "" too if unknown.
 
-    The room is taken too large rather than too small: all of the cache on a CPU, and on a GPU all that the weights
-    leave of the engine's share.
+    The memory is estimated too large rather than too small: on a GPU all that the weights leave of the engine's share.
     """
     if cfg.engine != "vllm":
         return ""
-    whole = cfg.max_prompt_tokens + cfg.max_response_tokens
+    tokens = cfg.max_prompt_tokens + cfg.max_response_tokens
     if torch.cuda.is_available():
         numbers, key = (4 if cfg.precision == "float32" else 2), "engine_memory_share"
         card = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
         room = cfg.engine_memory_share * card * cfg.tensor_parallel - size.parameters * numbers
     else:
-        numbers, key = (2 if cfg.precision == "bfloat16" else 4), "engine_cpu_cache_gib"
-        room, memory = cfg.engine_cpu_cache_gib * GIB, psutil.virtual_memory().total
-        if room > memory:
-            return f"{key}: {cfg.engine_cpu_cache_gib} is more than this machine's memory, {memory / GIB:.3g}; lower it"
-    needed = whole * cache_a_token(size, numbers)
+        numbers, key = (2 if cfg.precision == "bfloat16" else 4), "max_response_tokens"
+        room = psutil.virtual_memory().total - size.parameters * numbers
+    needed = tokens * cache_a_token(size, numbers)
     if needed <= room:
         return ""
     return (
-        f"{key}: {getattr(cfg, key)} leaves {max(0, room) / GIB:.3g} GiB for keys and values, and one sequence of "
-        f"max_prompt_tokens + max_response_tokens, {whole:,}, needs {needed / GIB:.3g}; raise it, or lower "
-        "max_response_tokens"
+        f"{key}: one sequence of max_prompt_tokens + max_response_tokens, {tokens:,}, needs {needed / GIB:.3g} GiB for "
+        f"keys and values, and {max(0, room) / GIB:.3g} are free (got {getattr(cfg, key)}); "
+        + ("raise it, or lower max_response_tokens" if key == "engine_memory_share" else "lower it")
     )
 
 
 def find_rule(cfg: Config) -> Rule:
-    """The rule of the objective, tried on made-up tokens. Raises ValueError when it cannot be what was asked for."""
-    if cfg.rule:
-        rule = load_rule(cfg.rule, cfg.rule_parameters)
-    else:  # what `clip` names; its parameters are keys of their own
-        named = load_rule(cfg.clip, {})
-        rule = named.with_parameters({name: getattr(cfg, name) for name in named.defaults})
-    if check_rule(rule) == "weight" and cfg.surrogate == "cispo":
-        raise ValueError(f"surrogate: cispo clips to an interval, and rule {rule.name} gives weights; use ppo or gspo")
+    """The clipping rule, run on a synthetic batch. Raises ValueError when it or its parameters are invalid."""
+    rule = load_rule(cfg.rule, cfg.rule_args)
+    check_rule(rule)
     return rule
 
 
 def find_kernels(cfg: Config) -> None:
-    """Raise ValueError when a kernel that was asked for by name is not installed."""
-    packages = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface", "liger": "liger_kernel"}
-    for key in ("attention", "logprob_kernel"):
-        package = packages.get(getattr(cfg, key))
-        if package and importlib.util.find_spec(package) is None:
-            raise ValueError(
-                f"{key}: {getattr(cfg, key)} needs the package {package}, which is not installed; install it, or take "
-                f"the default, {getattr(Config(), key)}"
-            )
+    """Raise ValueError when an attention kernel that was requested by name is not installed."""
+    packages = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
+    package = packages.get(cfg.attention)
+    if package and importlib.util.find_spec(package) is None:
+        raise ValueError(f"attention: {cfg.attention} needs the package {package}; install it, or use attention: auto")
 
 
 def check_processes(accelerator: "Accelerator") -> None:
@@ -152,14 +137,4 @@ def check_processes(accelerator: "Accelerator") -> None:
         raise RuntimeError(
             f"the accelerate configuration asks for {plugins[0]}; sharding is the key `sharding` here: set "
             "distributed_type: MULTI_GPU, as configs/accelerate/ does"
-        )
-
-
-def check_engine(cfg: Config, metrics: Mapping[str, float], step: int) -> None:
-    """Raise EngineMismatch when the engine that sampled is not the policy that is trained, by the metrics of a step."""
-    gap = metrics.get("mismatch/kl", 0.0)  # absent where no answer is of this step
-    if not gap <= cfg.mismatch_limit:  # also when it is not a number
-        raise EngineMismatch(
-            f"step {step}: KL(sampler, trainer) is {gap:.3g} nats per token, mismatch_limit is {cfg.mismatch_limit}: "
-            "the engine does not hold the trainer's weights, or computes with another precision"
         )

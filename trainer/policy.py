@@ -19,7 +19,7 @@ T response tokens of all sequences, flat.
 import copy
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from bandpo.logprobs import token_logprobs
+from trainer.types import MicroBatch
 
 # transformers and torch.distributed take two seconds to import: imported where they are used, so that a mistake in the
 # configuration is reported before.
@@ -49,25 +50,10 @@ class PolicyOptions:
     precision: str  # float32 | bfloat16: of the forward and backward; master weights are float32
     attention: str  # a transformers attn_implementation, or sdpa_by_sequence
     gradient_checkpointing: bool
-    compile: bool  # torch.compile of every decoder layer
     temperature: float
     vocab_size: int  # tokens of the tokenizer; head rows beyond are masked
     chunk_tokens: int  # response tokens whose logits exist at a time
-    logprob_kernel: str  # of bandpo.logprobs
     trust_remote_code: bool
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Sequences that go through the model together, and where their response tokens are; all tensors int64."""
-
-    input_ids: torch.Tensor  # (N, L) right-padded, or (1, P) packed: no padding
-    attention_mask: torch.Tensor | None  # (N, L) 1 = token; None when packed
-    position_ids: torch.Tensor  # of the shape of input_ids, from 0 in every sequence
-    predictors: torch.Tensor  # (T,) flat positions in input_ids whose output predicts each response token
-    targets: torch.Tensor  # (T,) the response tokens
-    sequences: torch.Tensor | None = None  # (N, L) packed positions of each sequence, for attention; any past its end
-    places: torch.Tensor | None = None  # (P,) flat position in `sequences` of each packed position
 
 
 def attention_by_sequence(
@@ -144,7 +130,6 @@ class LogprobModel(nn.Module):
                 temperature=self.options.temperature,
                 vocab_size=self.options.vocab_size,
                 chunk_tokens=self.options.chunk_tokens,
-                kernel=self.options.logprob_kernel,
             )
 
 
@@ -175,9 +160,6 @@ class Policy:
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
             for layer in _decoder_layers(causal_lm):
                 layer.training = True  # else it does not checkpoint; what is inside stays in evaluation mode
-        if options.compile:
-            for layer in _decoder_layers(causal_lm):
-                layer.compile(dynamic=True)  # micro-batches differ in length
         model: nn.Module = LogprobModel(causal_lm, options)
         if options.sharding == "fsdp2":
             _fully_shard(model, causal_lm, options, accelerator)
@@ -211,7 +193,7 @@ class Policy:
         return self.model.parameters()
 
     def __call__(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """See LogprobModel.forward. A gradient may be asked as far back as here: FSDP's hooks are on what is behind."""
+        """See LogprobModel.forward. Views, so that `backward` can stop here: FSDP's hooks are on the tensors behind."""
         logprobs, entropy = self.model(batch)
         return logprobs.view_as(logprobs), entropy.view_as(entropy)
 
@@ -281,6 +263,21 @@ class Policy:
 
     # ---- gradients ----
 
+    def backward(self, loss: torch.Tensor, *outputs: torch.Tensor, always: bool) -> None:
+        """Backward pass of `loss` through `outputs`, the log-probs and entropy that this policy gave; collective.
+
+        The loss is differentiated with respect to `outputs` first, which is cheap. Where all of that is 0 on all ranks,
+        the model's backward pass is skipped, unless `always`: an update needs one, so that every weight has a gradient.
+        """
+        found = zip(outputs, torch.autograd.grad(loss, outputs, allow_unused=True), strict=True)
+        used = [(output, gradient) for output, gradient in found if gradient is not None]
+        if not always:
+            nonzero = torch.stack([gradient.ne(0).any() for _, gradient in used]).any()  # NaN is not 0 either
+            total: Any = self.accelerator.reduce(nonzero.float(), "sum")
+            if total.item() == 0:
+                return
+        torch.autograd.backward([output for output, _ in used], [gradient for _, gradient in used])
+
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
         """Scale gradients to a global norm of at most `max_norm`; the norm before, a scalar tensor. Collective."""
         # foreach: by itself torch would take one kernel a weight for sharded ones
@@ -290,9 +287,12 @@ class Policy:
         """Context of a backward pass: DDP sums gradients over processes only in the last one of an update."""
         return nullcontext() if last or self.options.sharding != "ddp" else self.accelerator.no_sync(self.model)
 
-    def to(self, device: str | torch.device) -> None:
-        """Move the whole model: a frozen reference policy waits in CPU memory between its turns."""
-        self.model.to(device)
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """A frozen reference policy is on the device inside the block, in CPU memory outside."""
+        self.model.to(self.accelerator.device)
+        yield
+        self.model.to("cpu")
 
 
 def _read(path: str, options: PolicyOptions) -> Any:

@@ -28,11 +28,9 @@ from trainer.state import State, from_text, to_text
 # Keys that may differ when a run is resumed: they change what is shown, kept or how fast it goes, not what is learnt.
 FREE_KEYS = set(
     """
-    max_steps max_epochs dry_run output_dir wandb wandb_project eval_every save_every keep_last keep_best
-    on_save_failure max_skipped mismatch_limit micro_batch_tokens logprob_chunk_tokens logprob_kernel attention
-    gradient_checkpointing compile sharding tensor_parallel trust_remote_code packing samples_logged plots
-    engine_memory_share engine_cpu_cache_gib engine_max_sequences engine_eager verifier_workers
-    verifier_memory_gib
+    max_steps dry_run output_dir wandb eval_every save_every keep_last keep_best max_rollout_kl micro_batch_tokens
+    attention gradient_checkpointing sharding tensor_parallel trust_remote_code samples_logged engine_memory_share
+    verifier_workers
     """.split()
 )
 
@@ -43,7 +41,7 @@ NEWEST = ".newest_checkpoint"  # beside the folder of checkpoints, which may be 
 def save(run: Run) -> None:
     """Write a checkpoint of the completed steps, unless there is one; collective.
 
-    A write that fails is told, leaves the earlier checkpoints alone, and ends the run or not as configured.
+    Raises CheckpointError when a write fails; earlier checkpoints stay as they are.
     """
     if run.saved_step == run.step:
         return
@@ -89,17 +87,8 @@ def save(run: Run) -> None:
     if not errors:
         run.saved_step = step
         run.tracker.say(f"checkpoint of step {step} saved in {time.perf_counter() - started_s:.1f} s")
-    elif run.cfg.on_save_failure == "stop":
-        raise checkpoint.CheckpointError(f"step {step}: {errors[0]}")
     else:
-        run.tracker.say(f"warning: step {step}: {errors[0]}; training goes on (on_save_failure: continue)")
-
-
-def save_last(run: Run) -> None:
-    """`save`, where nothing comes after: a failure is not passed over, whatever on_save_failure says."""
-    save(run)
-    if run.saved_step != run.step:
-        raise checkpoint.CheckpointError(f"step {run.step}, the last one of this launch, has no checkpoint")
+        raise checkpoint.CheckpointError(f"step {step}: {errors[0]}")
 
 
 def _error_of(work: Callable[[], object]) -> str:
@@ -169,8 +158,7 @@ def _newest(folder: Path, cfg: Config, fingerprint: Mapping[str, str], say: Call
 
 def _refuse_changed_keys(path: Path, cfg: Config) -> None:
     old = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    scheduled = cfg.lr_schedule != "constant" or cfg.delta_schedule != "constant"
-    fixed = {"max_steps", "max_epochs"} if scheduled else set()  # the length of lr_schedule and delta_schedule
+    fixed = {"max_steps"} if cfg.lr_schedule != "constant" else set()  # the length of the schedule
     changed = {key: pair for key, pair in diff(old, cfg).items() if key not in FREE_KEYS - fixed}
     if changed:
         keys = "; ".join(f"{key}: {before!r} then, {after!r} now" for key, (before, after) in changed.items())

@@ -66,9 +66,9 @@ class EngineOptions:
     max_model_tokens: int  # prompt + response
     max_sequences: int  # decoded at once
     memory_share: float  # share of a GPU's memory for the engine (weights + KV cache)
-    cpu_cache_gib: float  # KV cache on a CPU
+    cpu_cache_bytes: int  # KV cache on a CPU
     tensor_parallel: int  # ranks that hold one engine together
-    eager: bool  # neither torch.compile nor CUDA graphs: starts in seconds, samples slower; on a CPU always so
+    arguments: dict[str, Any]  # further arguments of vllm.LLM, which override those of this file
     trust_remote_code: bool
 
 
@@ -167,8 +167,8 @@ class VllmEngine:
             try:
                 self.llm = LLM(**arguments, use_tqdm_on_load=False)
             except (RuntimeError, ValueError, AssertionError, KeyError, OSError) as error:
-                key = "engine_cpu_cache_gib" if "kv_cache_memory_bytes" in arguments else "engine_memory_share"
-                hint = f"; change {key}, max_response_tokens or engine_max_sequences ({options.max_sequences})"
+                hint = f"; lower max_response_tokens or `vllm: {{max_num_seqs: {options.max_sequences}}}`"
+                hint += "" if "kv_cache_memory_bytes" in arguments else ", or raise engine_memory_share"
                 of_memory = re.search("memory|KV cache", str(error))
                 told = " ".join(f"vLLM could not start: {type(error).__name__}: {error}".split())[:500]
                 raise EngineError(f"{told}{hint if of_memory else ''}") from error
@@ -278,7 +278,7 @@ def engine_arguments(model: str, options: EngineOptions, *, world: int, device: 
         # computes whole blocks, by default of 128 tokens (smaller ones are faster), and a prompt that is computed in
         # two pieces ends in an error where the request has a seed.
         {
-            "kv_cache_memory_bytes": int(options.cpu_cache_gib * 2**30),
+            "kv_cache_memory_bytes": options.cpu_cache_bytes,
             "block_size": 32,
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(4096, options.max_model_tokens),
@@ -298,9 +298,10 @@ def engine_arguments(model: str, options: EngineOptions, *, world: int, device: 
         "logprobs_mode": "processed_logprobs",  # of the distribution sampled from, not of the raw logits
         "generation_config": "vllm",  # ignore the model's own sampling defaults
         "trust_remote_code": options.trust_remote_code,
-        "enforce_eager": options.eager or on_cpu,
+        "enforce_eager": on_cpu,
         "disable_log_stats": True,
         "logits_processors": [only_tokenizer_rows(options.vocab_size)],
+        **options.arguments,
     }
 
 

@@ -67,11 +67,6 @@ class Run:
         """Passes over the training prompts so far, those that refills used up included."""
         return self.state.prompts_drawn / epoch_length(len(self.task.train), self.cfg.prompts_per_step)
 
-    @property
-    def finished(self) -> bool:
-        cfg = self.cfg
-        return self.step >= cfg.max_steps or (cfg.max_epochs is not None and self.epochs >= cfg.max_epochs)
-
     def is_due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 

@@ -3,7 +3,6 @@
 import hashlib
 import math
 
-from bandpo.radius import scheduled_delta
 from configs.schema import Config
 
 
@@ -15,12 +14,6 @@ def learning_rate(cfg: Config, step: int) -> float:
     return (
         cfg.lr * {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[cfg.lr_schedule]
     )
-
-
-def delta_at(cfg: Config, step: int) -> float:
-    """The Band's radius in the step after `step` completed ones."""
-    final = cfg.delta if cfg.delta_final is None else cfg.delta_final
-    return scheduled_delta(step, cfg.max_steps, delta=cfg.delta, delta_final=final, schedule=cfg.delta_schedule)
 
 
 def seed_of(*key: object) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from configs import to_yaml
-from configs.memory import Size, cache_a_token
+from configs.memory import LOGPROB_CHUNK_TOKENS, Size, cache_a_token, cpu_cache_bytes, sharding_of
 from configs.schema import Config, Plan
 from rewards import GraderError, Verifier
 from trainer import checkpoint
@@ -30,7 +30,7 @@ from trainer.rollout import MOST_SEQUENCES, Engine, EngineError, EngineOptions, 
 from trainer.run import Run
 from trainer.state import State
 from trainer.stopping import Signals, ending_all_ranks, one_clear_line
-from trainer.task import Task, load_task
+from trainer.task import VERIFIER_MEMORY_GIB, Task, load_task
 from trainer.tracking import Tracker, write_environment
 
 
@@ -69,7 +69,7 @@ def start(cfg: Config, plan: Plan, say: Callable[[str], None], clock: Clock) -> 
             folder,
             dataclasses.asdict(cfg),
             mode=cfg.wandb,
-            project=cfg.wandb_project,
+            project="bandpo",
             run_id=checkpoint.info(resumed)["wandb_run_id"] if resumed else None,
             max_steps=cfg.max_steps,
             is_main=ranks.is_main,
@@ -106,7 +106,7 @@ def start(cfg: Config, plan: Plan, say: Callable[[str], None], clock: Clock) -> 
             rule=find_rule(cfg),
             layout=layout,
             state=state,
-            saved_step=-1 if state.unlogged else state.step,  # -1: to be saved again, with its score
+            saved_step=-1 if state.pending_metrics else state.step,  # -1: to be saved again, with its score
         )
         try:
             with _told(folder, ranks):
@@ -168,80 +168,73 @@ def _be_deterministic() -> None:
 
 
 def _policy_options(cfg: Config, task: Task, ranks: Ranks) -> tuple[PolicyOptions, str]:
-    """What `auto` stands for on this device; and how sequences are laid out for the attention kernel."""
+    """The policy's options with `auto` resolved for this device, and the layout of batching.model_inputs."""
     has_bf16 = ranks.device.type != "cpu" and torch.cuda.is_bf16_supported()
     attention, layout = _attention(cfg)
     options = PolicyOptions(
-        sharding=cfg.sharding,
+        sharding=sharding_of(cfg, task.model_size, ranks.processes),
         precision={"auto": "bfloat16" if has_bf16 else "float32"}.get(cfg.precision, cfg.precision),
         attention=attention,
         gradient_checkpointing=cfg.gradient_checkpointing,
-        compile=cfg.compile,
         temperature=cfg.temperature,
         vocab_size=task.vocab_size,
-        chunk_tokens=cfg.logprob_chunk_tokens,
-        logprob_kernel=cfg.logprob_kernel,
+        chunk_tokens=LOGPROB_CHUNK_TOKENS,
         trust_remote_code=cfg.trust_remote_code,
     )
     return options, layout
 
 
 def _attention(cfg: Config) -> tuple[str, str]:
-    """The attention kernel, and the layout of sequences that it takes (batching.lay_out)."""
-    name = cfg.attention
-    if name == "auto":
-        from transformers.utils.import_utils import is_flash_attn_2_available
+    """The attention kernel, and the layout of sequences that it needs (batching.model_inputs)."""
+    if cfg.attention != "auto":
+        return cfg.attention, "packed" if cfg.attention.startswith("flash") else "padded"
+    from transformers.utils.import_utils import is_flash_attn_2_available
 
-        name = "flash_attention_2" if torch.cuda.is_available() and is_flash_attn_2_available() else "sdpa"
-    if cfg.packing == "off":
-        return name, "padded"
-    if name == "sdpa":
-        return "sdpa_by_sequence", "by_sequence"
-    return name, "packed" if name.startswith("flash") or cfg.packing == "on" else "padded"
+    if torch.cuda.is_available() and is_flash_attn_2_available():
+        return "flash_attention_2", "packed"
+    return "sdpa_by_sequence", "by_sequence"
 
 
 def _reference(cfg: Config, options: PolicyOptions, ranks: Ranks) -> Policy | None:
-    """The model started from, also in a resumed run."""
+    """The start model, also in a resumed run; it waits in CPU memory."""
     if cfg.kl_coef == 0:
         return None
     reference = Policy.load(cfg.model, options, ranks.accelerator, trainable=False)
-    if cfg.reference_offload:
-        reference.to("cpu")
+    reference.model.to("cpu")
     return reference
 
 
 def _optimizer(cfg: Config, policy: Policy) -> torch.optim.Optimizer:
-    betas = (cfg.adam_beta1, cfg.adam_beta2)
+    betas = (cfg.adam_betas[0], cfg.adam_betas[1])
     return torch.optim.AdamW(policy.parameters(), lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay, fused=True)
 
 
 def _verifiers(cfg: Config, signals: Signals) -> tuple[Verifier, Verifier]:
     """For rewards, and for evaluations. Grading that is waited for is given up when a signal asks to stop."""
-    workers = (cfg.verifier_workers, cfg.verifier_timeout_s, cfg.verifier_memory_gib)
+    workers = (cfg.verifier_workers, cfg.verifier_timeout_s, VERIFIER_MEMORY_GIB)
     with one_clear_line(ValueError, code=2):  # a grader of the user's that loaded once and does not a second time
         verifier = Verifier(*workers, cfg.reward, signals.check)
     return verifier, verifier if cfg.reward == "math" else Verifier(*workers, "math", signals.check)
 
 
 def _engine(cfg: Config, plan: Plan, task: Task, policy: Policy, ranks: Ranks) -> Engine:
-    precision = policy.options.precision
+    precision, wanted = policy.options.precision, plan.sequences // plan.processes * cfg.tensor_parallel
+    cpu_cache = cpu_cache_bytes(cfg, task.model_size, wanted)
+    if ranks.device.type == "cpu":
+        cache = float(cpu_cache)
+    else:  # what the weights leave of the engine's share
+        share = cfg.engine_memory_share * torch.cuda.mem_get_info(ranks.device)[1] * cfg.tensor_parallel
+        cache = share - task.model_size.parameters * {"float32": 4, "bfloat16": 2}[precision]
     options = EngineOptions(
         engine=cfg.engine,
         dtype=precision,
         vocab_size=task.vocab_size,
         max_model_tokens=cfg.max_prompt_tokens + cfg.max_response_tokens,
-        max_sequences=cfg.engine_max_sequences
-        or sequences_at_once(
-            cfg,
-            Size.of(policy.causal_lm.config),
-            wanted=plan.sequences // plan.processes * cfg.tensor_parallel,
-            bytes_per_number={"float32": 4, "bfloat16": 2}[precision],
-            device_bytes=None if ranks.device.type == "cpu" else torch.cuda.mem_get_info(ranks.device)[1],
-        ),
+        max_sequences=sequences_at_once(cfg, task.model_size, wanted=wanted, cache_bytes=cache, precision=precision),
         memory_share=cfg.engine_memory_share,
-        cpu_cache_gib=cfg.engine_cpu_cache_gib,
+        cpu_cache_bytes=cpu_cache,
         tensor_parallel=cfg.tensor_parallel,
-        eager=cfg.engine_eager,
+        arguments=cfg.vllm,
         trust_remote_code=cfg.trust_remote_code,
     )
     where = {"rank": ranks.rank, "world": ranks.processes, "device": str(ranks.device)}
@@ -249,20 +242,12 @@ def _engine(cfg: Config, plan: Plan, task: Task, policy: Policy, ranks: Ranks) -
     return SharedEngine(engine, ranks.rank, cfg.tensor_parallel, ranks.gather) if cfg.tensor_parallel > 1 else engine
 
 
-def sequences_at_once(
-    cfg: Config, size: Size, *, wanted: int, bytes_per_number: int, device_bytes: float | None
-) -> int:
-    """How many sequences an engine decodes at once when nobody says: all that are wanted, as far as there is room.
+def sequences_at_once(cfg: Config, size: Size, *, wanted: int, cache_bytes: float, precision: str) -> int:
+    """Sequences that an engine decodes at once: all that are wanted, as far as its cache holds them.
 
-    The room for keys and values is what the weights leave of the engine's share of `device_bytes`, or the cache on a
-    CPU (None). It is taken to hold sequences of half the longest length: most answers end before the limit, and when
-    too many do not, vLLM computes some of them twice, which is slow and not wrong.
+    The cache is assumed to hold sequences of half the longest length: most responses end before the limit, and when too
+    many do not, vLLM recomputes some of them, which is slow and not wrong.
     """
-    if device_bytes is None:
-        room = cfg.engine_cpu_cache_gib * 2**30
-    else:
-        share = cfg.engine_memory_share * device_bytes * cfg.tensor_parallel  # of the ranks that share an engine
-        room = share - size.parameters * bytes_per_number
-    tokens = room / cache_a_token(size, bytes_per_number)
+    tokens = cache_bytes / cache_a_token(size, {"float32": 4, "bfloat16": 2}[precision])
     whole = cfg.max_prompt_tokens + cfg.max_response_tokens
     return max(1, min(wanted, int(tokens / (whole / 2)), MOST_SEQUENCES[cfg.engine]))

@@ -8,28 +8,13 @@ A field holds numbers, strings, None, lists, dicts, and samples.
 """
 
 import json
-import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from data import Problem
 from rewards import Grade
 from trainer.rollout import Completion
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One answer to one prompt, with all that is known of it."""
-
-    problem: Problem
-    prompt: list[int]  # token ids
-    completion: Completion
-    grade: Grade
-    reward: float
-    step: int  # completed steps of the policy that sampled it
-    advantage: float = math.nan
-    old_logprobs: list[float] | None = None  # (T,) the trainer's when it was sampled; only of one that waits (`lag`)
-    old_entropy: list[float] | None = None  # (T,) nats, likewise
+from trainer.types import Sample
 
 
 @dataclass(frozen=True)
@@ -42,8 +27,8 @@ class State:
     skipped_in_a_row: int = 0  # updates without a finite gradient
     score: float | None = None  # mean@k of the latest evaluation, over the evaluation sets
     score_step: int = -1  # its step
-    queue: list[list[Sample]] = field(default_factory=list)  # this rank's, of the next `lag` steps
-    unlogged: dict[str, float] = field(default_factory=dict)  # the last step's metrics while its evaluation is to come
+    queue: list[list[Sample]] = field(default_factory=list)  # this rank's samples for the next `off_policy_steps` steps
+    pending_metrics: dict[str, float] = field(default_factory=dict)  # of the last step, until it is evaluated
 
 
 KINDS = {kind.__name__: kind for kind in (State, Sample, Problem, Completion, Grade)}

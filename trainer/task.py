@@ -39,6 +39,7 @@ from trainer.imports import quick_imports
 from trainer.model_files import check_context, check_weights, files_hash, read_config, read_tokenizer
 from trainer.ranks import Ranks
 
+VERIFIER_MEMORY_GIB = 2.0  # address space of one grading process
 Say = Callable[[str], None]
 Rows = list[tuple[Problem, list[int]]]  # problem, prompt token ids
 
@@ -49,6 +50,7 @@ class Task:
 
     tokenizer: Any
     vocab_size: int
+    model_size: Size
     stop_token_ids: tuple[int, ...]
     train: Rows
     evals: dict[str, Rows]  # by set
@@ -97,6 +99,7 @@ def load_task(cfg: Config, say: Say, ranks: Ranks) -> Task:
     return Task(
         tokenizer=model.tokenizer,
         vocab_size=min(vocabulary_size(model.tokenizer), model.config.get_text_config().vocab_size),
+        model_size=Size.of(model.config),
         stop_token_ids=model.stops,
         train=train,
         evals=evals,
@@ -197,7 +200,7 @@ def _reward_tried(cfg: Config) -> Iterator[None]:
 
 
 def _verifier(cfg: Config) -> Verifier:
-    return Verifier(1, cfg.verifier_timeout_s, cfg.verifier_memory_gib, cfg.reward)
+    return Verifier(1, cfg.verifier_timeout_s, VERIFIER_MEMORY_GIB, cfg.reward)
 
 
 def _try_reward(cfg: Config, problem: Problem, prompt: str) -> None:
@@ -214,7 +217,7 @@ def _try_reward(cfg: Config, problem: Problem, prompt: str) -> None:
     if grade.reason in NOT_CHECKED:
         raise ValueError(
             f"reward: {cfg.reward} ended in a {grade.reason} on a made-up answer to {_short(problem.id)}; make it "
-            "quicker or smaller, or raise verifier_timeout_s or verifier_memory_gib"
+            "quicker or smaller, or raise verifier_timeout_s"
         )
 
 
@@ -288,11 +291,10 @@ def _with_good_golds(problems: list[Problem], cfg: Config, say: Say) -> list[Pro
             f"train_data, eval_data: {len(unchecked)} gold answers are too much for the verifier, and what depends on "
             "a machine's speed may not choose the data; take them out; the first:\n  " + "\n  ".join(unchecked[:10])
         )
-    if told and (cfg.bad_gold == "refuse" or len(told) == len(problems)):
+    if told and len(told) == len(problems):
         raise ValueError(
-            f"bad_gold: {len(told)} of {len(problems)} gold answers do not verify against themselves; the first:\n  "
-            + "\n  ".join(told[:10])
-            + "\nmend them, or set bad_gold: drop to train without them"
+            f"train_data, eval_data: none of {len(problems)} gold answers verifies against itself; correct them, the "
+            "first:\n  " + "\n  ".join(told[:10])
         )
     for line in told[:10]:
         say(f"dropped {line}")

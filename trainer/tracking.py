@@ -239,7 +239,7 @@ class Tracker:
         import wandb
 
         return wandb.init(
-            project=project,
+            project=os.environ.get("WANDB_PROJECT", project),
             name=self._run_dir.name,
             id=self.run_id,
             resume="allow",

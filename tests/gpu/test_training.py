@@ -35,8 +35,8 @@ def test_trainer_and_engine_agree_at_every_step(whole: Path, device: str, figure
     rows = metrics(whole)
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     for row in rows[1:]:
-        assert 0 <= row["mismatch/kl"] < 0.01 and row["mismatch/max"] < 0.5 and row["optim/grad_norm"] > 0
-    figure("mismatch/kl of a toy model, largest of four steps", max(r["mismatch/kl"] for r in rows[1:]), "nats")
+        assert 0 <= row["rollout/kl"] < 0.01 and row["rollout/logprob_diff_max"] < 0.5 and row["optim/grad_norm"] > 0
+    figure("mismatch/kl of a toy model, largest of four steps", max(r["rollout/kl"] for r in rows[1:]), "nats")
     if device != "cpu":
         total = torch.cuda.get_device_properties(0).total_memory / 2**30
         assert 0.2 * total < rows[-1]["memory/peak_gib"] < total  # the engine's share counts while it samples
@@ -48,11 +48,11 @@ def test_a_resumed_run_goes_on(whole: Path, toy_model: str, tmp_path: Path):
     rows = metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     for row, expected in zip(rows[1:], metrics(whole)[1:], strict=True):
-        assert row["mismatch/kl"] < 0.01
+        assert row["rollout/kl"] < 0.01
         assert abs(row["train/entropy"] - expected["train/entropy"]) < 0.2
 
 
-@pytest.mark.parametrize("phase", ["rollout", "old", "optimize", "sync"])
+@pytest.mark.parametrize("phase", ["rollout", "old", "update", "sync"])
 def test_a_signal_in_every_phase_ends_with_a_checkpoint(phase: str, toy_model: str, tmp_path: Path):
     """Before the first update the engine sleeps, and is closed so."""
     done = run(

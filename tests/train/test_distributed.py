@@ -90,9 +90,11 @@ def assert_same_steps(one: Path, other: Path) -> None:
     assert len(rows) == len(others) >= 2
     for row, found in zip(rows, others, strict=True):
         assert row.keys() == found.keys()
-        assert found["mismatch/max"] < 1e-3 and row["mismatch/max"] < 1e-3  # every token of the step
+        assert (
+            found["rollout/logprob_diff_max"] < 1e-3 and row["rollout/logprob_diff_max"] < 1e-3
+        )  # every token of the step
         for key, value in row.items():
-            if not key.startswith("mismatch/"):
+            if not key.startswith("rollout/"):
                 assert found[key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
 
 
@@ -141,14 +143,14 @@ def test_whole_runs_agree_and_go_on_with_another_number_of_processes(
 
 
 def test_two_processes_that_share_an_engine_train_the_same_policy(whole: Path, toy_model: str, tmp_path: Path):
-    """tensor_parallel 2, with the sampler as anchor and the reference kept on the device: the numbers stay."""
-    other = ["--tensor_parallel", "2", "--old_policy", "sampler", "--reference_offload", "false"]
+    """tensor_parallel 2, with the rollout policy as old policy: the numbers stay."""
+    other = ["--tensor_parallel", "2", "--old_policy", "rollout"]
     together(2, "train.py", *small_run(toy_model, tmp_path, "run", "fsdp2", 2), *LIVELY.split(), *other)
     assert_same_weights(whole / "run", tmp_path / "run", 2)
     for row, expected in zip(metrics(tmp_path / "run"), metrics(whole / "run"), strict=False):
         assert row["reward/mean"] == pytest.approx(expected["reward/mean"])
-        assert 0 < row["mismatch/max"] < 1e-3  # measured, though the anchor is the sampler's own
-        assert 0 < row["mismatch/kl"] < 1e-6
+        assert 0 < row["rollout/logprob_diff_max"] < 1e-3  # measured on the first minibatch
+        assert 0 < row["rollout/kl"] < 1e-6
 
 
 # ---- failures ----
@@ -189,18 +191,19 @@ def test_a_rank_that_dies_ends_the_run_within_a_minute(fault: str, engine: str, 
 
 
 def test_a_mistake_of_all_ranks_is_told_once(toy_model: str, tmp_path: Path):
-    done = launch(2, "train.py", *small_run(toy_model, tmp_path, "run", "ddp", 1), "--delta", "-1")
+    done = launch(2, "train.py", *small_run(toy_model, tmp_path, "run", "ddp", 1), "--lr", "-1")
     assert done.returncode != 0 and done.stderr.count("config error: ") == 1
 
 
 def test_a_skipped_sync_is_caught_twice(toy_model: str, tmp_path: Path):
-    arguments = [*small_run(toy_model, tmp_path, "run", "none", 3), *LIVELY.split(), "--mismatch_limit", "1e-6"]
+    arguments = [*small_run(toy_model, tmp_path, "run", "none", 3), *LIVELY.split(), "--max_rollout_kl", "1e-6"]
     done = launch(1, TESTS / "failing_script.py", "skipped_sync", *arguments)
     assert "PASSED OVER: after the sync the engine's weights differ from the trainer's" in done.stdout
-    assert done.returncode != 0 and "the engine does not hold the trainer's weights" in done.stderr
+    assert done.returncode != 0 and "engine and trainer do not compute the same policy" in done.stderr
 
 
 def test_an_engine_that_cannot_start_names_the_setting(toy_model: str, tmp_path: Path):
-    done = launch(1, "train.py", *small_run(toy_model, tmp_path, "run", "none", 1), "--engine_cpu_cache_gib", "2.5e-5")
+    keys = [*small_run(toy_model, tmp_path, "run", "none", 1), "--vllm.kv_cache_memory_bytes", "1000"]
+    done = launch(1, "train.py", *keys)
     assert done.returncode != 0
-    assert "vLLM could not start" in done.stderr and "change engine_cpu_cache_gib, max_response_tokens" in done.stderr
+    assert "vLLM could not start" in done.stderr and "lower max_response_tokens or `vllm: {max_num_seqs:" in done.stderr

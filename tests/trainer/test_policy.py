@@ -1,24 +1,22 @@
 """The policy on one process: what it loads, gives out, takes back and refuses. Several: test_distributed.py."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny import ROWS, VOCABULARY, ragged, tiny_model
+from tiny import ROWS, VOCABULARY, make_batch, ragged, tiny_model
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from configs.memory import Size, activations_a_token
-from trainer.batching import lay_out
 from trainer.checks import check_processes
 from trainer.policy import Policy, PolicyOptions
 from trainer.rollout import weight_sum
 
 SEQUENCES = ragged(4, longest=8)
-BATCH = lay_out([p for p, _, _ in SEQUENCES], [r for _, r, _ in SEQUENCES], layout="padded", device=torch.device("cpu"))
+BATCH = make_batch([p for p, _, _ in SEQUENCES], [r for _, r, _ in SEQUENCES])
 
 
 def options(**changed: object) -> PolicyOptions:
@@ -26,8 +24,6 @@ def options(**changed: object) -> PolicyOptions:
         "sharding": "none",
         "precision": "float32",
         "attention": "sdpa",
-        "compile": False,
-        "logprob_kernel": "chunked",
         "gradient_checkpointing": False,
         "temperature": 1.0,
         "vocab_size": VOCABULARY,
@@ -159,7 +155,7 @@ def test_a_plain_head_is_computed_as_the_model_computes_it(
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **TINY, **fields))
     model.save_pretrained(tmp_path)
     policy = Policy.load(str(tmp_path), options(vocab_size=ROWS), accelerator)
-    batch = lay_out([[3, 4]], [[5, 6, 7]], layout="padded", device=torch.device("cpu"))
+    batch = make_batch([[3, 4]], [[5, 6, 7]])
     with torch.no_grad():
         found, _ = policy(batch)
         logits = model.eval()(torch.tensor([[3, 4, 5, 6]])).logits[0, 1:]
@@ -291,17 +287,40 @@ def test_what_was_asked_for_and_not_obtained_is_refused(
         check_processes(accelerator)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
-def test_compiled_layers_give_the_same_numbers(tmp_path: Path):
-    tiny_model(tied=True).save_pretrained(tmp_path)
-    found = []
-    for compiled in (False, True):
-        policy = Policy.load(str(tmp_path), options(sharding="none", compile=compiled), Accelerator())
-        logprobs, _ = policy(BATCH)
-        logprobs.sum().backward()
-        found.append([logprobs, *(p.grad for p in policy.parameters())])
-        layers = policy.causal_lm.model.layers
-        assert all((layer._compiled_call_impl is not None) == compiled for layer in layers)
-    for eager, compiled in zip(*found, strict=True):
-        torch.testing.assert_close(eager, compiled, rtol=1e-4, atol=1e-5 * eager.abs().max().item())
+# ---- the backward pass ----
+
+
+def gradients(policy: Policy) -> list[torch.Tensor | None]:
+    found = [None if p.grad is None else p.grad.clone() for p in policy.parameters()]
+    policy.model.zero_grad()
+    return found
+
+
+def test_backward_gives_the_gradient_of_the_loss(folder: str, accelerator: Accelerator):
+    """Bit for bit, whichever of log-probs and entropy the loss depends on."""
+    policy = Policy.load(folder, options(), accelerator)
+    for loss_of in (lambda lp, h: lp.square().sum(), lambda lp, h: (lp * h).sum(), lambda lp, h: (lp.exp() - h).sum()):
+        loss_of(*policy(BATCH)).backward()
+        expected = gradients(policy)
+        logprobs, entropy = policy(BATCH)
+        policy.backward(loss_of(logprobs, entropy), logprobs, entropy, always=False)
+        found = gradients(policy)
+        assert all(g is not None and e is not None and torch.equal(g, e) for g, e in zip(found, expected, strict=True))
+
+
+def test_backward_is_skipped_where_every_gradient_is_zero(folder: str, accelerator: Accelerator):
+    policy = Policy.load(folder, options(), accelerator)
+
+    def after(weight: float, *, always: bool) -> list[torch.Tensor | None]:
+        logprobs, entropy = policy(BATCH)
+        policy.backward((weight * logprobs).sum(), logprobs, entropy, always=always)
+        return gradients(policy)
+
+    assert all(g is None for g in after(0.0, always=False))
+    assert all(g is not None and not g.any() for g in after(0.0, always=True))  # AdamW then updates its moments
+    assert all(g is not None for g in after(float("nan"), always=False))  # a NaN is not skipped
+    one = torch.zeros(len(BATCH.targets))
+    one[-1] = 1e-30
+    logprobs, entropy = policy(BATCH)
+    policy.backward((one * logprobs).sum(), logprobs, entropy, always=False)
+    assert any(g is not None and g.any() for g in gradients(policy))

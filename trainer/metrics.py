@@ -1,0 +1,216 @@
+"""Metrics of a step (docs/metrics.md): sums and counts of all ranks, divided once.
+
+    stats = Stats()
+    stats.add(batch, loss, logprobs, entropy, token_stats)      # per micro-batch of an update
+    metrics = step_metrics(run, samples, minibatches, stats)    # collective
+
+Numbers stay on the device until the metrics of the step are read.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from configs.schema import Config
+from rewards import REASONS, GraderError
+from trainer.checks import EngineMismatch
+from trainer.ranks import Number, Pair
+from trainer.run import Run
+from trainer.types import MicroBatch, Sample
+
+# What the loss reports of its tokens, by metric name: (T,) values, averaged over all tokens, or (values, mask).
+TokenStats = dict[str, Tensor | tuple[Tensor, Tensor]]
+BY_PROBABILITY = ("clip/up", "clip/down")  # also logged per bin of the old probability
+BINS = ("", "/p<0.01", "/p<0.2", "/p<0.4", "/p<0.6", "/p<0.8", "/p<=1")  # all tokens, the rarest, fifths
+REWARD_METRICS = {"mean", "accuracy", "solved_all", "solved_none", "zero_std", *REASONS}  # names of reward/...
+MAX_SKIPPED = 3  # updates in a row without a finite gradient, then the run stops
+
+
+@dataclass
+class Stats:
+    """What the updates of a step did, on this rank."""
+
+    skipped_in_a_row: int  # updates without a finite gradient, earlier steps included
+    updates: int = 0
+    skipped: int = 0
+    grad_norms: list[float] = field(default_factory=list)
+    loss: float | Tensor = 0.0  # summed over updates
+    sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # metric -> sum and count
+    ratio_max: float | Tensor = 0.0
+    rollout_gap: Tensor | None = None  # (T,) float64, ln(trainer / rollout) before any update
+    # id of a micro-batch -> entropy of its first pass; the batch and its (T,) values by name of its latest update
+    entropy: dict[int, Tensor] = field(default_factory=dict)
+    latest: dict[int, tuple[MicroBatch, dict[str, Tensor]]] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def add(self, batch: MicroBatch, loss: Tensor, logprobs: Tensor, entropy: Tensor, of_tokens: TokenStats) -> None:
+        """Add a micro-batch's share of an update. loss: scalar; logprobs, entropy: (T,)."""
+        logprobs, entropy = logprobs.detach(), entropy.detach()
+        old_logprobs = logprobs if batch.old_logprobs is None else batch.old_logprobs
+        self.loss += loss.detach()
+        self.entropy.setdefault(id(batch), entropy)
+        p = old_logprobs.exp()
+        fifth = (p * 5).floor().clamp(max=4)
+        bins = torch.stack([torch.ones_like(p), p < 0.01, *(fifth == k for k in range(5))]).double()  # (bins, T)
+        for name, value in of_tokens.items():
+            values, mask = value if isinstance(value, tuple) else (value.detach(), None)
+            if name in BY_PROBABILITY and mask is not None:
+                events = torch.stack([values & mask, mask]).double()  # float64 counts are exact
+                for suffix, total, count in zip(BINS, *(events @ bins.T), strict=True):
+                    self._add(name + suffix, total, count)
+            elif mask is not None:
+                self._add(name, (values * mask).sum(dtype=torch.float64), mask.sum(dtype=torch.float64))
+            else:
+                self._add(name, values.sum(dtype=torch.float64), p.new_full((), len(p), dtype=torch.float64))
+        if len(p):
+            ratio = of_tokens["ratio/mean"]
+            self.ratio_max = torch.maximum(torch.as_tensor(self.ratio_max).to(p), ratio.amax())  # type: ignore[union-attr]
+        named = {"lower": "band/lower_mean", "upper": "band/upper_mean", "weight": "clip/weight_mean"}
+        shown = {key: of_tokens[name] for key, name in named.items() if name in of_tokens}
+        values = {"old_logprobs": old_logprobs, "logprobs": logprobs, "entropy": entropy, **shown}
+        self.latest[id(batch)] = (batch, values)  # type: ignore[assignment]
+
+    def _add(self, name: str, total: Tensor, count: Tensor) -> None:
+        before = self.sums.get(name)
+        self.sums[name] = (total, count) if before is None else (before[0] + total, before[1] + count)
+
+    def add_update(self, norm: float) -> None:
+        """Count an update by the norm of its gradient; it was skipped if the norm is not finite."""
+        self.updates += 1
+        if math.isfinite(norm):
+            self.grad_norms.append(norm)
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+
+    def pairs(self) -> dict[str, Pair]:
+        """(sum, count) per metric; the count is 0 where the mean is not finite, as for an infinite upper bound."""
+        return {n: (total.nan_to_num(posinf=0), count * total.isfinite()) for n, (total, count) in self.sums.items()}
+
+
+# ---- rollout log-probs against the trainer's ----
+
+
+def check_rollout_logprobs(run: Run, minibatches: list[list[MicroBatch]], before: list[Tensor]) -> Tensor:
+    """(T,) float64 ln(trainer / rollout) of tokens that the current policy sampled, before any update; collective.
+
+    Over all minibatches where a pass recomputed old log-probs, else over the first one, whose own forward pass gave
+    `before`. Raises EngineMismatch when KL(rollout, trainer) per token, estimated by k3, is above `max_rollout_kl`.
+    """
+    pairs = list(zip(minibatches[0], before, strict=True))
+    if minibatches[0][0].entropy is not None:
+        pairs = [(b, b.old_logprobs) for minibatch in minibatches for b in minibatch if b.old_logprobs is not None]
+    gaps = []
+    for batch, logprobs in pairs:
+        fresh = torch.tensor([s.step == run.step for s in batch.samples], device=logprobs.device)[batch.sequence_ids]
+        gaps.append((logprobs - batch.rollout_logprobs)[fresh])
+    gap = torch.cat(gaps).double()
+    total, count = run.ranks.add({"kl": ((gap.expm1() - gap).sum(), len(gap))})["kl"]
+    kl = total / count if count else 0.0  # no sample of the current policy: nothing to compare
+    if not kl <= run.cfg.max_rollout_kl:  # also when it is not a number
+        raise EngineMismatch(
+            f"max_rollout_kl: step {run.step + 1}: KL(rollout, trainer) is {kl:.3g} nats per token, above "
+            f"{run.cfg.max_rollout_kl}: engine and trainer do not compute the same policy. Suspects: packing (try "
+            "attention: sdpa, which pads), precision (try precision: float32), weight sync (try engine: hf)"
+        )
+    return gap
+
+
+def raise_not_finite(run: Run, minibatch: list[MicroBatch], in_a_row: int) -> NoReturn:
+    """Raise FloatingPointError for updates without a finite gradient; their sequences go to a file first."""
+    path = run.folder / f"not_finite_step_{run.step + 1:06d}_rank_{run.ranks.rank}.jsonl"
+    samples = [sample for batch in minibatch for sample in batch.samples]
+    texts = [run.task.tokenizer.decode(s.prompt + s.completion.token_ids) for s in samples]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    raise FloatingPointError(
+        f"step {run.step + 1}: {in_a_row} updates in a row had no finite gradient; their sequences are in {path}; "
+        "lower lr, tighten the clipping rule, or go back to an earlier checkpoint"
+    )
+
+
+# ---- the metrics of a step ----
+
+
+def step_metrics(
+    run: Run, samples: list[Sample], minibatches: list[list[MicroBatch]], stats: Stats
+) -> dict[str, float]:
+    """All metrics of docs/metrics.md except times and evaluation; collective."""
+    once = 1 / run.plan.processes
+    batches = [batch for minibatch in minibatches for batch in minibatch]
+    entropy = torch.cat([stats.entropy[id(b)] if b.entropy is None else b.entropy for b in batches]).double()
+    tokens = len(entropy)
+    gap = stats.rollout_gap if stats.rollout_gap is not None else entropy[:0]
+    ages = [(run.step - s.step, len(s.completion.token_ids)) for b in batches for s in b.samples]
+    sums: dict[str, Pair] = {  # of this rank
+        "train/entropy": (entropy.sum(), tokens),
+        "train/staleness": (sum(age * length for age, length in ages), tokens),
+        "train/loss": (stats.loss, run.cfg.updates_per_step * once),
+        "train/tokens_seen": (tokens + run.state.tokens_seen * once, once),
+        **response_metrics(run.cfg, samples),
+        **reward_parts(run, samples),
+        **stats.pairs(),
+        "rollout/kl": ((gap.expm1() - gap).sum(), len(gap)),  # k3 of KL(rollout, trainer)
+        "optim/grad_norm": (sum(stats.grad_norms) * once, len(stats.grad_norms) * once),
+        "optim/skipped": (stats.skipped * once, once),
+        "throughput/tokens_per_s": (tokens, sum(run.clock.times.values()) * once),
+        "throughput/real_token_share": real_token_share(batches),
+    }
+    peaks: dict[str, Number] = {
+        "ratio/max": stats.ratio_max,
+        "rollout/logprob_diff_max": gap.abs().max() if len(gap) else 0.0,
+        "memory/peak_gib": run.clock.peak_gib,
+    }
+    metrics = {name: total / count for name, (total, count) in run.ranks.add(sums).items() if count}
+    largest = run.ranks.largest(peaks)
+    if "rollout/kl" not in metrics:  # nothing to compare
+        del largest["rollout/logprob_diff_max"]
+    used = {"optim/lr": run.optimizer.param_groups[0]["lr"]}
+    delta = run.rule.arguments.get("delta")
+    return metrics | largest | used | ({"train/delta": float(delta)} if isinstance(delta, int | float) else {})
+
+
+def response_metrics(cfg: Config, samples: list[Sample]) -> dict[str, Pair]:
+    """(sum, count) of rewards and verifier results per response and per group."""
+    groups = [samples[i : i + cfg.samples_per_prompt] for i in range(0, len(samples), cfg.samples_per_prompt)]
+    per_response = {
+        "reward/mean": [s.reward for s in samples],
+        "reward/accuracy": [s.grade.correct for s in samples],
+        "response/length_mean": [len(s.completion.token_ids) for s in samples],
+        "response/truncated": [s.truncated for s in samples],
+    }
+    for reason in ("timeout", "crash", "guard", "no_answer", "contradiction"):
+        per_response[f"reward/{reason}"] = [s.grade.reason == reason for s in samples]
+    per_group = {
+        "reward/solved_all": [all(s.grade.correct for s in group) for group in groups],
+        "reward/solved_none": [not any(s.grade.correct for s in group) for group in groups],
+        "reward/zero_std": [len({s.reward for s in group}) == 1 for group in groups],
+    }
+    return {name: (sum(values), len(values)) for name, values in {**per_response, **per_group}.items()}
+
+
+def reward_parts(run: Run, samples: list[Sample]) -> dict[str, Pair]:
+    """(sum, count) of the further numbers that a user's reward returned, as reward/NAME; collective.
+
+    Raises GraderError for a name that is taken.
+    """
+    if ":" not in run.cfg.reward:
+        return {}
+    own = {name for sample in samples for name in sample.grade.parts}
+    names = sorted(set(run.ranks.gather(sorted(own))))  # the same on every rank, in the same order
+    if taken := REWARD_METRICS & set(names):
+        raise GraderError(f"{run.cfg.reward} returned {sorted(taken)}, which reward/ has already; choose other names")
+    values = {name: [s.grade.parts[name] for s in samples if name in s.grade.parts] for name in names}
+    return {f"reward/{name}": (sum(numbers), len(numbers)) for name, numbers in values.items()}
+
+
+def real_token_share(batches: Sequence[MicroBatch]) -> Pair:
+    """(sum, count): the share of the positions that go through the model that are tokens rather than padding."""
+    positions = [batch.input_ids.numel() for batch in batches]
+    masks = [batch.attention_mask for batch in batches]
+    return sum(n if mask is None else mask.sum() for n, mask in zip(positions, masks, strict=True)), sum(positions)
