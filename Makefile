@@ -6,20 +6,20 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NVIDIA := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1)
-DEVICE := $(if $(NVIDIA),gpu,cpu)
-SET := $(if $(NVIDIA),requirements-gpu.lock,requirements-cpu.txt) requirements-dev.txt
-DISK := $(if $(NVIDIA),12,5)# GB that the set takes
+DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1)
+DEVICE := $(if $(DRIVER),gpu,cpu)
+SET := $(if $(DRIVER),requirements-gpu.lock,requirements-cpu.txt) requirements-dev.txt
+DISK_GB := $(if $(DRIVER),12,5)
 STAMP := $(VENV)/.installed-$(DEVICE)
-UV := uv==0.13.9
-DRIVER := 580# the oldest NVIDIA driver that runs CUDA 13, which the wheels of requirements-gpu.lock are built for
+TORCH_CPU := torch==2.13.0+cpu
 
-# uv does not read pip's configuration: pass indexes and links on, unless uv has its own. Compile what Python may not at the first import.
-LIKE_PIP = set -a; UV_INDEX_STRATEGY=unsafe-best-match; : $${PYTHONDONTWRITEBYTECODE:+$${UV_COMPILE_BYTECODE:=1}}; \
-  eval "$$($(BIN)/python -m pip config list | sed -nE 's/\\n/ /g; /\.find-links=/s/ +/,/g; s/^.*\.find-links=/UV_FIND_LINKS=/; \
-  s/^.*\.index-url=/UV_DEFAULT_INDEX=/; s/^.*\.extra-index-url=/UV_INDEX=/; s/^(UV_[A-Z_]+)=(.*)/\1=$${\1-\2}/p')"
-INSTALL = $(LIKE_PIP); install() { $(BIN)/uv pip install -q --python $(BIN)/python "$$@" || $(BIN)/python -m pip install -qq "$$@"; }; install --no-deps
-or_stop = || { echo "$(1)"; exit 1; }
+stop = { echo "$(1)"; exit 1; }
+# uv needs seconds where pip needs minutes, but does not read pip's configuration: pass the package indexes on.
+pip_config = $(subst \n, ,$(shell $(BIN)/python -m pip config list | sed -n "s/^.*\.$(1)='\(.*\)'$$/\1/p" | tail -n 1))
+pip_options = $(foreach name,$(1),$(foreach value,$(call pip_config,$(name)),--$(name) $(value)))
+UV_INSTALL = $(BIN)/uv pip install -q --python $(BIN)/python --compile-bytecode --index-strategy unsafe-best-match \
+  $(call pip_options,index-url extra-index-url find-links)
+install = { $(UV_INSTALL) --no-deps $(1) || $(BIN)/python -m pip install -qq --no-deps $(1); }
 
 .DEFAULT_GOAL := help
 .PHONY: help install resolve demo test quick browser gpu check fuzz chaos bench bench-env clean
@@ -29,27 +29,37 @@ help: ## this list
 
 install: $(STAMP) ## set up the environment, no more
 
-$(STAMP): $(SET)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' $(call or_stop,python: 3.11 or later is needed (got $$($(PYTHON) -V)); make PYTHON=python3.12 ...)
-	@command -v $(firstword $(CC)) >/dev/null $(call or_stop,compiler: a C compiler is needed (got no $(CC)); install gcc)
-	@$(if $(NVIDIA),test $(firstword $(subst ., ,$(NVIDIA))) -ge $(DRIVER) $(call or_stop,driver: too old for CUDA 13 (got $(NVIDIA)); install $(DRIVER) or later))
-	@$(if $(NVIDIA),file=$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include", "posix_prefix"))')/Python.h; test -f $$file \
-	  $(call or_stop,headers: Triton needs Python.h to compile (got no $$file); install python3-dev))
-	@free=$$(df -Pk $(dir $(VENV)) | awk 'END {print int($$4 / 1e6)}'); test $$free -ge $(DISK) \
-	  $(call or_stop,disk: the $(DEVICE) set needs $(DISK) GB in $(dir $(VENV)) (got $$free GB); free some or name another folder: make VENV=DIR ...)
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || $(call stop,python: 3.11 or later is needed (got $$($(PYTHON) -V)); make PYTHON=python3.12 ...)
+	@command -v $(firstword $(CC)) >/dev/null || $(call stop,compiler: a C compiler is needed (got no $(CC)); install gcc)
+	@test $$(df -Pk $(dir $(VENV)) | awk 'END {print int($$4 / 1e6)}') -ge $(DISK_GB) \
+	  || $(call stop,disk: the $(DEVICE) set needs $(DISK_GB) GB in $(dir $(VENV)); free some or name another folder: make VENV=DIR ...)
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq uv==0.13.9 || echo "uv: not installed (see above); pip takes its place and needs minutes more"
+
+$(STAMP): $(SET) | $(BIN)/pip
 	@echo "installing the $(DEVICE) set into $(VENV) (once)"
-	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq $(UV) || echo "uv: not installed (see above); pip takes its place and takes minutes longer"
-	@$(if $(NVIDIA),,torch=torch==2.13.0+cpu; { $(INSTALL) $$torch; } 2>/dev/null || { $(INSTALL) $$torch --extra-index-url https://download.pytorch.org/whl/cpu; })
-	@$(INSTALL) $(SET:%=-r %)
-	@$(if $(NVIDIA),$(BIN)/python -c 'import torch; exit(not torch.cuda.is_available())' $(call or_stop,torch: finds no GPU (got driver $(NVIDIA)); check CUDA_VISIBLE_DEVICES))
+ifdef DRIVER
+	@test $(firstword $(subst ., ,$(DRIVER))) -ge 580 || $(call stop,driver: too old for CUDA 13 (got $(DRIVER)); install 580 or later)
+	@test -f $$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include", "posix_prefix"))')/Python.h \
+	  || $(call stop,headers: Triton needs Python.h to compile (got none for $$($(PYTHON) -V)); install python3-dev)
+	@$(call install,$(SET:%=-r %))
+	@$(BIN)/python -c 'import torch; exit(not torch.cuda.is_available())' \
+	  || $(call stop,torch: finds no GPU (got driver $(DRIVER)); check CUDA_VISIBLE_DEVICES)
+else
+	@# torch's CPU wheel from the configured indexes, else from PyTorch's own.
+	@$(call install,$(TORCH_CPU)) 2>/dev/null || $(call install,$(TORCH_CPU) --extra-index-url https://download.pytorch.org/whl/cpu)
+	@$(call install,$(SET:%=-r %))
+endif
 	@touch $@
 
 resolve: $(STAMP) ## does requirements-gpu.lock fit requirements.txt?
 	@cp requirements-gpu.lock $(VENV)/resolved.lock
-	@$(LIKE_PIP); UV_INDEX= UV_FIND_LINKS= $(BIN)/uv pip compile -q requirements.txt -o $(VENV)/resolved.lock --no-header --no-annotate \
-	  --only-binary :all: --python-version 3.12 --python-platform x86_64-manylinux_2_31
-	@diff requirements-gpu.lock $(VENV)/resolved.lock $(call or_stop,lock: does not fit (see above); cp $(VENV)/resolved.lock requirements-gpu.lock)
+	@$(BIN)/uv pip compile -q requirements.txt -o $(VENV)/resolved.lock --no-header --no-annotate --only-binary :all: \
+	  --python-version 3.12 --python-platform x86_64-manylinux_2_31 $(call pip_options,index-url)
+	@diff requirements-gpu.lock $(VENV)/resolved.lock \
+	  || $(call stop,lock: does not fit (see above); cp $(VENV)/resolved.lock requirements-gpu.lock)
 	@echo "requirements-gpu.lock fits requirements.txt: $$(grep -c == requirements-gpu.lock) packages"
 
 demo: $(STAMP) ## the main job on a bare machine: GRPO against Band on the synthetic task, with a table and a picture
@@ -57,7 +67,7 @@ demo: $(STAMP) ## the main job on a bare machine: GRPO against Band on the synth
 
 # Triton in a folder of its own: on a CPU tests alone use it, to interpret the kernels that a GPU would run.
 $(VENV)/triton: $(STAMP)
-	@rm -rf $@ && { $(INSTALL) --target $@ triton==3.7.1; }
+	@rm -rf $@ && $(call install,--target $@ triton==3.7.1)
 
 test: $(STAMP) $(VENV)/triton ## all tests, on all cores
 	@$(BIN)/python -m pytest -n auto --dist worksteal --durations=10
