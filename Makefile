@@ -17,7 +17,7 @@ stop = { echo "$(1)"; exit 1; }
 # uv needs seconds where pip needs minutes, but does not read pip's configuration: pass the package indexes on.
 pip_config = $(subst \n, ,$(shell $(BIN)/python -m pip config list | sed -n "s/^.*\.$(1)='\(.*\)'$$/\1/p" | tail -n 1))
 pip_options = $(foreach name,$(1),$(foreach value,$(call pip_config,$(name)),--$(name) $(value)))
-UV_INSTALL = $(BIN)/uv pip install -q --python $(BIN)/python --compile-bytecode --index-strategy unsafe-best-match \
+UV_INSTALL = $(BIN)/uv pip install -q --python $(BIN)/python --compile-bytecode --system-certs --index-strategy unsafe-best-match \
   $(call pip_options,index-url extra-index-url find-links)
 install = { $(UV_INSTALL) --no-deps $(1) || $(BIN)/python -m pip install -qq --no-deps $(1); }
 
@@ -56,7 +56,7 @@ endif
 
 resolve: $(STAMP) ## does requirements-gpu.lock fit requirements.txt?
 	@cp requirements-gpu.lock $(VENV)/resolved.lock
-	@$(BIN)/uv pip compile -q requirements.txt -o $(VENV)/resolved.lock --no-header --no-annotate --only-binary :all: \
+	@$(BIN)/uv pip compile -q --system-certs requirements.txt -o $(VENV)/resolved.lock --no-header --no-annotate --only-binary :all: \
 	  --python-version 3.12 --python-platform x86_64-manylinux_2_31 $(call pip_options,index-url)
 	@diff requirements-gpu.lock $(VENV)/resolved.lock \
 	  || $(call stop,lock: does not fit (see above); cp $(VENV)/resolved.lock requirements-gpu.lock)
