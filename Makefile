@@ -17,8 +17,8 @@ stop = { echo "$(1)"; exit 1; }
 # uv needs seconds where pip needs minutes, but does not read pip's configuration: pass the package indexes on.
 pip_config = $(subst \n, ,$(shell $(BIN)/python -m pip config list | sed -n "s/^.*\.$(1)='\(.*\)'$$/\1/p" | tail -n 1))
 pip_options = $(foreach name,$(1),$(foreach value,$(call pip_config,$(name)),--$(name) $(value)))
-UV_INSTALL = $(BIN)/uv pip install -q --python $(BIN)/python --compile-bytecode --system-certs --index-strategy unsafe-best-match \
-  $(call pip_options,index-url extra-index-url find-links)
+UV_INSTALL = $(BIN)/uv pip install -q --python $(BIN)/python --system-certs --index-strategy unsafe-best-match \
+  $(call pip_options,index-url extra-index-url find-links) $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 install = { $(UV_INSTALL) --no-deps $(1) || $(BIN)/python -m pip install -qq --no-deps $(1); }
 
 .DEFAULT_GOAL := help
