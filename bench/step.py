@@ -80,8 +80,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     from configs.schema import Config, Plan
     from eval.compare import paired_interval
     from trainer import start as lifecycle
-    from trainer.checks import find_rule
     from trainer.clock import Clock
+    from trainer.preflight import find_rule
     from trainer.task import Task
 
     with tempfile.TemporaryDirectory() as folder:

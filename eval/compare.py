@@ -530,7 +530,7 @@ def main(argv: Sequence[str]) -> int:
 
 def keep_on_wandb(files: Sequence[Path], folder: Path, mode: Any, project: str) -> None:
     """Table and figures as the artifact `comparison` of a wandb run of their own, whose files are in `folder`."""
-    from trainer.tracking import Tracker  # draws wandb in, which takes a second
+    from trainer.logging import Tracker  # draws wandb in, which takes a second
 
     names = {"files": sorted(file.name for file in files)}
     tracker = Tracker(folder, names, mode=mode, project=project, run_id=None, max_steps=0, is_main=True)

@@ -66,16 +66,16 @@ def evaluate(
 
 def evaluate_policy(run: "Run") -> tuple[dict[str, float], float]:
     """mean@k, pass@k, maj@k on every evaluation set, at the sampling settings of training; and the mean over sets of
-    mean@k, which ranks checkpoints. Collective; raises Stopped."""
+    mean@k, which ranks checkpoints. Collective; raises Interrupted."""
     cfg, sets, k = run.cfg, run.task.evals, run.cfg.eval_samples
     mine = {"rank": run.plan.rank, "world": run.plan.processes}
     rows: list[Row] = []
     answers = sum(map(len, sets.values())) * k // run.plan.processes
-    with run.may_stop(), run.tracker.progress(answers, f"step {run.step} evaluation", "answers") as bar:
+    with run.interruptible(), run.tracker.progress(answers, f"step {run.step} evaluation", "answers") as bar:
 
         def one_more(count: int) -> None:
             bar.update(count)
-            run.check_stop()
+            run.raise_if_interrupted()
 
         rows = evaluate(
             run.engine, run.eval_verifier, sets, run.sampling, samples=k, seed=cfg.seed, progress=one_more, **mine

