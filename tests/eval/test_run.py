@@ -259,7 +259,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over_or_refused(
     weights = trained / "checkpoints" / "step_000010" / "policy" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert "step_000005" in configure([str(trained)]).model
-    assert "warning: checkpoint step_000010 is damaged and passed over" in capsys.readouterr().out
+    assert "warning: checkpoint step_000010 is damaged and skipped" in capsys.readouterr().out
     assert main([str(weights.parent)]) == 2
     assert "model.safetensors has" in capsys.readouterr().err
 
