@@ -47,7 +47,7 @@ def folder(tmp_path: Path, toy_model: str) -> Path:
     write(tmp_path / "held_out.jsonl", [{"problem": "9*9*9*9=", "gold": "1"}])
     (tmp_path / "mine.py").write_text("def reward(completion, gold):\n    return 1\n")
     (tmp_path / "rule.py").write_text(
-        "def rule(view, *, room=0.2):\n    return 1 - room * view.entropy.clamp(max=1), 1 + room * view.entropy\n"
+        "def rule(entropy, *, room=0.2):\n    return 1 - room * entropy.clamp(max=1), 1 + room * entropy\n"
     )
     return tmp_path
 
