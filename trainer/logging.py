@@ -115,7 +115,7 @@ def open_log(path: Path, kept: bytes, lock: RunLock) -> tuple[MetricsLog, list[s
     if found and not found.startswith(kept):
         replace_file(path.with_name("metrics_found.jsonl"), found)
         lines[0] += "; old file saved as metrics_found.jsonl"
-    if found != kept:
+    if found != kept or not path.exists():
         replace_file(path, kept)
     return MetricsLog(path, kept, lock), lines
 
@@ -263,7 +263,7 @@ class WandbCopy:
     """A wandb run, online if possible, else offline, else none; one line says which.
 
     All calls of wandb are made in a thread: training waits START_TIMEOUT_S at most at its start, and at its end
-    FINISH_TIMEOUT_S + SERVICE_TIMEOUT_S. An exception of wandb ends the thread and nothing else.
+    FINISH_TIMEOUT_S + 3 SERVICE_TIMEOUT_S. An exception of wandb ends the thread and nothing else.
     """
 
     def __init__(
@@ -305,9 +305,13 @@ class WandbCopy:
         self._thread.join(FINISH_TIMEOUT_S + SERVICE_TIMEOUT_S)
         if self._thread.is_alive():
             self._info(f"wandb: not all was uploaded within {FINISH_TIMEOUT_S:.0f} s; metrics.jsonl has everything")
+            teardown = threading.Thread(target=self._wandb.teardown, daemon=True)  # at exit it would wait longer
+            teardown.start()
+            teardown.join(SERVICE_TIMEOUT_S)
             for child in psutil.Process().children():
                 if child.name().startswith("wandb-core"):
                     child.kill()
+            teardown.join(SERVICE_TIMEOUT_S)
 
     def _work(self, mode: Mode) -> None:
         try:
@@ -373,7 +377,10 @@ class WandbCopy:
             pass  # the host answers
         except (OSError, http.client.HTTPException) as error:
             return f"{host} does not answer ({format_error(error)})"
-        return "" if self._wandb.login(prompt=False, verify=False) else f"no API key for {host} (wandb login)"
+        try:
+            return "" if self._wandb.login(prompt=False, verify=False) else f"no API key for {host} (wandb login)"
+        except self._wandb.Error as error:  # a key of another form
+            return format_error(error)
 
 
 def format_error(error: Exception, length: int = 100) -> str:
