@@ -36,7 +36,7 @@ MAX_SKIPPED = 3  # updates in a row without a finite gradient, then the run stop
 
 @dataclass
 class Stats:
-    """What the updates of a step did, on this rank."""
+    """Statistics of the updates of a step, on this rank."""
 
     skipped_in_a_row: int  # updates without a finite gradient, earlier steps included
     updates: int = 0

@@ -35,7 +35,7 @@ FREE_KEYS = set(
     verifier_workers
     """.split()
 )
-NEWEST = ".newest_checkpoint"  # beside the folder of checkpoints, which may be a link to another disk
+NEWEST = ".newest_checkpoint"  # not in the folder of checkpoints, which may be a link to another disk
 
 
 def save(run: Run) -> None:

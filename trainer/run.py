@@ -49,7 +49,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     engine: Engine
     verifier: Verifier  # grades for rewards
-    eval_verifier: Verifier  # grades for evaluations: the tolerant verifier, whatever the reward is
+    eval_verifier: Verifier  # grades for evaluations: always the tolerant verifier
     rule: Rule  # clipping rule of the loss
     layout: str  # of sequences in a micro-batch, for the attention kernel (batching.model_inputs)
     state: State
