@@ -240,7 +240,7 @@ def test_one_ctrl_c_may_arrive_three_times(
 ):
     """From the terminal, soon after from torchrun, and as a late SIGTERM when the launcher has died of it."""
     monkeypatch.setattr("trainer.stopping.SAME_CTRL_C_S", same_s)
-    in_phase("optimize", 0)(monkeypatch, signal.SIGINT)
+    in_phase("update", 0)(monkeypatch, signal.SIGINT)
     phase = Run.phase
 
     @contextmanager
