@@ -190,8 +190,10 @@ def read_data(
         problems = drop_bad_golds(report.problems, cfg, info)
         return prompts_of(cfg, sets, problems, model.builder, info) if model else [(each, []) for each in problems]
 
-    train = read("train_data", cfg.train_data)
-    if train and len(train) < cfg.prompts_per_step:
+    together = unreachable is None or isinstance(cfg.train_data, str)  # else each set by itself: some can be checked
+    parts = [read("train_data", sets) for sets in ([cfg.train_data] if together else cfg.train_data)]
+    train = [row for part in parts for row in part]
+    if all(parts) and len(train) < cfg.prompts_per_step:
         raise ValueError(
             f"prompts_per_step: {cfg.prompts_per_step} is more than the {len(train)} usable problems of train_data "
             f"{cfg.train_data}; use at most {len(train)}"
