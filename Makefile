@@ -17,7 +17,7 @@ DRIVER := 580# the oldest NVIDIA driver that runs CUDA 13, which the wheels of r
 TRITON := triton==3.7.1# the release that torch 2.13.0 takes on a GPU
 
 .DEFAULT_GOAL := help
-.PHONY: help install resolve demo test quick browser gpu check fuzz chaos study atlas study-gpu bench bench-env beside clean
+.PHONY: help install resolve demo test quick browser gpu check fuzz chaos bench bench-env clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -69,7 +69,7 @@ browser: $(STAMP) ## tests of the page in a real browser; installs Chromium wher
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \
 	  || { command -v apt-get >/dev/null || { echo "no Chromium and no apt-get here: install Chromium by hand"; exit 1; }; \
 	       root=$$(test $$(id -u) = 0 || echo sudo); $$root apt-get update -qq && $$root apt-get install -y -qq --no-install-recommends chromium; }
-	@$(BIN)/python -m pytest -rs tests/eval/test_view.py
+	@$(BIN)/python -m pytest -rs tests/eval/test_report.py
 
 gpu: $(STAMP) ## the acceptance on an NVIDIA GPU (docs/gpu.md); PART=kernels, engine, training or two_gpus
 	@$(BIN)/python -m pytest -v -rs --tb=short --durations=10 $(if $(PART),tests/gpu/test_$(PART).py,tests/gpu)
@@ -83,33 +83,16 @@ fuzz: $(STAMP) ## the verifier under two minutes of random input
 chaos: $(STAMP) ## runs killed, damaged and starved, then resumed and compared bit for bit
 	@$(BIN)/python -m bench.chaos --runs 20 --seed 0
 
-study: $(STAMP) ## docs/study.md again but its search: all methods, five seeds (half an hour on two cores; resumable)
-	@$(BIN)/python -m bench.study
-
-atlas: $(STAMP) ## docs/atlas.md again: all rules over settings, learning rates, radii (about an hour on two cores; resumable)
-	@$(BIN)/python -m bench.atlas
-
-study-gpu: $(STAMP) ## the same at 25M parameters on one GPU
-	@$(BIN)/python -m bench.study --gpu
-
 bench: $(STAMP) ## operator, log-prob memory, verifier, whole step
 	@$(BIN)/python -m bench.band
 	@$(BIN)/python -m bench.memory
 	@$(BIN)/python -m bench.verifier
 	@$(BIN)/python -m bench.step
 
-bench-env: $(STAMP) ## an environment with TRL, for python -m bench.vs_trl and bench.verifier --against
+bench-env: $(STAMP) ## an environment with TRL, for python -m bench.step --trl
 	@test -x .venv.bench/bin/python || $(PYTHON) -m venv .venv.bench
 	@echo "$(CURDIR)/$(VENV)/lib/$$($(BIN)/python -c "import sys; print(f'python{sys.version_info[0]}.{sys.version_info[1]}')")/site-packages" > $$(ls -d .venv.bench/lib/python*/site-packages)/ours.pth
 	@.venv.bench/bin/python -m pip install -qq --no-deps trl==1.16.0
-
-# verl's losses, and what importing them takes, in a folder of their own: vLLM would use Ray if it saw it.
-.venv.bench/verl: | bench-env
-	@rm -rf $@ && .venv.bench/bin/python -m pip install -qq --no-deps --target $@ verl==0.9.1 ray==2.60.0 \
-	  tensordict==0.15.3 omegaconf==2.4.0 codetiming==1.4.0 msgpack==1.2.4 orjson==3.13.0 pyvers==0.2.3
-
-beside: .venv.bench/verl ## our rules beside TRL's and verl's own losses (docs/rules.md)
-	@PYTHONPATH=.venv.bench/verl .venv.bench/bin/python -W ignore -m bench.rules_beside
 
 clean: ## remove the environment; runs stay
 	rm -rf $(VENV)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from data.toy import save_start
 from eval.compare import compare
-from eval.view import write_page
+from eval.report import write_report
 
 ROOT = Path(__file__).resolve().parent
 MODEL = ROOT / "runs" / "toy_model"
@@ -38,7 +38,7 @@ def main() -> None:
     print(compare(runs, out=figure))
     print(findings(*(read_metrics(run) for run in runs)))
     page = ROOT / "runs" / "demo.html"
-    write_page(runs, page)
+    write_report(runs, page)
     print(f"\nlook at {page.relative_to(ROOT)} in a browser: curves, and the answers token by token")
     print(f"curves as a picture: {figure.relative_to(ROOT)}")
     print(f"took {time.perf_counter() - started:.0f} s; to train anew: rm -r runs/demo_grpo runs/demo_band")

@@ -34,7 +34,7 @@ from configs.schema import Config, Plan
 from data import next_problems
 from eval.evaluate import evaluate_policy
 from eval.plots import plot_run
-from eval.view import write_page
+from eval.report import write_report
 from rewards import Grade, Ticket, shape_reward
 from trainer.batching import make_minibatches
 from trainer.clock import Clock
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
             pass
         save(run)
         if run.ranks.is_main and not run.signals.number:  # an interrupted run draws no plots
-            write_page([run.folder], run.folder / "report.html")
+            write_report([run.folder], run.folder / "report.html")
             run.tracker.artifact([run.folder / "report.html", *plot_run(run.folder)], "report")
         return run.exit_code()
 
@@ -219,9 +219,7 @@ def reward_of(cfg: Config, completion: Completion, grade: Grade) -> float:
         truncated=completion.finish_reason == "length",
         right=cfg.reward_correct,
         wrong=cfg.reward_incorrect,
-        format_bonus=0.0,
         overlong_buffer_tokens=cfg.overlong_buffer_tokens,
-        overlong_penalty=1.0,
         max_response_tokens=cfg.max_response_tokens,
     )
 

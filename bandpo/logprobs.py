@@ -5,11 +5,15 @@
     )
 
 At 151,936 vocabulary rows the float32 logits of 4096 tokens take 2.5 GB, and softmax, entropy and gradient hold several
-such tensors. Here logits of `chunk_tokens` tokens exist at a time; backward computes them once more. Measured by
-`python -m bench.memory`.
+such tensors. Here logits of `chunk_tokens` tokens exist at a time; backward computes them again. `python -m
+bench.memory` measures both.
 
-Left out: heads with a bias or with soft-capped logits (trainer/policy.py refuses them), a head cut over the vocabulary
-(tensor parallel), gradients of gradients.
+Products use all rows of the head and mask the logits from `vocab_size` on afterwards. A padded head (Qwen2.5: 151,936
+rows for 151,665 tokens) gives rows of logits that start at multiples of 16 bytes, as cuBLAS's fast kernels require; a
+product with the first `vocab_size` rows alone does not.
+
+Left out: heads with a bias or with soft-capped logits (trainer/policy.py refuses them), a head that is sharded over the
+vocabulary (tensor parallel), gradients of gradients.
 
 Axes: T tokens, H hidden size, V rows of the head, C tokens of a chunk.
 """
@@ -18,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK_TOKENS = 64  # of a chunk, whose softmax is computed at a time: its copies of the logits stay small
+BLOCK_TOKENS = 64  # tokens whose softmax is computed at a time: its copies of the logits stay small
 
 
 def token_logprobs(
@@ -34,8 +38,8 @@ def token_logprobs(
 
     hidden: (T, H) states that predict each target. head_weight: (V, H), tied to the embedding or not, a plain tensor:
     under FSDP call this inside the forward of the module whose parameter it is. targets: (T,) token ids below
-    `vocab_size`. Rows of the head from `vocab_size` on (padded vocabularies) are not tokens: probability 0, gradient 0.
-    Logits are divided by `temperature`, above 0; both results are of that distribution.
+    `vocab_size`. Rows of the head from `vocab_size` on (padding) are not tokens: probability 0, gradient 0; their
+    weights must be finite. Logits are divided by `temperature`, above 0; both results are of that distribution.
 
     Factors of products have the dtype of autocast where it is on, else that of `hidden`; the softmax and all sums are
     float32, and so is the head's gradient while it is summed over chunks. In bfloat16 a product keeps float32 on a GPU
@@ -52,11 +56,11 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, head_weight, targets, temperature, vocab_size, chunk_tokens, dtype):
         with torch.autocast(hidden.device.type, enabled=False):
-            weight = head_weight[:vocab_size].to(dtype)
+            weight = head_weight.to(dtype)
             logprobs, entropy, normalizers = (hidden.new_empty(len(targets), dtype=torch.float32) for _ in range(3))
             for start in range(0, len(targets), chunk_tokens):
                 chunk = slice(start, start + chunk_tokens)
-                logits = _logits(hidden[chunk].to(dtype), weight, temperature)  # (C, V) float32
+                logits = _logits(hidden[chunk].to(dtype), weight, temperature)[:, :vocab_size]  # float32
                 for first in range(0, len(logits), BLOCK_TOKENS):
                     block = logits[first : first + BLOCK_TOKENS]
                     rows = slice(start + first, start + first + len(block))
@@ -68,10 +72,10 @@ class _TokenLogprobs(torch.autograd.Function):
                     logprobs[rows] = block.gather(1, targets[rows, None]).squeeze(1) - log_total
                     entropy[rows] = log_total - powers.mul_(block).sum(dim=-1) / total
                     normalizers[rows] = top + log_total
-                del logits, block, powers  # before the next chunk's are made
+                del logits, block, powers  # free them before the next chunk allocates its own
         ctx.save_for_backward(hidden, head_weight, targets, normalizers, entropy)
         ctx.settings = (temperature, vocab_size, chunk_tokens, dtype)
-        ctx.set_materialize_grads(False)  # the entropy's gradient is None where nobody uses it, and costs nothing
+        ctx.set_materialize_grads(False)  # the gradient of an unused entropy is None, and costs nothing
         return logprobs, entropy
 
     @staticmethod
@@ -81,7 +85,7 @@ class _TokenLogprobs(torch.autograd.Function):
         temperature, vocab_size, chunk_tokens, dtype = ctx.settings
         grad_logprobs = torch.zeros_like(normalizers) if grad_logprobs is None else grad_logprobs
         with torch.autocast(hidden.device.type, enabled=False):
-            weight = head_weight[:vocab_size].to(dtype)
+            weight = head_weight.to(dtype)
             grad_hidden = torch.empty_like(hidden)
             grad_weight = torch.zeros_like(head_weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
             for start in range(0, len(targets), chunk_tokens):
@@ -94,12 +98,13 @@ class _TokenLogprobs(torch.autograd.Function):
                 else:  # d entropy / d logit = -p (ln p + entropy) / temperature
                     of_entropy = grad_entropy[chunk, None] / temperature
                     probs = logs.exp().mul_(logs.add_(entropy[chunk, None]).mul_(of_entropy).add_(scale).neg_())
+                probs[:, vocab_size:] = 0
                 grad_logits = probs.scatter_add_(1, targets[chunk, None], scale).to(dtype)
                 grad_hidden[chunk] = grad_logits @ weight
                 if grad_weight is not None and dtype == torch.float32:  # no second tensor of the head's size
-                    grad_weight[:vocab_size].addmm_(grad_logits.T, states)
+                    grad_weight.addmm_(grad_logits.T, states)
                 elif grad_weight is not None:
-                    grad_weight[:vocab_size] += _product(grad_logits.T, states)
+                    grad_weight += _product(grad_logits.T, states)
                 del logs, probs, grad_logits
         grad_weight = None if grad_weight is None else grad_weight.to(head_weight.dtype)
         return grad_hidden, grad_weight, None, None, None, None, None
@@ -111,7 +116,7 @@ def _logits(states: Tensor, weight: Tensor, temperature: float) -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Matrix product in float32. Logits that are rounded to bfloat16 are off by .01 to .05."""
+    """Matrix product in float32. Logits that are rounded to bfloat16 are off by 0.01 to 0.05."""
     if left.dtype == torch.float32 or left.device.type == "cpu":
         return (left @ right).float()
     return torch.mm(left, right, out_dtype=torch.float32)

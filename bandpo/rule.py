@@ -8,9 +8,9 @@
     check_rule(rule)                                                 # clear errors before training
     bounds = rule(logprobs=..., old_logprobs=..., advantages=..., entropy=..., sequence_ids=...)
 
-Bounds go through the PPO clip: max(-r A, -clip(r, lower, upper) A). A weight w replaces the ratio in the gradient, which
-becomes w A grad log pi. Every published rule can be written as one of the two. A rule sees one micro-batch of whole
-sequences. Its parameters are keyword-only arguments; their defaults are the published values.
+Bounds go through the PPO clip: max(-r A, -clip(r, lower, upper) A). A weight w replaces the ratio in the gradient,
+which becomes w A grad log pi. Every published rule can be written as one of the two. A rule sees one micro-batch of
+whole sequences. Its parameters are keyword-only arguments; their defaults are the published values.
 
 Inputs, all (T,) tensors without gradient, one sequence after another:
 
@@ -36,43 +36,29 @@ MAX_LOG_RATIO = 20.0  # nats; a token beyond it gets no gradient, so that one br
 Result = Tensor | tuple[Tensor, Tensor]  # a gradient weight | (lower, upper) clip bounds
 
 
-def _starts_and_ends(sequence_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """(T,) indices of the first and the last token of each token's sequence, without a read from the device."""
-    index = torch.arange(len(sequence_ids), device=sequence_ids.device)
-    change = sequence_ids[1:] != sequence_ids[:-1]
-    first = torch.cat([change.new_ones(1), change]) if len(index) else change
-    last = torch.cat([change, change.new_ones(1)]) if len(index) else change
-    starts = torch.where(first, index, 0).cummax(0).values
-    ends = torch.where(last, index, len(index)).flip(0).cummin(0).values.flip(0)
-    return starts, ends
+def sequence_sum(values: Tensor, sequence_ids: Tensor) -> Tensor:
+    """(T,) at each token the sum of `values` over its sequence; every sequence has at least one token."""
+    return torch.zeros_like(values).index_add(0, sequence_ids, values)[sequence_ids]
 
 
 def _positions(sequence_ids: Tensor) -> Tensor:
-    return torch.arange(len(sequence_ids), device=sequence_ids.device) - _starts_and_ends(sequence_ids)[0]
+    lengths = torch.zeros_like(sequence_ids).index_add(0, sequence_ids, torch.ones_like(sequence_ids))
+    starts = lengths.cumsum(0) - lengths  # of each sequence
+    return torch.arange(len(sequence_ids), device=sequence_ids.device) - starts[sequence_ids]
 
 
-def _lengths(sequence_ids: Tensor) -> Tensor:
-    starts, ends = _starts_and_ends(sequence_ids)
-    return ends - starts + 1
+def _log_ratio(given: Mapping[str, Tensor]) -> Tensor:
+    return (given["logprobs"] - given["old_logprobs"]).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
-def _log_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
-    return (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-
-
-GIVEN = ("logprobs", "old_logprobs", "advantages", "entropy", "sequence_ids")
+GIVEN: tuple[str, ...] = ("logprobs", "old_logprobs", "advantages", "entropy", "sequence_ids")
 DERIVED: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
-    "log_ratio": lambda given: _log_ratio(given["logprobs"], given["old_logprobs"]),
-    "ratio": lambda given: _log_ratio(given["logprobs"], given["old_logprobs"]).exp(),
+    "log_ratio": _log_ratio,
+    "ratio": lambda given: _log_ratio(given).exp(),
     "old_probs": lambda given: given["old_logprobs"].exp(),
     "positions": lambda given: _positions(given["sequence_ids"]),
-    "lengths": lambda given: _lengths(given["sequence_ids"]),
+    "lengths": lambda given: sequence_sum(torch.ones_like(given["sequence_ids"]), given["sequence_ids"]),
 }
-
-
-def sequence_sum(values: Tensor, sequence_ids: Tensor) -> Tensor:
-    """(T,) at each token the sum of `values` over its sequence; nothing is read back from the device."""
-    return torch.zeros_like(values).index_add(0, sequence_ids, values)[sequence_ids]
 
 
 @dataclass(frozen=True)
@@ -113,42 +99,40 @@ class Rule:
 
     def with_parameters(self, given: Mapping[str, object]) -> "Rule":
         """The rule with these parameters. Raises ValueError for unknown or missing parameters and wrong types."""
-        known = self.defaults
-        listed = ", ".join(f"{k}" if v is ... else f"{k} ({v})" for k, v in known.items()) or "none"
+        defaults = self.defaults
+        listed = ", ".join(k if v is ... else f"{k} ({v})" for k, v in defaults.items()) or "none"
         for name, value in given.items():
-            if name not in known:
+            if name not in defaults:
                 raise ValueError(
                     f"rule_args: {name!r} is not a parameter of rule {self.name}; its parameters: {listed}"
                 )
-            expected = _expected_type(self.function, name, known[name])
-            if not _fits(value, expected):
-                words = {int: "a whole number", float: "a number", str: "text", type(None): "null"}
-                allowed = " or ".join(words[kind] for kind in expected)
+            allowed = _allowed_types(self.function, name, defaults[name])
+            if isinstance(value, bool) or not isinstance(value, (*allowed, int) if float in allowed else allowed):
+                types = " or ".join(TYPE_NAMES[kind] for kind in allowed)
                 raise ValueError(
-                    f"rule_args: {name} of rule {self.name} is not {allowed} (got {value!r}); published: {known[name]}"
+                    f"rule_args: {name} of rule {self.name} is not {types} (got {value!r}); its parameters: {listed}"
                 )
-        missing = [name for name, value in known.items() if value is ... and name not in given]
-        if missing:
+        parameters = {**self.parameters, **given}
+        if missing := [name for name, value in defaults.items() if value is ... and name not in parameters]:
             raise ValueError(f"rule_args: rule {self.name} has no default for {', '.join(missing)}; set a value")
-        return replace(self, parameters={**self.parameters, **given})
+        return replace(self, parameters=parameters)
 
 
 def _signature(function: Callable[..., object]) -> list[inspect.Parameter]:
     return list(inspect.signature(function).parameters.values())
 
 
-def _expected_type(function: Callable[..., object], name: str, default: object) -> list[type]:
-    """Allowed types of a parameter: of its annotation, else of its default."""
-    annotation = inspect.get_annotations(function, eval_str=True).get(name)
-    kinds = [*(get_args(annotation) or (annotation,)), *([] if default in (None, ...) else [type(default)])]
-    known = [kind for kind in (int, float, str, type(None)) if kind in kinds]
-    return known or [int, float, str]
+TYPE_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "text", type(None): "null"}
 
 
-def _fits(value: object, expected: list[type]) -> bool:
-    if isinstance(value, bool):
-        return False
-    return any(isinstance(value, kind) or (kind is float and isinstance(value, int)) for kind in expected)
+def _allowed_types(function: Callable[..., object], name: str, default: object) -> tuple[type, ...]:
+    """Types of a parameter: those of its annotation and of its default; all where neither is known."""
+    try:
+        annotation = inspect.get_annotations(function, eval_str=True).get(name)
+    except NameError:  # a name that the file imports for type checkers alone
+        annotation = None
+    found = tuple(kind for kind in TYPE_NAMES if kind in (annotation, *get_args(annotation), type(default)))
+    return tuple(TYPE_NAMES) if found in ((), (type(None),)) else found
 
 
 # ---- finding a rule ----
@@ -208,14 +192,18 @@ def check_rule(rule: Rule) -> str:
     """Run the rule on a synthetic batch, a few milliseconds on a CPU; returns its kind, "bounds" or "weight".
 
     Raises ValueError for results with wrong shapes or dtypes, values that are not finite (an upper bound may be
-    infinite), bounds that exclude the ratio 1, a gradient, and for any exception of the function, with its line.
+    infinite), bounds that exclude the ratio 1, a gradient, an input that was written to, and for any exception of the
+    function, with its line.
     """
     batch = synthetic_batch()
     try:
         result = rule(**batch)
     except (Exception, SystemExit) as error:  # a user's function may raise anything
-        where = format_error(error, rule.function.__code__.co_filename)
+        where = format_error(error, inspect.unwrap(rule.function).__code__.co_filename)
         raise ValueError(f"rule: {rule.name} failed on a synthetic batch: {where}") from error
+    for name, value in synthetic_batch().items():
+        if not torch.equal(value, batch[name]):
+            raise ValueError(f"rule: {rule.name} writes to its input {name}; compute a new tensor instead")
     if not isinstance(result, tuple):
         _examine(rule, "w", result, batch)
         return "weight"
@@ -260,15 +248,16 @@ def format_error(error: BaseException, path: str) -> str:
 
 
 def synthetic_batch(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Inputs of a rule for 293 tokens: rare to certain, ratios from e^-3 to e^3 and exactly 1, A of both signs and 0."""
+    """Inputs of a rule for 293 tokens: rare to certain, ratios from e^-3 to e^3 or exactly 1, A of both signs or 0."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor([1, 2, 40, 100, 150])
     tokens = int(lengths.sum())
     old = -torch.logspace(-4, 1.2, tokens, dtype=torch.float64)[torch.randperm(tokens, generator=generator)]
-    moved = old + torch.randn(tokens, generator=generator, dtype=torch.float64).clamp(-3, 3)
+    shift = 2 * torch.randn(tokens, generator=generator, dtype=torch.float64)
+    moved = -(old + shift.clamp(-3, 3)).abs()
     moved[::5] = old[::5]
     return {
-        "logprobs": moved.clamp(max=-1e-6).to(dtype),
+        "logprobs": moved.to(dtype),
         "old_logprobs": old.to(dtype),
         "advantages": torch.tensor([1.5, -0.5, 0.0, 1.0, -2.0], dtype=dtype).repeat_interleave(lengths),
         "entropy": torch.linspace(0, 10, tokens, dtype=dtype),

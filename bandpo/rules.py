@@ -1,6 +1,6 @@
 """The published clipping rules, one function each; docs/rules.md has their table.
 
-    rule = load_rule("sapo", {})                 # with the published values
+    rule = load_rule("sapo", {})                 # bandpo/rule.py; with the published values
     rule = load_rule("band", {"delta": 0.1})     # with another radius
 
 To add a rule: write a function under @register, inputs by name (bandpo/rule.py), parameters keyword-only with the
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bandpo.band import band_bounds, inside_band
-from bandpo.rule import RULES, Result, register, sequence_sum
+from bandpo.rule import Result, register, sequence_sum
 
 FIXED_POINT = 2**30
 
@@ -27,18 +27,18 @@ def by_sign(advantages: Tensor, positive: float | Tensor, negative: float | Tens
     return torch.where(advantages > 0, positive * one, negative * one)
 
 
-def moving_away(log_ratio: Tensor, advantages: Tensor) -> Tensor:
-    """(T,) bool: the token already moved in the direction of its advantage, where PPO can clip it."""
+def moves_away(log_ratio: Tensor, advantages: Tensor) -> Tensor:
+    """(T,) bool: the ratio is on the side of 1 to which the advantage pushes, the side that PPO clips."""
     return advantages * log_ratio > 0
 
 
-def clipped(ratio: Tensor, advantages: Tensor, lower: float | Tensor, upper: float | Tensor) -> Tensor:
+def is_clipped(ratio: Tensor, advantages: Tensor, lower: float | Tensor, upper: float | Tensor) -> Tensor:
     """(T,) bool: outside the bounds on the side that PPO clips."""
     return ((advantages > 0) & (ratio > upper)) | ((advantages < 0) & (ratio < lower))
 
 
-def fixed_point(values: Tensor) -> Tensor:
-    """int64 with 30 fractional bits: running sums are exact, so equal in any order, and deterministic on a GPU."""
+def to_fixed_point(values: Tensor) -> Tensor:
+    """int64 with 30 fractional bits: sums are exact, so running sums on a GPU do not depend on the order."""
     return (values.double() * FIXED_POINT).round().long()
 
 
@@ -127,7 +127,7 @@ def dcpo(old_logprobs: Tensor, *, low: float = 0.16, high: float = 0.2, ratio_ca
     Source: DCPO (DAC), arXiv 2509.02333
     Checked: the code of BandPO's authors
     """
-    inverse = (-old_logprobs).exp()  # 1/p
+    inverse = (-old_logprobs.clamp(min=-80)).exp()  # 1/p, finite in float32
     lower = 0.5 + 0.5 * (1 - 4 * low * inverse).clamp(min=0).sqrt()
     upper = 0.5 + 0.5 * (1 + 4 * high * inverse).sqrt()
     return lower, upper if ratio_cap is None else upper.clamp(max=ratio_cap)
@@ -172,16 +172,16 @@ def bapo(
     Source: BAPO, arXiv 2510.18927, equation 8 and algorithm 1, without the factor pi_rollout of equation 8
     Checked: the paper's text; the authors' code, which differs (lower bound first, other ranges)
     """
-    highs = [high_from + k * high_step for k in range(int((high_to - high_from) / high_step + 1e-9) + 1)]
-    negative = (ratio.clamp(min=low_from) * -advantages.clamp(max=0)).sum(dtype=torch.float64)
+    count = int((high_to - high_from) / high_step + 1e-9) + 1
+    highs = [high_from + high_step * k for k in range(count)]
     gains = advantages.clamp(min=0)
-    positive = torch.stack([(ratio.clamp(max=c) * gains).sum(dtype=torch.float64) for c in highs])
-    # Raising the lower bound only adds to A < 0, so where no upper bound suffices both go to their ends.
-    reached = torch.cat([positive / (positive + negative) >= target, positive.new_ones(1, dtype=torch.bool)])
-    step = reached.to(torch.int8).argmax(dim=0, keepdim=True)
-    lows, highs = [low_from] * len(highs) + [low_to], [*highs, highs[-1]]
-    lower, upper = (ratio.new_tensor(path).index_select(0, step).expand_as(ratio) for path in (lows, highs))
-    return lower, upper
+    positive = torch.stack([(ratio.clamp(max=high) * gains).sum(dtype=torch.float64) for high in highs])
+    negative = (ratio.clamp(min=low_from) * -advantages.clamp(max=0)).sum(dtype=torch.float64)
+    # Raising the lower bound adds to A < 0 alone, so where no upper bound suffices both go to their ends.
+    k = (positive / (positive + negative) < target).sum(dim=0, keepdim=True)  # upper bounds that do not suffice
+    lower = torch.full_like(ratio, low_from).masked_fill(k == count, low_to)
+    upper = high_from + high_step * k.clamp(max=count - 1).double()
+    return lower, upper.to(ratio.dtype).expand_as(ratio)
 
 
 @register
@@ -223,16 +223,14 @@ def m2po(
     Source: M2PO, arXiv 2510.01161, equations 4-5 and algorithm 1; meant for stale data, old_policy: rollout
     Checked: the authors' code, whose smallest bounds low_min and high_min are
     """
-    away = moving_away(log_ratio, advantages)
-    squares = fixed_point(torch.where(away, log_ratio, 0).double().square()).sort(descending=True).values
+    harmful = moves_away(log_ratio, advantages)
+    squares = to_fixed_point(torch.where(harmful, log_ratio, 0.0).double().square()).sort(descending=True).values
     squares = torch.cat([squares, squares.new_zeros(1)])
-    total = budget * away.sum() * FIXED_POINT
-    smaller = squares.sum() - squares.cumsum(0)  # the sum of all squares after each
-    capped = (
-        smaller + torch.arange(1, len(squares) + 1, device=squares.device) * squares
-    )  # the sum if tau^2 is this one
-    k = (capped <= total).to(torch.int8).argmax(dim=0, keepdim=True)  # so many squares are above tau^2
-    tau = ((total - smaller[k] - squares[k]) / k.clamp(min=1) / FIXED_POINT).clamp(min=0).sqrt()
+    total = budget * FIXED_POINT * harmful.sum(dtype=torch.float64)
+    rest = squares.sum() - squares.cumsum(0)  # sum of the smaller squares
+    capped_sum = rest + squares * torch.arange(1, len(squares) + 1, device=squares.device)  # if this square is tau^2
+    k = (capped_sum > total).sum(dim=0, keepdim=True)  # number of squares above tau^2
+    tau = ((total - rest[k] - squares[k]) / k.clamp(min=1) / FIXED_POINT).clamp(min=0).sqrt()
     tau = torch.where(k == 0, torch.inf, tau).to(log_ratio.dtype)
     lower, upper = (-tau).exp().clamp(max=1 - low_min), tau.exp().clamp(min=1 + high_min)
     return lower.expand_as(log_ratio), upper.expand_as(log_ratio)
@@ -252,16 +250,20 @@ def cispo(ratio: Tensor, *, low: float = 1.0, high: float = 2.0) -> Result:
     return ratio.clamp(1 - low, 1 + high)
 
 
-def _dppo(old_logprobs: Tensor, logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, radius: Tensor, name: str):
-    inside = inside_band(logprobs, old_logprobs, delta=radius, divergence=name)
-    return torch.where(moving_away(log_ratio, advantages) & ~inside, 0.0, log_ratio.exp())
+def mask_outside(
+    divergence: str, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, deltas: tuple[float, float]
+) -> Tensor:
+    """(T,) bool: the token moves away and is outside the Band of radius deltas[0] for A < 0, deltas[1] for A > 0."""
+    radius = by_sign(advantages, deltas[1], deltas[0])
+    inside = inside_band(logprobs, old_logprobs, delta=radius, divergence=divergence)
+    return moves_away(logprobs - old_logprobs, advantages) & ~inside
 
 
 @register
 def dppo_tv(
-    old_logprobs: Tensor,
     logprobs: Tensor,
-    log_ratio: Tensor,
+    old_logprobs: Tensor,
+    ratio: Tensor,
     advantages: Tensor,
     *,
     delta_low: float = 0.2,
@@ -272,17 +274,17 @@ def dppo_tv(
 
     w = r, 0 when moving away with p |r - 1| > delta_high (A > 0) or delta_low (A < 0); at most ratio_cap
     Source: DPPO, arXiv 2602.04879, equations 12-13 and appendix C.1 (no cap; 5 in appendix E); old_policy: rollout
-    Checked: the paper's text, verl (dppo_tv); prime-rl's thresholds
+    Checked: the paper's text, verl (dppo_tv); prime-rl's values of delta
     """
-    w = _dppo(old_logprobs, logprobs, log_ratio, advantages, by_sign(advantages, delta_high, delta_low), "tv")
-    return w if ratio_cap is None else w.clamp(max=ratio_cap)
+    masked = mask_outside("tv", logprobs, old_logprobs, advantages, (delta_low, delta_high))
+    return torch.where(masked, 0.0, ratio if ratio_cap is None else ratio.clamp(max=ratio_cap))
 
 
 @register
 def dppo_kl(
-    old_logprobs: Tensor,
     logprobs: Tensor,
-    log_ratio: Tensor,
+    old_logprobs: Tensor,
+    ratio: Tensor,
     advantages: Tensor,
     *,
     delta_low: float = 0.05,
@@ -293,10 +295,10 @@ def dppo_kl(
 
     w = r, 0 when moving away with KL(p, r p) > delta_high (A > 0) or delta_low (A < 0); at most ratio_cap
     Source: DPPO, arXiv 2602.04879, equations 12, 14 and appendix C.1 (no cap; 5 in appendix E); old_policy: rollout
-    Checked: the paper's text, verl (dppo_kl); a reimplementation's thresholds
+    Checked: the paper's text, verl (dppo_kl); a reimplementation's values of delta
     """
-    w = _dppo(old_logprobs, logprobs, log_ratio, advantages, by_sign(advantages, delta_high, delta_low), "kl")
-    return w if ratio_cap is None else w.clamp(max=ratio_cap)
+    masked = mask_outside("kl", logprobs, old_logprobs, advantages, (delta_low, delta_high))
+    return torch.where(masked, 0.0, ratio if ratio_cap is None else ratio.clamp(max=ratio_cap))
 
 
 @register
@@ -320,13 +322,13 @@ def cppo(
     Checked: the paper's text, two reimplementations
     """
     r = log_ratio.exp()
-    weight = (1 - (1 - weight_floor) * positions / (lengths - 1).clamp(min=1)).double()
+    weight = 1 - (1 - weight_floor) * positions.double() / (lengths - 1).clamp(min=1)
     weighted = weight * (old_probs * (r - 1)).abs().double()
-    left = fixed_point(prefix_delta * weight - weighted)  # what a token leaves of the budget to the next ones
-    before = left.cumsum(0) - left
+    unused = to_fixed_point(prefix_delta * weight - weighted)  # adds to the budget of the next tokens
+    before = unused.cumsum(0) - unused
     starts = torch.arange(len(positions), device=positions.device) - positions
     budget = delta + (before - before[starts]).double() / FIXED_POINT
-    cut = moving_away(log_ratio, advantages) & ((weighted > budget) | (weighted > delta))
+    cut = moves_away(log_ratio, advantages) & ((weighted > budget) | (weighted > delta))
     return torch.where(cut, 0.0, r if ratio_cap is None else r.clamp(max=ratio_cap))
 
 
@@ -453,7 +455,7 @@ def gspo(
     """
     mean = sequence_sum(log_ratio, sequence_ids) / sequence_sum(torch.ones_like(log_ratio), sequence_ids)
     ratio = mean.exp()
-    return torch.where(clipped(ratio, advantages, 1 - low, 1 + high), 0.0, ratio)
+    return torch.where(is_clipped(ratio, advantages, 1 - low, 1 + high), 0.0, ratio)
 
 
 def covariance(logprobs: Tensor, advantages: Tensor) -> Tensor:
@@ -461,7 +463,7 @@ def covariance(logprobs: Tensor, advantages: Tensor) -> Tensor:
     return (logprobs - logprobs.mean()) * (advantages - advantages.mean())
 
 
-def _largest(values: Tensor, share: float) -> Tensor:
+def select_largest(values: Tensor, share: float) -> Tensor:
     """(T,) bool: the `share` of all tokens with the largest values, at least one."""
     count = min(len(values), max(1, int(share * len(values))))
     return torch.zeros_like(values, dtype=torch.bool).scatter(0, values.topk(count).indices, True)
@@ -486,10 +488,10 @@ def clip_cov(
     Source: Clip-Cov, arXiv 2505.22617, equations 10-12
     Checked: the paper's text and listing, verl (clip_cov) and its recipes for low and high
     """
-    cut = clipped(ratio, advantages, 1 - low, 1 + high)
+    cut = is_clipped(ratio, advantages, 1 - low, 1 + high)
     cov = covariance(logprobs, advantages)
     candidates = (cov > cov_low) & (cov < cov_high) & ~cut
-    drawn = _largest(torch.where(candidates, torch.rand_like(ratio), -1.0), share) & candidates
+    drawn = select_largest(torch.where(candidates, torch.rand_like(ratio), -1.0), share) & candidates
     return torch.where(drawn | cut, 0.0, ratio)
 
 
@@ -504,25 +506,6 @@ def kl_cov(
     Source: KL-Cov, arXiv 2505.22617, equations 10, 13-14
     Checked: the paper's text and listing, verl (kl_cov); share 2e-4 is for 32B, 2e-3 for 7B
     """
-    chosen = _largest(covariance(logprobs, advantages), share) & (advantages != 0)
+    chosen = select_largest(covariance(logprobs, advantages), share) & (advantages != 0)
     penalty = coefficient * log_ratio.sign() / torch.where(chosen, advantages, 1.0)
     return log_ratio.exp() - torch.where(chosen, penalty, 0.0)
-
-
-def table() -> str:
-    """The table of all rules, in Markdown, generated from their docstrings and published values."""
-    lines = [
-        "| rule | what it does | w of w A grad log pi | parameters | source | checked against |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, rule in RULES.items():
-        text = " ".join((rule.function.__doc__ or "").split())
-        what, _, rest = text.partition(" w = ")
-        weight, _, rest = rest.partition(" Source: ")
-        source, _, checked = rest.partition(" Checked: ")
-        parameters = ", ".join(
-            f"`{k}` {v:g}" if isinstance(v, float) else f"`{k}` {v or 'none'}" for k, v in rule.defaults.items()
-        )
-        cells = (f"`{name}`", what, weight, parameters or "none", source, checked)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"

@@ -2,12 +2,12 @@
 
     python -m bench.workload --size 3b --out build/3b       # random weights in the shape of Qwen2.5-3B, made once
     python -m bench.gpu --model build/3b                    # everything; or a part, each of which ends within minutes:
-    python -m bench.gpu --model build/3b --parts phases --variants compile=true
+    python -m bench.gpu --model build/3b --parts phases --variants attention=sdpa
     python -m bench.gpu --size 1m --prompts 4 --samples 2 --tokens 32 --mean 16 --prompt_tokens 20    # on a CPU
 
 Parts: `operator`; `phases` on answers that are made up (geometric lengths with mean --mean), with what is configured by
 default and then with each of --variants; `steps` with vLLM: rollout, sleep and wake, sync, memory. Every measurement is
-a process of its own whose output is shown as it comes; one that fails is reported and the next one starts. Figures are
+a process of its own; one that fails is reported and the next one starts. Figures are
 appended to --out as well, a JSON line each, with hardware and versions.
 
 Aims on an H200 at 3B: update at least 300 model TFLOP/s, old log-probs 350, sync .25 s.
@@ -22,18 +22,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from bandpo.rule import View
-from bandpo.rules import load_rule
+from bench.band import METHODS, bounds_of
+from bench.step import table
 from bench.workload import make_workload
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "transformers", "accelerate", "vllm", "flash-attn", "liger-kernel")
+PACKAGES = ("torch", "transformers", "accelerate", "vllm", "flash-attn")
 PARTS = ("operator", "phases", "steps")
-VARIANTS = ("", "packing=off", "gradient_checkpointing=false", "compile=true", "logprob_kernel=liger")
+VARIANTS = ("", "attention=sdpa", "gradient_checkpointing=false")
 
 
 def main() -> int:
@@ -67,7 +68,7 @@ def main() -> int:
         keys = ["--set", f"micro_batch_tokens={options.micro_batch_tokens}"]
         for variant in options.variants if "phases" in options.parts else ():
             name = f"phases without an engine, {variant or 'as configured'}"
-            words = [*shared, "--made_up", str(options.mean), *keys, *filter(None, [variant])]
+            words = [*shared, "--synthetic", str(options.mean), *keys, *filter(None, [variant])]
             failed += not measured(name, words, options.out)
         if "steps" in options.parts:
             failed += not measured("whole steps with vLLM, all answers of full length", [*shared, *keys], options.out)
@@ -75,15 +76,16 @@ def main() -> int:
 
 
 def measured(name: str, words: list[str], out: Path) -> bool:
-    """bench.step in a process of its own, its output as it comes; whether it ended well."""
+    """Run bench.step in a process of its own and print its table; whether it succeeded."""
     print(f"\n{name}", flush=True)
-    with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as result:
-        line = [sys.executable, "-u", "-m", "bench.step", *words, "--append", result.name]
-        done = subprocess.run(line, cwd=ROOT, check=False)
-        if done.returncode:
-            print(f"failed with exit code {done.returncode}: {name}", flush=True)
-            return False
-        keep(out, name, json.loads(result.read()))
+    line = [sys.executable, "-m", "bench.step", "--json", *words]
+    done = subprocess.run(line, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        print(f"failed with exit code {done.returncode}: {name}", flush=True)
+        return False
+    result = json.loads(done.stdout.splitlines()[-1])
+    print(table(result), flush=True)
+    keep(out, name, result)
     return True
 
 
@@ -107,16 +109,10 @@ def machine() -> str:
 
 
 def operator() -> dict[str, float]:
-    """Milliseconds to compute the bounds of a million tokens, by method."""
+    """Milliseconds to compute the bounds of a million tokens, by method of bench/band.py."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     old = torch.rand(1 << 20, device=device).log()
-    one = torch.tensor([len(old)], device=device)
-    view = View(old, old, old, old, one, one)
-    found = {}
-    for clip, divergence in (("fixed", "kl"), ("dcpo", "kl"), ("band", "kl"), ("band", "tv"), ("band", "chi2")):
-        rule = load_rule(clip, {"divergence": divergence} if clip == "band" else {})
-        found[f"{clip} {divergence}"] = 1e3 * seconds(lambda rule=rule: rule(view))
-    return found
+    return {method: 1e3 * seconds(partial(bounds_of(method), old)) for method in METHODS}
 
 
 def seconds(function: Callable[[], object]) -> float:

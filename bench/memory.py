@@ -44,7 +44,7 @@ def measure(chunk: int | None, args: argparse.Namespace, answer: Connection) -> 
         logprobs, _ = all_logits(hidden, weight, targets)
     else:
         logprobs, _ = token_logprobs(
-            hidden, weight, targets, temperature=1.0, vocab_size=args.vocab, chunk_tokens=chunk, kernel="chunked"
+            hidden, weight, targets, temperature=1.0, vocab_size=args.vocab, chunk_tokens=chunk
         )
     logprobs.sum().backward()
     size = peak_bytes(device) - before - weight.numel() * weight.element_size()

@@ -1,19 +1,16 @@
-"""Times whole training steps by phase on a fixed synthetic workload.
+"""Times whole training steps by phase on a fixed synthetic workload; with --trl, beside TRL's GRPOTrainer.
 
-    python -m bench.step --size 20m --prompts 16 --samples 8 --tokens 64 --updates 4 --steps 5 [--ragged]
+    python -m bench.step --size 20m --prompts 16 --samples 8 --tokens 64 --minibatches 4 --steps 5 [--ragged]
     OMP_NUM_THREADS=1 taskset -c 0 python -m bench.step ...          # one core, for comparisons
-    python -m bench.gpu                                              # what a GPU has to show
+    make bench-env && python -m bench.step --size 1m --trl 3         # three pairs of runs, ours and TRL's
 
-The real loop runs (trainer.start, train.train_step) with the real engine and verifier; medians over the steps after the
-first, which warms up. Prints a table: seconds and share of each phase, what is neither the engine nor the model's
-forward and backward, tokens per second, share of real tokens, peak memory, and model FLOPs per second (2 per weight and
-token computed in the old-log-prob pass, 6 in an update; recomputation and attention not counted).
+The real loop runs (trainer.start, train.train_step) with the real engine and verifier. Values are medians over the
+steps after the first. Prints seconds and share of each phase, the share outside engine and model, tokens per second,
+share of real tokens, peak memory, and model FLOPs per second (2 per weight and token in the old-policy pass, 6 in an
+update; recomputation and attention not counted).
 
-    python -m bench.step --size 1m --steps 20 --versus clip=dcpo --versus rule=sapo   # settings in turn, step by step
-
-Rewards: the answers of a random model are all wrong, so a hash of the text is used as reward, as varied as real ones;
-in a share `--no_signal` of the groups all answers get the same one. The learning rate is too small to change the
-lengths of answers.
+A random model's responses are all incorrect, so the reward is a hash of the text. The learning rate is too small to
+change the lengths of responses.
 """
 
 import argparse
@@ -23,183 +20,195 @@ import os
 import random
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-REWARD = """
-import zlib
+from bench.workload import make_workload, parameters
 
-def score(completion, gold, problem):
-    number = int(problem["id"].rpartition("/")[2])
-    return 1.0 if number * 61 % 100 < 100 * {no_signal} else zlib.crc32(completion.encode()) / 2**32
-"""
+ROOT = Path(__file__).resolve().parent.parent
+TRL_PYTHON = ROOT / ".venv.bench" / "bin" / "python"
+REWARD = "import zlib\n\n\ndef score(completion, gold):\n    return zlib.crc32(completion.encode()) / 2**32\n"
 PHASES = ("rollout", "advantage", "batch", "old", "update", "sync")
+INSIDE = ("generate", "forward", "backward")  # engine and model
+CALLS = (*INSIDE, "sleep", "wake", "sync_weights")
 
 
-def main() -> None:
-    started = time.perf_counter()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="20m", help="a name of bench.workload.SIZES")
     parser.add_argument("--model", type=Path, help="a folder made by bench.workload, instead of --size")
+    parser.add_argument("--engine", choices=["vllm", "hf"], default="vllm")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64, help="response tokens at most")
-    parser.add_argument("--updates", type=int, default=4)
+    parser.add_argument("--minibatches", type=int, default=4)
     parser.add_argument("--steps", type=int, default=5, help="measured, after one that warms up")
-    parser.add_argument("--ragged", action="store_true", help="let the end token end answers")
+    parser.add_argument("--ragged", action="store_true", help="let the end token end responses")
     parser.add_argument("--prompt_tokens", type=int, default=10, help="about; longer problems are padded with digits")
-    parser.add_argument("--no_signal", type=float, default=0.0, help="share of groups that get one reward")
-    parser.add_argument("--made_up", type=int, default=0, help="no engine: random answers of this mean length")
-    parser.add_argument(
-        "--versus", nargs="+", action="append", default=[], metavar="KEY=VALUE", help="keys of another setting, in turn"
-    )
+    parser.add_argument("--synthetic", type=int, default=0, help="no engine: random responses of this mean length")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="any key of the configuration")
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of the table")
-    parser.add_argument("--append", type=Path, help="a file that gets the same JSON line as well")
-    options = parser.parse_args()
-    result = measure(options)
-    result["wall_s"] = time.perf_counter() - started
-    print(json.dumps(result) if options.json else table(result, options.versus))
-    if options.append:
-        with options.append.open("a") as file:
-            file.write(json.dumps(result) + "\n")
+    parser.add_argument("--trl", type=int, default=0, metavar="PAIRS", help="compare with TRL, PAIRS runs each")
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        if not options.model:
+            problems = max(options.prompts * (options.steps + 1), 64)
+            options.model = make_workload(Path(folder) / "model", options.size, problems, options.prompt_tokens)
+        if options.trl:
+            print(beside_trl(options))
+            return
+        result = measure(options, Path(folder))
+    print(json.dumps(result) if options.json else table(result))
 
 
-def measure(options: argparse.Namespace) -> dict[str, float]:
+# ---- our steps ----
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Medians over steps."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    import torch
-
-    import train
-    from bench.workload import make_workload, parameters
     from configs import load
     from configs.schema import Config, Plan
-    from eval.compare import paired_interval
-    from trainer import start as lifecycle
+    from train import train_step
+    from trainer import start
     from trainer.clock import Clock
-    from trainer.preflight import find_rule
-    from trainer.task import Task
 
-    with tempfile.TemporaryDirectory() as folder:
-        problems = max(options.prompts * (options.steps + 1), 64)
-        model = options.model or make_workload(Path(folder) / "model", options.size, problems, options.prompt_tokens)
-        reward = Path(folder) / "reward.py"
-        reward.write_text(REWARD.format(no_signal=options.no_signal))
-        keys = {
-            "model": model,
-            "train_data": model / "problems.jsonl",
-            "output_dir": folder,
-            "run_name": "bench",
-            "wandb": "disabled",
-            "prompt_template": "plain",
-            "chat_template": False,
-            "max_prompt_tokens": options.prompt_tokens + 16,
-            "max_response_tokens": options.tokens,
-            "prompts_per_step": options.prompts,
-            "samples_per_prompt": options.samples,
-            "updates_per_step": options.updates,
-            "max_steps": 1,
-            "micro_batch_tokens": 16384,
-            "engine_max_sequences": min(1024, options.prompts * options.samples),
-            "eval_every": 0,
-            "kl_coef": 0,
-            "lr": 1e-9,
-            "sharding": "fsdp2" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else "none",
-            "gradient_checkpointing": torch.cuda.is_available(),
-            "reward": f"{reward}:score",
-            "verifier_workers": 1,
-            **({"mismatch_limit": 1e9} if options.made_up else {}),
-            **dict(pair.split("=", 1) for pair in options.set),
-        }
-        changes = [dict(pair.split("=", 1) for pair in pairs) for pairs in ([], *options.versus)]
-        settings = [load(Config, [w for k, v in (keys | own).items() for w in (f"--{k}", str(v))]) for own in changes]
-        cfg = settings[0]
-        plan = Plan(cfg)
-        # One end token of 24, as TRL takes it; chat templates have a second one.
-        load_task = lifecycle.load_task
-
-        def loaded(*given: Any) -> Task:
-            task = load_task(*given)
-            return dataclasses.replace(task, stop_token_ids=(task.tokenizer.eos_token_id,) if options.ragged else ())
-
-        lifecycle.load_task = loaded
-        if options.made_up:
-            lifecycle.make_engine = lambda _, given, **keys: MadeUp(options.made_up, given.dtype)
-        rows: list[dict[str, float]] = []
-        computed: list[int] = []  # positions of each micro-batch of a step
-        collate = train.collate
-
-        def counted(*args: Any) -> Any:
-            minibatches = collate(*args)
-            computed.extend(t.batch.input_ids.numel() for minibatch in minibatches for t in minibatch)
-            return minibatches
-
-        train.collate = counted
-        inside = ("generate", "forward", "backward")
-        spent: dict[str, float] = dict.fromkeys((*inside, "sleep", "wake", "sync_weights"), 0.0)
-        with lifecycle.start(cfg, plan, lambda line: None, Clock()) as run:
-            for name in ("generate", "sleep", "wake", "sync_weights"):
-                setattr(run.engine, name, timed(getattr(run.engine, name), spent, name))
-            run.policy.model.forward = timed(run.policy.model.forward, spent, "forward")
-            torch.Tensor.backward = timed(torch.Tensor.backward, spent, "backward")
-            for number in [*range(len(settings)), *in_turn(len(settings), options.steps)]:
-                run.cfg = settings[number]
-                run.rule = find_rule(run.cfg)
+    (folder / "reward.py").write_text(REWARD)
+    cfg = load(Config, arguments(options, folder))
+    spent: dict[str, float] = dict.fromkeys(CALLS, 0.0)
+    rows: list[dict[str, float]] = []
+    with instrumented(options) as positions:
+        with start.start(cfg, Plan(cfg), lambda line: None, Clock()) as run:
+            time_calls(run, spent)
+            for _ in range(options.steps + 1):
                 spent.update(dict.fromkeys(spent, 0.0))
-                computed.clear()
+                positions.clear()
                 cpu = time.process_time()
-                metrics = train.train_step(run)
-                parts = {f"{name}_s": spent[name] for name in ("sleep", "wake", "sync_weights")}
-                outer = {"cpu_s": time.process_time() - cpu, "inside_s": sum(spent[name] for name in inside)}
-                rows.append(metrics | parts | outer | {"setting": number})
-        rows = rows[len(settings) :]
-        measured = [row for row in rows if row["setting"] == 0]
-
-        def median(key: str) -> float:
-            return statistics.median(row[key] for row in measured)
-
-        length = statistics.mean(row["response/length_mean"] for row in measured)
-        result = {"parameters": float(parameters(model))}
-        result |= {f"{phase}_s": median(f"time/{phase}_s") for phase in PHASES}
-        result |= {f"{part}_s": median(f"{part}_s") for part in ("sleep", "wake", "sync_weights")}
-        result |= {
-            "step_s": median("time/step_s"),
-            "step_cpu_s": median("cpu_s"),
-            "outside_share": statistics.median(1 - row["inside_s"] / row["time/step_s"] for row in measured),
-            "tokens_per_step": length * options.prompts * options.samples,
-            "length_mean": length,
-            "real_token_share": median("throughput/real_token_share"),
-            "peak_gib": max(row["memory/peak_gib"] for row in rows),
-            "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-            "mismatch_max": max(row["mismatch/max"] for row in rows),
-        }
-        for number in range(1, len(settings)):
-            pairs = [pair for pair in zip(rows[::2], rows[1::2], strict=True) if number in (r["setting"] for r in pair)]
-            times = [{row["setting"]: row["cpu_s"] for row in pair} for pair in pairs]
-            ratios = [time[number] / time[0] for time in times]
-            result[f"versus_{number}"] = statistics.median(ratios)
-            result[f"versus_{number}_low"], result[f"versus_{number}_high"] = paired_interval(ratios, 0.95)
-        tflop = 2 * result["parameters"] * sum(computed) / 1e12  # of one forward pass over the step's sequences
-        anchored = tflop * (1 - 1 / options.updates) if cfg.old_policy == "trainer" else 0.0
-        result["old_tflops"] = anchored / result["old_s"] if anchored else 0.0
-        result["update_tflops"] = 3 * tflop / result["optimize_s"]
-        return result
+                metrics = train_step(run)
+                inside = sum(spent[name] for name in INSIDE)
+                rows.append(metrics | spent | {"cpu_s": time.process_time() - cpu, "inside_s": inside})
+    has_old_pass = cfg.old_policy == "trainer" and cfg.updates_per_step > 1
+    return summary(options, rows[1:], sum(positions), has_old_pass=has_old_pass)
 
 
-def in_turn(settings: int, steps: int) -> list[int]:
-    """Which setting each step has: the first alone, or beside each of the others, `steps` pairs each, either first."""
-    if settings == 1:
-        return [0] * steps
-    pairs = [(0, other) for other in range(1, settings)]
-    return [number for k in range(steps) for pair in pairs for number in (pair if k % 2 else pair[::-1])]
+def arguments(options: argparse.Namespace, folder: Path) -> list[str]:
+    """Command line of the configuration."""
+    import torch
+
+    keys = {
+        "model": options.model,
+        "train_data": options.model / "problems.jsonl",
+        "output_dir": folder,
+        "run_name": "bench",
+        "wandb": "disabled",
+        "engine": options.engine,
+        "prompt_template": "plain",
+        "chat_template": False,
+        "max_prompt_tokens": options.prompt_tokens + 16,
+        "max_response_tokens": options.tokens,
+        "prompts_per_step": options.prompts,
+        "samples_per_prompt": options.samples,
+        "minibatches": options.minibatches,
+        "max_steps": 1,
+        "eval_every": 0,
+        "kl_coef": 0,
+        "lr": 1e-9,
+        "gradient_checkpointing": torch.cuda.is_available(),
+        "reward": f"{folder / 'reward.py'}:score",
+        "verifier_workers": 1,
+        **({"max_rollout_kl": 1e9} if options.synthetic else {}),
+        **dict(pair.split("=", 1) for pair in options.set),
+    }
+    return [word for key, value in keys.items() for word in (f"--{key}", str(value))]
 
 
-class MadeUp:
-    """An engine that samples nothing: random tokens, lengths geometric with a given mean, cut at the limit."""
+@contextmanager
+def instrumented(options: argparse.Namespace) -> Iterator[list[int]]:
+    """Patch the loop's entry points; yields the positions of each micro-batch of a step."""
+
+    import train
+    from trainer import start
+
+    positions: list[int] = []
+    load_task, make_engine, make_minibatches = start.load_task, start.make_engine, train.make_minibatches
+
+    def loaded(*given: Any) -> Any:
+        """One end token of 24, as in TRL's run; chat templates have a second one."""
+        task = load_task(*given)
+        return dataclasses.replace(task, stop_token_ids=(task.tokenizer.eos_token_id,) if options.ragged else ())
+
+    def counted(*given: Any) -> Any:
+        minibatches = make_minibatches(*given)
+        positions.extend(batch.input_ids.numel() for minibatch in minibatches for batch in minibatch)
+        return minibatches
+
+    start.load_task, train.make_minibatches = loaded, counted
+    if options.synthetic:
+        start.make_engine = lambda _, given, **keys: SyntheticEngine(options.synthetic, given.dtype)
+    try:
+        yield positions
+    finally:
+        start.load_task, start.make_engine, train.make_minibatches = load_task, make_engine, make_minibatches
+
+
+def time_calls(run: Any, spent: dict[str, float]) -> None:
+    for name in ("generate", "sleep", "wake", "sync_weights"):
+        setattr(run.engine, name, timed(getattr(run.engine, name), spent, name))
+    run.policy.model.forward = timed(run.policy.model.forward, spent, "forward")
+    run.policy.backward = timed(run.policy.backward, spent, "backward")
+
+
+def timed(function: Callable[..., Any], spent: dict[str, float], name: str) -> Callable[..., Any]:
+    """`function`, adding its seconds to spent[name]; on a GPU it waits until the work is done."""
+    import torch
+
+    def wrapped(*args: Any, **keys: Any) -> Any:
+        started = time.perf_counter()
+        out = function(*args, **keys)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        spent[name] += time.perf_counter() - started
+        return out
+
+    return wrapped
+
+
+def summary(
+    options: argparse.Namespace, rows: list[dict[str, float]], positions: int, *, has_old_pass: bool
+) -> dict[str, float]:
+    """Medians over the measured steps. positions: of one step's micro-batches."""
+
+    def median(key: str) -> float:
+        return statistics.median(row[key] for row in rows)
+
+    length = statistics.mean(row["response/length_mean"] for row in rows)
+    result = {"parameters": float(parameters(options.model))}
+    result |= {f"{phase}_s": median(f"time/{phase}_s") for phase in PHASES}
+    result |= {f"{part}_s": median(part) for part in CALLS}
+    tflop = 2 * result["parameters"] * positions / 1e12  # of one forward pass over the step's sequences
+    return result | {
+        "step_s": median("time/step_s"),
+        "step_cpu_s": median("cpu_s"),
+        "outside_share": statistics.median(1 - row["inside_s"] / row["time/step_s"] for row in rows),
+        "tokens_per_step": length * options.prompts * options.samples,
+        "length_mean": length,
+        "real_token_share": median("throughput/real_token_share"),
+        "peak_gib": max(row["memory/peak_gib"] for row in rows),
+        "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "logprob_diff_max": max(row["rollout/logprob_diff_max"] for row in rows),
+        "old_tflops": tflop / result["old_s"] if has_old_pass else 0.0,
+        "update_tflops": 3 * tflop / result["update_s"],
+    }
+
+
+class SyntheticEngine:
+    """An engine that samples nothing: random tokens, geometric lengths with a given mean, cut at the limit."""
 
     def __init__(self, mean: int, dtype: str):
         self.mean, self.dtype, self.norms = mean, dtype, {}
@@ -207,15 +216,15 @@ class MadeUp:
     def generate(self, prompts: list[list[int]], sampling: Any, *, seeds: list[list[int]], on_finish: Any, **_: Any):
         from trainer.rollout import Completion
 
-        answers: list[list[Completion]] = [[] for _ in prompts]
+        responses: list[list[Completion]] = [[] for _ in prompts]
         for i, row in enumerate(seeds):
             for j, seed in enumerate(row):
                 rng = random.Random(seed)
                 length = min(sampling.max_tokens, 1 + int(rng.expovariate(1 / self.mean)))
                 tokens = [rng.randrange(5, 24) for _ in range(length)]
-                answers[i].append(Completion(tokens, [-3.0] * length, "stop", str(seed)))
-                on_finish(i, j, answers[i][j])
-        return answers
+                responses[i].append(Completion(tokens, [-3.0] * length, "stop", str(seed)))
+                on_finish(i, j, responses[i][j])
+        return responses
 
     def sync_weights(self, weights: Any) -> None:
         import torch
@@ -234,46 +243,61 @@ class MadeUp:
     wake = close = sleep
 
 
-def timed(function: Callable[..., Any], spent: dict[str, float], name: str) -> Callable[..., Any]:
-    """`function`, adding its seconds to spent[name]; the GPU's work is waited for."""
-    import torch
-
-    def wrapped(*args: Any, **keys: Any) -> Any:
-        started = time.perf_counter()
-        out = function(*args, **keys)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        spent[name] += time.perf_counter() - started
-        return out
-
-    return wrapped
-
-
-def table(result: dict[str, float], versus: Sequence[Sequence[str]]) -> str:
-    """The result for people."""
-    lines = [f"{result['parameters'] / 1e6:.1f}M parameters, {result['tokens_per_step']:,.0f} response tokens a step, "]
-    lines[0] += f"mean length {result['length_mean']:.1f}"
+def table(result: dict[str, float]) -> str:
+    """The result as text."""
     whole = result["step_s"]
     parts = {phase: result[f"{phase}_s"] for phase in PHASES}
     parts["metrics"] = whole - sum(parts.values())
-    lines += [f"  {name:<10}{seconds:8.3f} s {seconds / whole:6.1%}" for name, seconds in parts.items()]
-    lines.append(f"  {'step':<10}{whole:8.3f} s, {result['tokens_per_step'] / whole:,.0f} tokens/s")
-    lines.append(
-        f"outside engine and model {result['outside_share']:.1%} of a step; "
-        f"real tokens {result['real_token_share']:.1%} of those computed; "
-        f"peak memory {result['peak_gib']:.2f} GiB; whole process {result['wall_s']:.0f} s"
+    engine = ", ".join(f"{part} {result[f'{part}_s']:.3f} s" for part in ("sleep", "wake", "sync_weights"))
+    return "\n".join(
+        [
+            f"{result['parameters'] / 1e6:.1f}M parameters, {result['tokens_per_step']:,.0f} response tokens per step, "
+            f"mean length {result['length_mean']:.1f}",
+            *(f"  {name:<10}{seconds:8.3f} s {seconds / whole:6.1%}" for name, seconds in parts.items()),
+            f"  {'step':<10}{whole:8.3f} s, {result['tokens_per_step'] / whole:,.0f} tokens/s",
+            f"outside engine and model {result['outside_share']:.1%} of a step; real tokens "
+            f"{result['real_token_share']:.1%} of positions; peak memory {result['peak_gib']:.2f} GiB",
+            f"engine: {engine}",
+            f"model TFLOP/s: old {result['old_tflops']:.3g}, update {result['update_tflops']:.3g}",
+        ]
     )
-    handing = ", ".join(f"{part} {result[f'{part}_s']:.3f} s" for part in ("sleep", "wake", "sync_weights"))
-    lines.append(f"of it the engine's {handing}")
-    lines.append(f"model TFLOP/s: old {result['old_tflops']:.3g}, update {result['update_tflops']:.3g}")
-    for number, pairs in enumerate(versus, start=1):
-        median, low, high = (result[f"versus_{number}{end}"] for end in ("", "_low", "_high"))
-        lines.append(
-            f"CPU time, {' '.join(pairs):30} over the first setting: {median:.4f}, mean in [{low:.4f}, {high:.4f}]"
-        )
+
+
+# ---- beside TRL ----
+
+
+def beside_trl(options: argparse.Namespace) -> str:
+    """CPU seconds per step of ours over TRL's, pair by pair, each run a process of its own; start-up is not counted.
+
+    Ours runs with each `old_policy`: trainer recomputes old log-probs as the paper does, rollout takes the engine's.
+    """
+    if not TRL_PYTHON.exists():
+        raise SystemExit("TRL's environment is missing: make bench-env")
+    shared = ["--model", str(options.model), *(["--ragged"] if options.ragged else [])]
+    for name in ("engine", "steps", "prompts", "samples", "tokens", "minibatches"):
+        shared += [f"--{name}", str(getattr(options, name))]
+    commands = {"TRL": [str(TRL_PYTHON), "bench/trl_step.py", *shared]}
+    for old_policy in ("rollout", "trainer"):
+        keys = [f"old_policy={old_policy}", *options.set]
+        commands[old_policy] = [sys.executable, "-m", "bench.step", "--json", *shared, "--set", *keys]
+    runs = [{name: execute(command) for name, command in commands.items()} for _ in range(options.trl)]
+    lines = []
+    for name in commands:
+        ratios = [pair[name]["step_cpu_s"] / pair["TRL"]["step_cpu_s"] for pair in runs]
+        seconds, peak = (statistics.median(pair[name][key] for pair in runs) for key in ("step_cpu_s", "peak_rss_gib"))
+        ratio = f"{statistics.median(ratios):.3f} ({min(ratios):.3f}..{max(ratios):.3f})"
+        lines.append(f"{name:<8} CPU s per step {seconds:.3f}, over TRL {ratio}, peak {peak:.2f} GiB")
     return "\n".join(lines)
 
 
+def execute(command: list[str]) -> dict[str, float]:
+    """The JSON line that a run prints last."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    return json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
+
+
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    main()
+    main(sys.argv[1:])

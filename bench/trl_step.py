@@ -1,8 +1,8 @@
-"""The same work done by TRL's GRPOTrainer; runs in the environment of `make bench-env`, started by bench/vs_trl.py.
+"""The work of bench/step.py done by TRL's GRPOTrainer, in the environment of `make bench-env`.
 
-    .venv.bench/bin/python bench/trl_step.py --model DIR --steps 5 [--backend hf|vllm] [--ragged]
+    .venv.bench/bin/python bench/trl_step.py --model DIR --steps 5 [--engine hf|vllm] [--ragged]
 
-One step is one rollout of prompts x samples answers and --updates optimizer steps over it (num_iterations 1, beta 0).
+One step is one rollout of prompts x samples responses and --minibatches optimizer steps (num_iterations 1, beta 0).
 Prints one JSON line with medians over the steps after the first. Nothing is downloaded.
 """
 
@@ -21,11 +21,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--backend", choices=["hf", "vllm"], default="hf")
+    parser.add_argument("--engine", choices=["hf", "vllm"], default="vllm")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--updates", type=int, default=4)
+    parser.add_argument("--minibatches", type=int, default=4)
     parser.add_argument("--ragged", action="store_true")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -45,8 +45,8 @@ def main() -> None:
     fixed = {}
     if not options.ragged:
         no_end = {"vllm": {"ignore_eos": True}, "hf": {"min_new_tokens": options.tokens}}
-        fixed = {"generation_kwargs": no_end[options.backend]}
-    if options.backend == "vllm":
+        fixed = {"generation_kwargs": no_end[options.engine]}
+    if options.engine == "vllm":
         _fit_vllm_to_the_cpu(options.tokens + 64)
 
     def reward(completions: list[str], **_: object) -> list[float]:
@@ -69,22 +69,22 @@ def main() -> None:
             use_cpu=on_cpu,
             bf16=not on_cpu,
             gradient_checkpointing=not on_cpu,
-            per_device_train_batch_size=total // options.updates,
+            per_device_train_batch_size=total // options.minibatches,
             gradient_accumulation_steps=1,
-            steps_per_generation=options.updates,
+            steps_per_generation=options.minibatches,
             num_generations=options.samples,
             max_completion_length=options.tokens,
-            max_steps=steps * options.updates,
+            max_steps=steps * options.minibatches,
             learning_rate=1e-9,  # as ours: the lengths of answers do not change
             lr_scheduler_type="constant",
             beta=0.0,
             num_iterations=1,
             temperature=1.0,
-            logging_steps=options.updates,
+            logging_steps=options.minibatches,
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
-            use_vllm=options.backend == "vllm",
+            use_vllm=options.engine == "vllm",
             vllm_mode="colocate",
             vllm_max_model_length=options.tokens + 64,
             dataloader_pin_memory=not on_cpu,
@@ -102,7 +102,7 @@ def main() -> None:
 
         class Mark(TrainerCallback):
             def on_step_end(self, args, state, control, **kwargs):
-                if state.global_step % options.updates == 0:
+                if state.global_step % options.minibatches == 0:
                     marks.append(_now())
 
         trainer.remove_callback(PrinterCallback)

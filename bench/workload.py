@@ -20,11 +20,7 @@ from configs.memory import Size
 
 SIZES = {  # Qwen2 models; vocabulary counts rows of the head, the tokenizer always has 24 tokens
     "1m": Size(128, 4, 4, 2, 512, 24, tied=True),
-    "5m": Size(256, 6, 8, 4, 688, 24, tied=True),
     "20m": Size(512, 7, 8, 4, 1376, 24, tied=True),
-    "50m": Size(640, 11, 10, 5, 1728, 24, tied=True),
-    "20m-vocab8k": Size(512, 7, 8, 4, 1376, 8192, tied=True),
-    "20m-vocab32k": Size(512, 7, 8, 4, 1376, 32768, tied=True),
     "200m": Size(1024, 12, 16, 8, 2816, 32768, tied=True),
     "3b": Size(2048, 36, 16, 2, 11008, 151936, tied=True),  # the shape of Qwen2.5-3B, for a GPU
 }

@@ -6,6 +6,7 @@ A new option is one line in `Config`; the code reads it as `cfg.name`. A YAML fi
 the defaults, which are those of the paper's main run, except for `reward` (the paper's is answer_line).
 """
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,17 @@ from configs.load import ConfigError, knob
 
 PAPER = "paper"  # arXiv 2603.04918 and the scripts published with it
 DAPO = "arXiv 2503.14476"
+RULES_AT_RATIO_1 = ("clip_cov",)  # rules of bandpo/rules.py that change the gradient where the ratio is 1
+# Arguments of vllm.LLM that `vllm` cannot override, and what sets them.
+OWN_VLLM_ARGUMENTS = {
+    **{"model": "model", "dtype": "precision", "seed": "seed", "tensor_parallel_size": "tensor_parallel"},
+    **{"gpu_memory_utilization": "engine_memory_share", "trust_remote_code": "trust_remote_code"},
+    **{"max_model_len": "max_prompt_tokens and max_response_tokens"},
+}
+FIXED_VLLM_ARGUMENTS = dict.fromkeys(
+    ["logprobs_mode", "generation_config", "logits_processors", "distributed_executor_backend", "enable_sleep_mode"],
+    "the trainer",
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,7 @@ class Config:
     seed: int = knob(0, "seed of sampling, data order and weights that are initialized", low=0, high=2**32 - 1)
     deterministic: bool = knob(False, "bit-identical runs from the same seed on a GPU, slower; a CPU run always is")
     max_steps: int = knob(1020, "training steps, each a rollout and its updates; 10 epochs", source=PAPER, low=1)
-    dry_run: bool = knob(False, "print the configuration and all checks, then exit before a model is loaded")
+    dry_run: bool = knob(False, "preflight checks and the configuration only; no model is loaded")
     wandb: Literal["auto", "online", "offline", "disabled"] = knob(
         "auto", "wandb mode; auto: online with an API key and a network, else offline"
     )
@@ -34,16 +46,20 @@ class Config:
 
     model: str = knob("Qwen/Qwen2.5-3B-Instruct", "folder or hub id of the start model", section="Model")
     precision: Literal["auto", "float32", "bfloat16"] = knob(
-        "auto", "dtype of compute and engine, master weights are float32; auto: bfloat16 on a GPU that supports it"
+        "auto", "dtype of compute and engine; auto: bfloat16 on a GPU that supports it; master weights are float32"
     )
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = knob(
         "auto", "attention kernel; auto and flash_attention_*: packed sequences without padding; eager, sdpa: padded"
     )
-    gradient_checkpointing: bool = knob(True, "recompute activations in backward: less memory, a third more compute")
+    gradient_checkpointing: bool = knob(
+        True, "recomputation of activations in backward: less memory, a third more compute"
+    )
     sharding: Literal["auto", "none", "ddp", "fsdp2"] = knob(
         "auto", "how processes hold the policy; auto: none for one process, ddp up to 1B parameters, else fsdp2"
     )
-    trust_remote_code: bool = knob(False, "run Python code that comes with the model; only if you trust its author")
+    trust_remote_code: bool = knob(
+        False, "permission for Python code that comes with the model; only if you trust its author"
+    )
 
     train_data: str | list[str] = knob(
         ["dapo_math_17k_processed", "math_train_l3_5"], "training sets or files, mixed", source=PAPER, section="Data"
@@ -51,13 +67,17 @@ class Config:
     eval_data: str | list[str] = knob(["aime24", "aime25", "amc23"], "evaluation sets or files", source=PAPER)
     prompt_template: str = knob("dapo", "instruction around the problem, a name of data/prompts.py", source=PAPER)
     system_prompt: str = knob("default", "system turn; default: the chat template's own; none: no system turn; or text")
-    chat_template: bool = knob(True, "render prompts with the model's chat template")
-    max_prompt_tokens: int = knob(1024, "longer prompts are dropped and counted", unit="tokens", source=PAPER, low=1)
+    chat_template: bool = knob(True, "prompts in the model's chat template; false: the bare text")
+    max_prompt_tokens: int = knob(
+        1024, "longest prompt; longer ones are dropped and counted", unit="tokens", source=PAPER, low=1
+    )
 
     engine: Literal["vllm", "hf"] = knob("vllm", "rollout engine; hf: transformers' generate, slow", section="Rollout")
     prompts_per_step: int = knob(256, "prompts per step over all processes", symbol="B", source=PAPER, low=1)
     samples_per_prompt: int = knob(16, "responses per prompt, a group", symbol="G", source=PAPER, low=2)
-    max_response_tokens: int = knob(4096, "longer responses are truncated", unit="tokens", source=PAPER, low=1)
+    max_response_tokens: int = knob(
+        4096, "longest response; longer ones are truncated", unit="tokens", source=PAPER, low=1
+    )
     temperature: float = knob(
         1.0, "temperature of sampling, log-probs and entropy; vLLM allows at most 2", source=PAPER, above=0, high=2
     )
@@ -66,15 +86,17 @@ class Config:
     dynamic_sampling: int = knob(
         0, "rounds per step that replace groups of equal scores by new prompts; 0: off", source=DAPO, low=0
     )
-    off_policy_steps: int = knob(0, "train on rollouts sampled k steps earlier; 0: on-policy", unit="steps", low=0)
+    off_policy_steps: int = knob(0, "age k of rollouts when they are trained on; 0: on-policy", unit="steps", low=0)
     tensor_parallel: int = knob(1, "processes that share one engine", low=1)
     engine_memory_share: float = knob(
-        0.6, "share of a GPU's memory for the engine while it samples; on a CPU its cache is 0.25 GiB", above=0, below=1
+        0.6, "share of a GPU's memory for the engine while it samples; without effect on a CPU", above=0, below=1
     )
     vllm: dict[str, Any] = knob({}, "further arguments of vllm.LLM, such as {enforce_eager: true, max_num_seqs: 256}")
 
     reward: str = knob(
-        "math", "math: tolerant verifier; answer_line: the paper's; FILE.py:FUNCTION: your own", section="Reward"
+        "math",
+        "grader; math: tolerant verifier; answer_line: the paper's; FILE.py:FUNCTION: your own",
+        section="Reward",
     )
     reward_correct: float = knob(1.0, "reward of a correct response", source=PAPER)
     reward_incorrect: float = knob(-1.0, "reward of any other response", source=PAPER)
@@ -97,7 +119,7 @@ class Config:
     loss_aggregation: Literal["seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"] = knob(
         "seq-mean-token-mean", "aggregation of token losses into the loss", source=PAPER
     )
-    mask_truncated: bool = knob(False, "truncated responses carry no loss and count in no denominator", source=DAPO)
+    mask_truncated: bool = knob(False, "no loss for truncated responses, which count in no denominator", source=DAPO)
     kl_coef: float = knob(0.001, "coefficient of the k3 KL to the start model; 0: off", symbol="β", source=PAPER, low=0)
     entropy_coef: float = knob(0.0, "coefficient of the entropy bonus; 0: off", low=0)
     old_policy: Literal["trainer", "rollout"] = knob(
@@ -109,7 +131,10 @@ class Config:
     tis_cap: float = knob(2.0, "upper bound of the importance weight", source="arXiv 2510.18855: 5", above=0)
     tis_floor: float = knob(0.0, "lower bound of the *_mask weights", source="arXiv 2510.18855: 0.5", low=0)
     max_rollout_kl: float = knob(
-        0.2, "stop before the updates when KL(rollout, trainer) per token is above", unit="nats", above=0
+        0.2,
+        "largest KL(rollout, trainer) per token; the run stops before an update when it is above",
+        unit="nats",
+        above=0,
     )
 
     minibatches: int = knob(
@@ -136,120 +161,187 @@ class Config:
     eval_samples: int = knob(32, "responses per problem in evaluations", symbol="k", source=PAPER, low=1)
     save_every: int = knob(10, "steps between checkpoints, also saved after the last step; 0: last step only", low=0)
     keep_last: int = knob(2, "newest checkpoints to keep", low=1)
-    keep_best: int = knob(1, "best checkpoints to keep, by mean@k over the evaluation sets", low=0)
+    keep_best: int = knob(1, "best evaluated checkpoints to keep, by mean@k over the evaluation sets", low=0)
 
     @property
     def updates_per_step(self) -> int:
         return self.minibatches * self.epochs
 
     def problems(self) -> list[str]:
-        """Conflicts between keys, one line each."""
+        """Conflicts between options, one line each."""
         try:
             plan = Plan(self)
         except ConfigError as error:  # the launcher's variables: nothing below can be checked
             return error.problems
-        whole = self.max_prompt_tokens + self.max_response_tokens
-        unit = self.minibatches * plan.processes
-        truncated = self.top_p < 1 or self.top_k > 0
-        conflicts = [
-            (
-                self.prompts_per_step % unit > 0,
-                f"prompts_per_step: {self.prompts_per_step} does not divide into {self.minibatches} minibatches on "
-                f"{plan.processes} processes; use {(self.prompts_per_step // unit + 1) * unit}",
-            ),
-            (
-                self.sharding == "none" and plan.processes > 1,
-                f"sharding: none is for one process (got {plan.processes}); use auto, ddp or fsdp2",
-            ),
-            (
-                self.sharding == "ddp" and plan.processes == 1,
-                "sharding: ddp is for several processes (got 1); use auto or none",
-            ),
-            (
-                plan.processes % self.tensor_parallel > 0,
-                f"tensor_parallel: {self.tensor_parallel} does not divide {plan.processes} processes; use a divisor",
-            ),
-            (
-                self.dynamic_sampling > 0 and self.tensor_parallel > 1,
-                "dynamic_sampling: ranks that share an engine cannot refill on their own; use tensor_parallel 1",
-            ),
-            (
-                truncated and (self.tis != "none" or self.old_policy == "rollout"),
-                "tis, old_policy: rollout log-probs are of a truncated distribution; set top_p 1 and top_k 0, or tis "
-                "none and old_policy trainer",
-            ),
-            (
-                self.tis != "none" and self.old_policy == "rollout",
-                "tis: with old_policy rollout every importance weight is 1; set tis none or old_policy trainer",
-            ),
-            (self.tis == "none" and self.tis_cap != Config.tis_cap, "tis_cap: has no effect with tis none; set tis"),
-            (
-                self.tis_floor > 0 and not self.tis.endswith("_mask"),
-                f"tis_floor: has no effect with tis {self.tis}; use token_mask or sequence_mask",
-            ),
-            (self.tis_floor >= self.tis_cap, f"tis_floor: {self.tis_floor} is not below tis_cap {self.tis_cap}"),
-            (
-                self.overlong_buffer_tokens >= self.max_response_tokens,
-                f"overlong_buffer_tokens: {self.overlong_buffer_tokens} is not below max_response_tokens; lower it",
-            ),
-            (
-                self.micro_batch_tokens < whole,
-                f"micro_batch_tokens: {self.micro_batch_tokens} does not hold one sequence of max_prompt_tokens + "
-                f"max_response_tokens; use at least {whole}",
-            ),
-            (
-                self.deterministic and self.attention == "flash_attention_3",
-                "attention: flash_attention_3 is not known to be deterministic; use sdpa or flash_attention_2",
-            ),
-            (
-                self.deterministic and self.tensor_parallel > 1,
-                "tensor_parallel: an engine of several ranks is not known to be deterministic; use 1",
-            ),
-            (not self.train_data, "train_data: is empty; name a set or file"),
-            (
-                self.eval_every > 0 and not self.eval_data,
-                "eval_data: is empty; name a set or file, or set eval_every 0",
-            ),
-            (
-                self.advantage == "maxrl" and (self.reward_incorrect < 0 or self.overlong_buffer_tokens > 0),
-                "advantage: maxrl divides by the mean reward, which must not be negative; set reward_incorrect 0 and "
-                "overlong_buffer_tokens 0",
-            ),
-            (
-                self.reward_correct <= self.reward_incorrect,
-                f"reward_correct: {self.reward_correct} is not above reward_incorrect {self.reward_incorrect}",
-            ),
-            (len(self.adam_betas) != 2, f"adam_betas: has {len(self.adam_betas)} numbers; write [0.9, 0.999]"),
-            (
-                self.lr_schedule != "constant" and self.lr_warmup_steps >= self.max_steps,
-                f"lr_warmup_steps: {self.lr_warmup_steps} is not below max_steps {self.max_steps}; lower it",
-            ),
-            (
-                self.engine == "hf" and bool(self.vllm),
-                f"vllm: has no effect with engine hf (got {', '.join(self.vllm)}); remove it",
-            ),
-        ]
+        conflicts = [*_batch_conflicts(self, plan), *_sampling_conflicts(self), *_training_conflicts(self)]
         return [line for wrong, line in conflicts if wrong] + _same_names(self.eval_data)
 
     def warnings(self) -> list[str]:
-        """Choices that are allowed and may not be intended."""
-        on_policy = self.updates_per_step == 1 and not (self.off_policy_steps and self.old_policy == "rollout")
-        doubts = [
-            (
-                on_policy and self.old_policy == "trainer" and self.rule not in ("none", "up"),
-                f"rule: {self.rule} has no effect with one update per step: every ratio is 1",
-            ),
-            (
-                self.samples_logged > self.prompts_per_step,
-                f"samples_logged: {self.samples_logged} is more than prompts_per_step; one response per group is logged",
-            ),
-            (self.engine == "hf", "engine: hf has one random stream per batch; samples depend on batch composition"),
-            (
-                self.eval_every == 0 and self.keep_best != Config.keep_best,
-                "keep_best: has no effect with eval_every 0: no checkpoint has a score",
-            ),
-        ]
-        return [line for doubtful, line in doubts if doubtful]
+        """Choices that are allowed and may not be intended: options without effect, and surprising combinations."""
+        return [line for doubtful, line in [*_without_effect(self), *_surprises(self)] if doubtful]
+
+    def differs(self, key: str) -> bool:
+        """Whether an option is set to something other than its default."""
+        return getattr(self, key) != getattr(Config(), key)
+
+
+Checks = list[tuple[bool, str]]  # whether an error applies, and its line
+
+
+def _batch_conflicts(cfg: Config, plan: "Plan") -> Checks:
+    processes, unit = plan.processes, cfg.minibatches * plan.processes
+    whole = cfg.max_prompt_tokens + cfg.max_response_tokens
+    return [
+        (
+            cfg.prompts_per_step % unit > 0,
+            f"prompts_per_step: does not divide into {cfg.minibatches} minibatches on {processes} processes (got "
+            f"{cfg.prompts_per_step}); use {(cfg.prompts_per_step // unit + 1) * unit}",
+        ),
+        (
+            cfg.micro_batch_tokens < whole,
+            "micro_batch_tokens: does not hold one sequence of max_prompt_tokens + max_response_tokens (got "
+            f"{cfg.micro_batch_tokens}); use at least {whole}",
+        ),
+        (
+            cfg.sharding == "none" and processes > 1,
+            f"sharding: none is for one process (got {processes}); use auto, ddp or fsdp2",
+        ),
+        (cfg.sharding == "ddp" and processes == 1, "sharding: ddp is for several processes (got 1); use auto or none"),
+        (
+            processes % cfg.tensor_parallel > 0,
+            f"tensor_parallel: does not divide {processes} processes (got {cfg.tensor_parallel}); use a divisor",
+        ),
+        (
+            cfg.attention.startswith("flash") and cfg.precision == "float32",
+            f"attention: {cfg.attention} computes in bfloat16 only (got precision float32); use auto, sdpa or eager",
+        ),
+        (
+            cfg.deterministic and cfg.attention == "flash_attention_3",
+            "attention: flash_attention_3 is not known to be deterministic; use sdpa or flash_attention_2",
+        ),
+        (
+            cfg.deterministic and cfg.tensor_parallel > 1,
+            "tensor_parallel: an engine of several ranks is not known to be deterministic; use 1",
+        ),
+    ]
+
+
+def _sampling_conflicts(cfg: Config) -> Checks:
+    reserved = {**OWN_VLLM_ARGUMENTS, **FIXED_VLLM_ARGUMENTS}
+    return [
+        (not cfg.train_data, "train_data: is empty; name a set or file"),
+        (
+            cfg.eval_every > 0 and not cfg.eval_data,
+            "eval_data: is empty; name a set or file, or set eval_every 0",
+        ),
+        (
+            cfg.engine == "hf" and bool(cfg.vllm),
+            f"vllm: has no effect with engine hf (got {', '.join(cfg.vllm)}); remove it",
+        ),
+        *((True, f"vllm: {name} is set by {reserved[name]}; remove it") for name in cfg.vllm if name in reserved),
+        (
+            cfg.engine == "hf" and cfg.tensor_parallel > 1,
+            f"tensor_parallel: is for engine vllm (got {cfg.tensor_parallel} with engine hf); use 1",
+        ),
+        (
+            cfg.dynamic_sampling > 0 and cfg.tensor_parallel > 1,
+            "dynamic_sampling: ranks that share an engine cannot refill on their own; use tensor_parallel 1",
+        ),
+        (
+            cfg.reward_correct <= cfg.reward_incorrect,
+            f"reward_correct: is not above reward_incorrect (got {cfg.reward_correct} and {cfg.reward_incorrect}); "
+            "raise it",
+        ),
+        (
+            cfg.overlong_buffer_tokens >= cfg.max_response_tokens,
+            f"overlong_buffer_tokens: is not below max_response_tokens (got {cfg.overlong_buffer_tokens} and "
+            f"{cfg.max_response_tokens}); lower it",
+        ),
+    ]
+
+
+def _training_conflicts(cfg: Config) -> Checks:
+    return [
+        (
+            (cfg.top_p < 1 or cfg.top_k > 0) and (cfg.tis != "none" or cfg.old_policy == "rollout"),
+            "tis, old_policy: rollout log-probs are of a truncated distribution; set top_p 1 and top_k 0, or tis none "
+            "and old_policy trainer",
+        ),
+        (
+            cfg.tis != "none" and cfg.old_policy == "rollout",
+            "tis: with old_policy rollout every importance weight is 1; set tis none or old_policy trainer",
+        ),
+        (cfg.tis == "none" and cfg.tis_cap != Config.tis_cap, "tis_cap: has no effect with tis none; set tis"),
+        (
+            cfg.tis_floor > 0 and not cfg.tis.endswith("_mask"),
+            f"tis_floor: has no effect with tis {cfg.tis}; use token_mask or sequence_mask",
+        ),
+        (
+            cfg.tis_floor >= cfg.tis_cap,
+            f"tis_floor: is not below tis_cap (got {cfg.tis_floor} and {cfg.tis_cap}); lower it",
+        ),
+        (
+            cfg.advantage == "maxrl" and (cfg.reward_incorrect < 0 or cfg.overlong_buffer_tokens > 0),
+            "advantage: maxrl divides by the mean reward, which must not be negative; set reward_incorrect 0 and "
+            "overlong_buffer_tokens 0",
+        ),
+        (len(cfg.adam_betas) != 2, f"adam_betas: must be two numbers (got {len(cfg.adam_betas)}); write [0.9, 0.999]"),
+    ]
+
+
+def _without_effect(cfg: Config) -> Checks:
+    on_policy, decay = cfg.updates_per_step == 1 and cfg.old_policy == "trainer", cfg.max_steps - cfg.lr_warmup_steps
+    dual_clip = cfg.dual_clip is not None and cfg.differs("dual_clip")
+    clips = cfg.rule not in ("none", *RULES_AT_RATIO_1) and ":" not in cfg.rule
+    return [
+        (on_policy and clips, f"rule: {cfg.rule} has no effect with one update per step: every ratio is 1"),
+        (
+            on_policy and dual_clip,
+            "dual_clip: has no effect with one update per step: every ratio is 1",
+        ),
+        (
+            cfg.rule == "abc" and not cfg.rule_args and dual_clip,
+            "dual_clip: has no effect with rule abc, whose own bound for A < 0 is tighter",
+        ),
+        (
+            cfg.off_policy_steps > 0 and cfg.differs("max_rollout_kl"),
+            "max_rollout_kl: has no effect after the first step: off_policy_steps makes all later rollouts stale",
+        ),
+        (
+            not cfg.chat_template and cfg.system_prompt == "none",
+            "system_prompt: none has no effect with chat_template false, which writes no turns",
+        ),
+        (
+            cfg.lr_schedule != "constant" and decay < 2,
+            f"lr_schedule: {cfg.lr_schedule} has no effect: lr_warmup_steps {cfg.lr_warmup_steps} leaves no step to "
+            f"decay (max_steps {cfg.max_steps})",
+        ),
+        *(
+            (cfg.eval_every == 0 and cfg.differs(key), f"{key}: has no effect with eval_every 0, which turns it off")
+            for key in ("eval_data", "eval_samples", "keep_best")
+        ),
+    ]
+
+
+def _surprises(cfg: Config) -> Checks:
+    groups, every = cfg.prompts_per_step // Plan(cfg).processes, math.lcm(cfg.eval_every, cfg.save_every)
+    return [
+        (cfg.engine == "hf", "engine: hf has one random stream per batch; samples depend on batch composition"),
+        (
+            cfg.off_policy_steps > 0 and cfg.old_policy == "trainer" and cfg.tis == "none",
+            "off_policy_steps: nothing corrects for stale rollouts; set old_policy rollout, or tis",
+        ),
+        (
+            cfg.differs("samples_logged") and cfg.samples_logged > groups,
+            f"samples_logged: rank 0 logs one response per group, {groups} per step (got {cfg.samples_logged}); lower "
+            "it",
+        ),
+        (
+            cfg.differs("keep_best") and every > max(cfg.eval_every, cfg.save_every),
+            f"keep_best: ranks evaluated checkpoints, one every {every} steps; make save_every a multiple of "
+            f"eval_every (got {cfg.save_every} and {cfg.eval_every})",
+        ),
+    ]
 
 
 def _same_names(eval_data: str | list[str]) -> list[str]:

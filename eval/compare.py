@@ -1,26 +1,23 @@
-"""Compare runs: a table with its noise, and one figure per metric family.
+"""Compare runs: tables with paired tests and intervals, and one figure per metric family.
 
-    python -m eval.compare runs/grpo_seed* runs/band_seed* --out figure.png
+    python -m eval.compare runs/grpo_seed* runs/band_seed* --out figure.png --metric eval/aime24/mean@32
 
-prints the table and writes figure.png/.svg (entropy, reward, clip fraction, mean@K side by side), figure_NAME.png/.svg
-(one per family of eval/plots.FIGURES) and figure.md (the table); with --wandb they are an artifact there as well. Runs
-whose config.yaml differs in nothing but REPEAT_KEYS are seeds of one group; the first run's group is the one that all
-others are compared with. Works on runs that are running, crashed, or lack an eval: what is missing is a dash, what is
-odd is a note under the table.
-What it leaves out: tests over many groups at once. With many rows, expect one in twenty to differ by luck.
-docs/evaluation.md says how each figure is computed.
+Prints the tables; writes figure.png (entropy, reward, clip fraction and mean@k), figure_NAME.png (one per family of
+eval/plots.FIGURES) and figure.md (the tables). Runs whose config.yaml differs only in REPEAT_KEYS are seeds of one
+group. The first run's group is the reference. Runs may be running, crashed or without evaluation: missing values are
+dashes, and notes below the tables name what is odd. docs/evaluation.md defines each column.
 """
 
 import argparse
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
+from itertools import combinations
 from math import atan, cos, pi, sin, sqrt
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, NoReturn
 
 import numpy as np
@@ -28,10 +25,10 @@ import numpy as np
 from eval.plots import Curve, Panel, describe, draw, sort_keys, stderr_of
 from eval.records import Record, Series, load_record
 
-# Config keys that do not make another experiment: a run that differs in these alone is a repeat.
-REPEAT_KEYS = ("run_name", "seed", "output_dir", "wandb", "wandb_project", "dry_run")
-# With fewer paired seeds nothing can be told: by luck alone all n differences have one sign in 2 of 2**n cases.
-MIN_SEEDS = 5
+# Config keys in which repeats of one experiment may differ.
+REPEAT_KEYS = ("run_name", "seed", "output_dir", "wandb", "dry_run")
+MIN_SEEDS = 5  # fewer pairs get no verdict: with n pairs all differences have one sign by chance in 2 of 2**n cases
+LEVEL = 0.05
 SUFFIXES = (".png", ".svg", ".pdf")
 OVERVIEW = (r"train/entropy", r"reward/mean", r"clip/up", r"eval/.+/mean@\d+")
 MEAN_AT_K = r"eval/(?P<set>.+)/(?P<line>mean@\d+)"
@@ -39,45 +36,46 @@ MEAN_AT_K = r"eval/(?P<set>.+)/(?P<line>mean@\d+)"
 
 @dataclass(frozen=True)
 class Group:
+    """The seeds of one configuration."""
+
     label: str
     runs: tuple[Record, ...]
 
 
 @dataclass(frozen=True)
 class Column:
-    """One figure of every run, and how it is shown."""
+    """A number per run, and how it is shown."""
 
     heading: str
     metric: str
-    measure: Callable[[Series], float]  # the figure of one run
-    scale: float  # 100 for percent
+    measure: Callable[[Series], float]  # of the metric's series
+    scale: float = 1.0  # 100 for percent
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure of a group: the mean over its seeds."""
+    """A column's mean over the seeds of a group."""
 
     value: float
-    stderr: float  # over seeds; of one seed, over problems where the metric has that, else nan
+    stderr: float  # over seeds; for one seed, over problems where the metric has that, else nan
     of_problems: bool
-    seeds: int
 
 
-def compare(run_dirs: Sequence[Path], out: Path | None, until: int | None = None) -> str:
-    """The table as text. With `out`, also writes the figures and the table there (see the head of this file).
+def compare(run_dirs: Sequence[Path], out: Path | None, until: int | None = None, metric: str = "") -> str:
+    """The tables as text; with `out`, also written there with the figures (see the head of this file).
 
-    `until` cuts every run after that step, to compare a running run with a finished one at equal steps.
-    Raises ValueError for a path that is no run, or no paths at all.
+    until: ignore later steps. metric: rank the groups by its final value. Raises ValueError for a path that is no run,
+    for no paths, and for a metric that no run has.
     """
     groups = load_groups(run_dirs, until)
-    text = tables(groups)
+    text = tables(groups, metric)
     if out is not None:
         save(groups, text, Path(out))
     return text
 
 
 def load_groups(run_dirs: Sequence[Path], until: int | None) -> list[Group]:
-    """The runs, each once, by group. Raises ValueError for a path that is no run, or no paths at all."""
+    """The runs by group, duplicates dropped. Raises ValueError for a path that is no run, or no paths."""
     if not run_dirs:
         raise ValueError("give at least one run folder, such as runs/NAME")
     runs = [load_record(path) for path in dict.fromkeys(map(Path, run_dirs))]
@@ -89,15 +87,17 @@ def keys_of(groups: Sequence[Group]) -> list[str]:
     return sort_keys(list(dict.fromkeys(key for group in groups for run in group.runs for key in run.keys)))
 
 
-def tables(groups: Sequence[Group]) -> str:
-    """All that is told in words and numbers."""
+def tables(groups: Sequence[Group], metric: str = "") -> str:
+    """All tables and notes. Raises ValueError for a metric that no run has."""
     keys = keys_of(groups)
-    parts = (*_tables(groups, keys), _differences(groups, keys), _notes(groups, keys))
+    if metric and metric not in keys:
+        raise ValueError(f"metric: no run has {metric!r}; for example {', '.join(keys[:3]) or 'none yet'}")
+    parts = (*_tables(groups, keys), _differences(groups, keys), ranking(groups, metric), _notes(groups, keys))
     return "\n\n".join(part for part in parts if part)
 
 
 def save(groups: Sequence[Group], text: str, out: Path) -> list[Path]:
-    """Writes the figures that have something to show, and the text beside them; the files, the text's first."""
+    """Write the text and the figures that have something to show; returns the files, the text's first."""
     keys = keys_of(groups)
     figures: dict[str, list[str]] = {"": [key for pattern in OVERVIEW for key in keys if re.fullmatch(pattern, key)]}
     for key in keys:
@@ -109,26 +109,25 @@ def save(groups: Sequence[Group], text: str, out: Path) -> list[Path]:
     written[0].write_text(text + "\n")
     for name, members in figures.items():
         panels = [panel for key in members if (panel := panel_of(groups, key))]
-        suffixes = tuple(dict.fromkeys((".png", ".svg", out.suffix or ".png")))
-        written += draw(panels, {}, out.with_name(f"{out.stem}{name}.png"), caption, suffixes)
+        written += draw(panels, out.with_name(f"{out.stem}{name}{out.suffix or '.png'}"), caption)
     return written
 
 
 def cut(run: Record, until: int) -> Record:
     """The run as it was after step `until`."""
     rows = {step: row for step, row in run.rows.items() if step <= until}
-    return Record(run.path, run.name, run.config, rows, (*run.notes, f"cut after step {until}"))
+    return replace(run, rows=rows, notes=(*run.notes, f"cut after step {until}"))
 
 
-# Groups and their labels
+# ---- groups and their labels ----
 
 
 def group_runs(runs: Sequence[Record]) -> list[Group]:
     """Seeds of one config together, groups in the order of their first run. A run without config is its own group."""
     members: dict[str, list[Record]] = {}
     for run in runs:
-        kept = {key: value for key, value in run.config.items() if key not in REPEAT_KEYS}
-        members.setdefault(json.dumps(kept, sort_keys=True, default=str) if kept else str(run.path), []).append(run)
+        config = {key: value for key, value in run.config.items() if key not in REPEAT_KEYS}
+        members.setdefault(json.dumps(config, sort_keys=True, default=str) if config else str(run.path), []).append(run)
     labels = label_configs([group[0].config for group in members.values()])
     return [
         Group(label if group[0].config else group[0].name, tuple(group))
@@ -139,26 +138,35 @@ def group_runs(runs: Sequence[Record]) -> list[Group]:
 def label_configs(configs: Sequence[dict[str, Any]]) -> list[str]:
     """One short, unique label per config from the keys in which they differ: "fixed", "band divergence=tv".
 
-    A value that is more common than every other goes unsaid, but for `clip`, whose bare value leads the label.
+    The rule comes first and bare. Other keys are left out where the config has the most common value; the arguments of
+    a rule are compared among configs with that rule.
     """
     if len(configs) == 1:
-        return [str(configs[0].get("clip") or configs[0].get("run_name") or "run")]
-    with_config = [config for config in configs if config]
-    differ, usual = [], {}
-    for key in dict.fromkeys(key for config in with_config for key in config if key not in REPEAT_KEYS):
-        values = [_short(config.get(key, "unset")) for config in with_config]
-        counts = sorted((values.count(value) for value in set(values)), reverse=True)
-        if len(counts) > 1:
-            differ.append(key)
-            usual[key] = max(values, key=values.count) if counts[0] > counts[1] else None
-    differ.sort(key=lambda key: key != "clip")
+        return [str(configs[0].get("rule") or configs[0].get("run_name") or "run")]
+    flat = [_flatten(config) for config in configs]
+    keys = sorted(dict.fromkeys(key for config in flat for key in config), key=lambda key: key != "rule")
     labels = []
-    for config in configs:
-        shown = {key: _short(config.get(key, "unset")) for key in differ}
-        unusual = {key: value for key, value in shown.items() if key == "clip" or value != usual[key]}
-        words = [value if key == "clip" else f"{key}={value}" for key, value in (unusual or shown).items()]
-        labels.append(" ".join(words))
+    for config in flat:
+        different, unusual = {}, {}
+        for key in keys:
+            peers = [c for c in flat if c and (not key.startswith("rule_args.") or c.get("rule") == config.get("rule"))]
+            own, *counts = config.get(key, "unset"), *Counter(c.get(key, "unset") for c in peers).most_common(2)
+            if len(counts) > 1:
+                different[key] = own
+                if key == "rule" or own != counts[0][0] or counts[0][1] == counts[1][1]:
+                    unusual[key] = own
+        words = (unusual or different).items()
+        labels.append(" ".join(value if key == "rule" else f"{key.split('.')[-1]}={value}" for key, value in words))
     return labels
+
+
+def _flatten(config: dict[str, Any]) -> dict[str, str]:
+    """{"rule": "band", "rule_args.delta": "0.05"}: one text per key, without those of REPEAT_KEYS."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        entries = {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
+        flat |= {name: _short(v) for name, v in entries.items() if key not in REPEAT_KEYS}
+    return flat
 
 
 def _short(value: Any) -> str:
@@ -167,7 +175,7 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-# Figures of one run: of a metric that it has
+# ---- numbers per run, of a metric that it has ----
 
 
 def area_under(series: Series) -> float:
@@ -176,24 +184,16 @@ def area_under(series: Series) -> float:
     return float(np.trapezoid(values, steps) / (steps[-1] - steps[0]) if len(steps) > 1 else values[0])
 
 
-def stretch(series: Series, start: float) -> float:
-    """Mean over a tenth of the run (at least one step) that begins at `start` of its length: 0, .45 or .9."""
-    values = series[1]
-    width = max(1, round(len(values) / 10))
-    first = min(round(start * len(values)), len(values) - width)
-    return float(values[first : first + width].mean())
+def mean_from(start: float) -> Callable[[Series], float]:
+    """Mean over a tenth of the run (at least one step) that begins at `start` of its length: 0, 0.45 or 0.9."""
 
+    def measure(series: Series) -> float:
+        values = series[1]
+        width = max(1, round(len(values) / 10))
+        first = min(round(start * len(values)), len(values) - width)
+        return float(values[first : first + width].mean())
 
-def start_of(series: Series) -> float:
-    return stretch(series, 0.0)
-
-
-def middle_of(series: Series) -> float:
-    return stretch(series, 0.45)
-
-
-def end_of(series: Series) -> float:
-    return stretch(series, 0.9)
+    return measure
 
 
 def last(series: Series) -> float:
@@ -212,17 +212,17 @@ def median_of(series: Series) -> float:
     return float(np.median(series[1]))
 
 
-# The tables
+# ---- tables ----
 
 
 def _tables(groups: Sequence[Group], keys: Sequence[str]) -> list[str]:
     training = [
-        Column("reward AUC", "reward/mean", area_under, 1.0),
-        Column("reward end", "reward/mean", end_of, 1.0),
-        Column("entropy start", "train/entropy", start_of, 1.0),
-        Column("entropy middle", "train/entropy", middle_of, 1.0),
-        Column("entropy end", "train/entropy", end_of, 1.0),
-        Column("tokens/s", "throughput/tokens_per_s", median_of, 1.0),
+        Column("reward AUC", "reward/mean", area_under),
+        Column("reward end", "reward/mean", mean_from(0.9)),
+        Column("entropy start", "train/entropy", mean_from(0.0)),
+        Column("entropy middle", "train/entropy", mean_from(0.45)),
+        Column("entropy end", "train/entropy", mean_from(0.9)),
+        Column("tokens/s", "throughput/tokens_per_s", median_of),
     ]
     evals: list[Column] = []
     for key in keys:
@@ -244,41 +244,41 @@ def _table(title: str, groups: Sequence[Group], columns: Sequence[Column]) -> st
     header = ["group", "seeds", "steps", *(column.heading for column in columns)]
     cells = zip(*(_format([cell_of(group, column) for group in groups]) for column in columns), strict=True)
     rows = [
-        [group.label, str(len(group.runs)), steps_of(group), *texts] for group, texts in zip(groups, cells, strict=True)
+        [group.label, str(len(group.runs)), _steps_of(group), *texts]
+        for group, texts in zip(groups, cells, strict=True)
     ]
     return f"{title}\n\n" + text_table(header, rows)
 
 
-def steps_of(group: Group) -> str:
+def _steps_of(group: Group) -> str:
     """The last step of its runs: "20", or "11-20" where they differ."""
     reached = [run.last_step for run in group.runs]
     return str(max(reached)) if len(set(reached)) == 1 else f"{min(reached)}-{max(reached)}"
 
 
 def values_of(group: Group, column: Column) -> list[float]:
-    """The figure of every run that has the metric, scaled."""
-    having = [series for run in group.runs if len((series := run.series(column.metric))[0])]
-    return [column.scale * column.measure(series) for series in having]
+    """The scaled number of every run that has the metric."""
+    found = [series for run in group.runs if len((series := run.series(column.metric))[0])]
+    return [column.scale * column.measure(series) for series in found]
 
 
 def cell_of(group: Group, column: Column) -> Cell | None:
-    """Mean of one figure over the seeds that have it; None where no seed has."""
+    """Mean over the seeds that have the metric; None where no seed has it."""
     values = values_of(group, column)
     if not values:
         return None
     if len(values) > 1:
-        return Cell(float(np.mean(values)), float(np.std(values, ddof=1) / sqrt(len(values))), False, len(values))
+        return Cell(float(np.mean(values)), float(np.std(values, ddof=1) / sqrt(len(values))), False)
     (run,) = [run for run in group.runs if len(run.series(column.metric)[0])]
-    errors = stderr_of(run, column.metric)
-    if errors is None or column.measure not in (last, best):
-        return Cell(values[0], float("nan"), False, 1)
+    if stderr_of(run, column.metric) is None or column.measure not in (last, best):
+        return Cell(values[0], float("nan"), False)
     steps, curve = run.series(column.metric)
     step = steps[-1] if column.measure is last else steps[curve.argmax()]
-    return Cell(values[0], column.scale * dict(zip(*errors, strict=True)).get(step, float("nan")), True, 1)
+    return Cell(values[0], column.scale * run.value(f"{column.metric}_stderr", int(step)), True)
 
 
 def _format(cells: Sequence[Cell | None]) -> list[str]:
-    """One column, with as many decimals as show two digits of its largest error (three of its largest value)."""
+    """A column, with enough decimals to show two digits of its largest error (three of its largest value)."""
     errors = [cell.stderr for cell in cells if cell and cell.stderr > 0]
     size = max(errors) if errors else max((abs(cell.value) for cell in cells if cell), default=0.0) / 10
     decimals = int(np.clip(1 - np.floor(np.log10(size)), 0, 5)) if size > 0 else 0
@@ -292,7 +292,7 @@ def _format(cells: Sequence[Cell | None]) -> list[str]:
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table that reads well in a terminal and is Markdown as well."""
+    """A Markdown table with aligned columns."""
     cells = [[cell.replace("|", "/") for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = [
@@ -302,45 +302,12 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-# Differences and their noise
+# ---- tests and intervals ----
 
 
-def paired_interval(differences: Sequence[float], confidence: float) -> tuple[float, float]:
-    """Bootstrap interval for the mean of paired differences, one per seed (at least two).
-
-    Percentiles of the resampled means, expanded for small samples as in Hesterberg 2015 (The American Statistician
-    69:4, section 4.3): plain percentiles would be as much too narrow as sqrt((n-1)/n) z is below the t quantile. Up to
-    six seeds every resample is counted; beyond, 20,000 drawn with a fixed seed, so that the answer repeats.
-    """
-    values = np.asarray(differences, dtype=float)
-    n = len(values)
-    assert n >= 2 and np.isfinite(values).all(), "two seeds at least, and finite differences"
-    if n <= 6:
-        draws = np.array(list(product(range(n), repeat=n)))
-    else:
-        draws = np.random.default_rng(0).integers(0, n, size=(20_000, n))
-    means = values[draws].mean(axis=1)
-    z, df = NormalDist().inv_cdf((1 + confidence) / 2), n - 1
-    # Student's t quantile from the normal one (Abramowitz and Stegun 26.7.5).
-    t = z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
-    t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * df**3)
-    tail = NormalDist().cdf(-t * sqrt(n / df))
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def paired_p(differences: Sequence[float]) -> float:
-    """Two-sided p of Student's paired t-test that the mean difference is zero; 1 where all differences are zero.
-
-    Abramowitz and Stegun 26.7.3 and 26.7.4, the finite sums for a whole number of degrees of freedom.
-    """
-    values = np.asarray(differences, dtype=float)
-    n, mean, spread = len(values), float(values.mean()), float(values.std(ddof=1))
-    assert n >= 2 and np.isfinite(values).all(), "two seeds at least, and finite differences"
-    if spread == 0:
-        return float(mean == 0)
-    df = n - 1
-    angle = atan(abs(mean) / spread * sqrt(n / df))
+def two_sided_p(t: float, df: int) -> float:
+    """P(|T| >= t) of Student's t with `df` degrees of freedom: Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    angle = atan(t / sqrt(df))
     term, total = (1.0, 0.0) if df % 2 == 0 else (cos(angle), 0.0)
     for k in range(df % 2, df - 1, 2):
         total += term
@@ -349,8 +316,31 @@ def paired_p(differences: Sequence[float]) -> float:
     return max(0.0, 1 - inside)
 
 
+def paired_p(differences: Sequence[float]) -> float:
+    """Two-sided p of Student's paired t-test that the mean difference is 0; 1 where all differences are 0."""
+    mean, error = _mean_and_error(differences)
+    return two_sided_p(abs(mean) / error, len(differences) - 1) if error else float(mean == 0)
+
+
+def paired_interval(differences: Sequence[float], confidence: float) -> tuple[float, float]:
+    """Student's t interval for the mean of at least two paired differences."""
+    mean, error = _mean_and_error(differences)
+    low, high = 0.0, 1e6
+    for _ in range(100):
+        t = (low + high) / 2
+        low, high = (t, high) if two_sided_p(t, len(differences) - 1) > 1 - confidence else (low, t)
+    return mean - high * error, mean + high * error
+
+
+def _mean_and_error(differences: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error."""
+    values = np.asarray(differences, dtype=float)
+    assert len(values) >= 2 and np.isfinite(values).all(), "at least two differences, all finite"
+    return float(values.mean()), float(values.std(ddof=1) / sqrt(len(values)))
+
+
 def holm(ps: Sequence[float]) -> list[float]:
-    """p-values that hold for all of the tests together (Holm 1979), in the given order."""
+    """Holm's (1979) adjusted p-values, in the given order: they hold for all tests together."""
     adjusted, running = [0.0] * len(ps), 0.0
     for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
         running = max(running, min(1.0, (len(ps) - rank) * ps[i]))
@@ -359,76 +349,14 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def differences(base: Group, group: Group, column: Column) -> list[float]:
-    """group - base of one figure, scaled: one for each seed of both, at the steps that both runs have."""
+    """group - base, scaled: one per seed that both have, at the steps that both runs have."""
     values = []
-    for theirs, ours in pair_by_seed(base, group):
-        steps = _common_steps(theirs, ours, column.metric)
-        if len(steps):
-            ends = [column.measure(_at(run.series(column.metric), steps)) for run in (theirs, ours)]
-            values.append(column.scale * (ends[1] - ends[0]))
-    return values
-
-
-def _common_steps(theirs: Record, ours: Record, key: str) -> np.ndarray:
-    return np.intersect1d(theirs.series(key)[0], ours.series(key)[0])
-
-
-def _differences(groups: Sequence[Group], keys: Sequence[str]) -> str:
-    """Each group against the first."""
-    columns = [Column(f"{' '.join(_set_and_k(k))} %", k, last, 100.0) for k in keys if re.fullmatch(MEAN_AT_K, k)]
-    columns.append(Column("reward AUC", "reward/mean", area_under, 1.0))
-    columns.append(Column("entropy end", "train/entropy", end_of, 1.0))
-    rows = [
-        [group.label, column.heading, *_difference(groups[0], group, column)]
-        for group in groups[1:]
-        for column in columns
-    ]
-    if not rows:
-        return ""
-    title = f"Difference from {groups[0].label!r}, same seeds paired at the steps both have, 95 % bootstrap interval"
-    return f"{title}\n\n" + text_table(["group", "figure", "pairs", "difference", "interval", "verdict"], rows)
-
-
-def _set_and_k(key: str) -> tuple[str, str]:
-    match = re.fullmatch(MEAN_AT_K, key)
-    assert match, key
-    return match["set"], match["line"]
-
-
-def _difference(base: Group, group: Group, column: Column) -> tuple[str, str, str, str]:
-    """(pairs, difference, interval, verdict) of one figure."""
-    values = differences(base, group, column)
-    if not values:
-        return "0", "-", "-", "nothing to compare: no seed (or no step) in common"
-    mean = float(np.mean(values))
-    decimals = 2 if column.scale == 100.0 else 3
-    shown = f"{mean:+.{decimals}f}"
-    if len(values) == 1:
-        error = column.scale * _error_of_problems(base, group, column.metric)
-        if np.isnan(error):
-            return "1", shown, "-", "one seed: cannot tell"
-        low, high = mean - 1.96 * error, mean + 1.96 * error
-        verdict = "within the noise of the problems alone†" if low <= 0 <= high else "beyond the problems' noise†"
-        return "1", shown, f"{low:+.{decimals}f} .. {high:+.{decimals}f}", f"{verdict}; one seed: cannot tell"
-    low, high = paired_interval(values, 0.95)
-    side = "higher" if mean > 0 else "lower"
-    if low <= 0 <= high:
-        verdict = "within noise"
-    elif len(values) < MIN_SEEDS:
-        agree = sum(np.sign(value) == np.sign(mean) for value in values)
-        verdict = f"{side} in {agree} of {len(values)} seeds; too few to tell ({MIN_SEEDS} needed)"
-    else:
-        verdict = side
-    return str(len(values)), shown, f"{low:+.{decimals}f} .. {high:+.{decimals}f}", verdict
-
-
-def _error_of_problems(base: Group, group: Group, key: str) -> float:
-    """Standard error over problems of the difference between the one pair of runs, at its last common step; or nan."""
     for pair in pair_by_seed(base, group):
-        steps = _common_steps(*pair, key)
+        steps = _common_steps(*pair, column.metric)
         if len(steps):
-            return sqrt(sum(run.value(f"{key}_stderr", int(steps[-1])) ** 2 for run in pair))
-    return float("nan")
+            theirs, ours = (column.measure(_at(run.series(column.metric), steps)) for run in pair)
+            values.append(column.scale * (ours - theirs))
+    return values
 
 
 def pair_by_seed(base: Group, group: Group) -> list[tuple[Record, Record]]:
@@ -437,32 +365,121 @@ def pair_by_seed(base: Group, group: Group) -> list[tuple[Record, Record]]:
     return [(theirs[seed], ours[seed]) for seed in sorted(theirs, key=str) if seed in ours]
 
 
+def _common_steps(theirs: Record, ours: Record, key: str) -> np.ndarray:
+    return np.intersect1d(theirs.series(key)[0], ours.series(key)[0])
+
+
 def _at(series: Series, steps: np.ndarray) -> Series:
-    kept = np.isin(series[0], steps)
-    return series[0][kept], series[1][kept]
+    found = np.isin(series[0], steps)
+    return series[0][found], series[1][found]
 
 
-# Notes and figures
+def _differences(groups: Sequence[Group], keys: Sequence[str]) -> str:
+    """A table: each group against the first. Holm's correction is over the groups, per metric."""
+    columns = [Column(f"{' '.join(_set_and_k(k))} %", k, last, 100.0) for k in keys if re.fullmatch(MEAN_AT_K, k)]
+    columns += [Column("reward AUC", "reward/mean", area_under), Column("entropy end", "train/entropy", mean_from(0.9))]
+    rows: list[list[str]] = []
+    for column in columns:
+        found = [differences(groups[0], group, column) for group in groups[1:]]
+        tested = [values for values in found if len(values) > 1]
+        adjusted = iter(holm([paired_p(values) for values in tested]))
+        for group, values in zip(groups[1:], found, strict=True):
+            p = next(adjusted) if len(values) > 1 else None
+            rows.append([group.label, column.heading, *_difference(groups[0], group, column, values, p)])
+    if not rows:
+        return ""
+    rows.sort(key=lambda row: [group.label for group in groups].index(row[0]))
+    title = f"Difference from {groups[0].label!r}, same seeds paired at the steps that both have"
+    header = ["group", "metric", "pairs", "difference", "95 % interval", "Holm p", "verdict"]
+    return f"{title}\n\n" + text_table(header, rows)
+
+
+def _difference(base: Group, group: Group, column: Column, values: Sequence[float], p: float | None) -> list[str]:
+    """Pairs, difference, interval, p and verdict."""
+    if not values:
+        return ["0", "-", "-", "-", "nothing to compare: no seed (or no step) in common"]
+    mean, decimals = float(np.mean(values)), 2 if column.scale == 100.0 else 3
+    if p is None:
+        low, high, verdict = _over_problems(base, group, column, mean)
+    else:
+        low, high = paired_interval(values, 1 - LEVEL)
+        verdict = "not significant" if p >= LEVEL else "higher" if mean > 0 else "lower"
+        if len(values) < MIN_SEEDS:
+            agree = sum(np.sign(value) == np.sign(mean) for value in values)
+            verdict = f"same sign in {agree} of {len(values)} seeds; no verdict below {MIN_SEEDS} seeds"
+    interval = f"{low:+.{decimals}f} .. {high:+.{decimals}f}" if np.isfinite(low) else "-"
+    return [str(len(values)), f"{mean:+.{decimals}f}", interval, "-" if p is None else f"{p:.2g}", verdict]
+
+
+def _over_problems(base: Group, group: Group, column: Column, mean: float) -> tuple[float, float, str]:
+    """Interval over problems of the difference between the one pair of runs, and the verdict.
+
+    Paired by problem where both runs have per-problem scores (evals/); else it adds the variances of the two runs.
+    """
+    pairs = [pair for pair in pair_by_seed(base, group) if len(_common_steps(*pair, column.metric))]
+    theirs, ours = pairs[0]
+    step = int(_common_steps(theirs, ours, column.metric)[-1])
+    match = re.fullmatch(MEAN_AT_K, column.metric)
+    before, after = (run.scores(match["set"], step) if match else {} for run in (theirs, ours))
+    if len(before) > 1 and before.keys() == after.keys():
+        error, how = _mean_and_error([after[problem] - before[problem] for problem in before])[1], "paired"
+    else:
+        error = sqrt(sum(run.value(f"{column.metric}_stderr", step) ** 2 for run in (theirs, ours)))
+        how = "assumes independent problems"
+    low, high = mean - 1.96 * column.scale * error, mean + 1.96 * column.scale * error
+    if not np.isfinite(error):
+        return low, high, "one seed: no verdict"
+    return low, high, f"{'within' if low <= 0 <= high else 'beyond'} the noise of the problems ({how}); one seed"
+
+
+def ranking(groups: Sequence[Group], metric: str) -> str:
+    """A table: groups by the final value of `metric`, highest first, every pair tested; "" without a metric."""
+    column = Column(metric, metric, last, 100.0 if describe(metric)[2].startswith("%") else 1.0)
+    ranked = sorted(
+        (group for group in groups if values_of(group, column)), key=lambda g: -np.mean(values_of(g, column))
+    )
+    pairs = [(a, b, differences(b, a, column)) for a, b in combinations(ranked, 2)]
+    pairs = [(a.label, b.label, values) for a, b, values in pairs if len(values) >= MIN_SEEDS]
+    significant = [pair[:2] for pair, p in zip(pairs, holm([paired_p(v) for *_, v in pairs]), strict=True) if p < LEVEL]
+    rows = []
+    for group in ranked:
+        values = values_of(group, column)
+        low, high = paired_interval(values, 1 - LEVEL) if len(values) > 1 else (np.nan, np.nan)
+        lower = ", ".join(b for a, b in significant if a == group.label)
+        rows.append([group.label, str(len(values)), f"{np.mean(values):.3g}", f"{low:.3g} .. {high:.3g}", lower or "-"])
+    unit = ", %" if column.scale == 100.0 else ""
+    title = f"Ranking by final {metric}{unit} ({len(pairs)} pairs of groups tested, Holm-corrected p < {LEVEL})"
+    header = ["group", "seeds", "mean", "95 % interval over seeds", "significantly higher than"]
+    return f"{title}\n\n{text_table(header, rows)}" if metric and rows else ""
+
+
+def _set_and_k(key: str) -> tuple[str, str]:
+    match = re.fullmatch(MEAN_AT_K, key)
+    assert match, key
+    return match["set"], match["line"]
+
+
+# ---- notes and figures ----
 
 
 def _notes(groups: Sequence[Group], keys: Sequence[str]) -> str:
-    """Everything a reader must know about single runs and about how the groups differ."""
+    """What a reader must know about single runs and about how the groups differ."""
     lines = [
         "final: last evaluation; best: highest evaluation (biased upwards). AUC: mean height of the reward curve. "
         "start, middle, end: means over a tenth of the steps. ±: standard error over seeds; "
-        "† one seed: standard error over problems, which says nothing of other seeds.",
+        "† one seed: standard error over problems, which says nothing about other seeds.",
     ]
     evals = [key for key in keys if re.fullmatch(MEAN_AT_K, key)]
     for group in groups:
         if len(group.runs) == 1:
             lines.append(f"{group.label}: one seed")
-        seeds = [run.config.get("seed") for run in group.runs]
-        for seed in dict.fromkeys(seed for seed in seeds if seeds.count(seed) > 1):
-            lines.append(f"{group.label}: {seeds.count(seed)} runs with seed {seed}; the first is used for pairs")
+        for seed, count in Counter(run.config.get("seed") for run in group.runs).items():
+            if count > 1:
+                lines.append(f"{group.label}: {count} runs with seed {seed}; the first is used for pairs")
         for run in group.runs:
             lines += [f"{run.name}: {note}" for note in run.notes]
             missing = [" ".join(_set_and_k(key)) for key in evals if not len(run.series(key)[0])]
-            if not evals or len(missing) == len(evals):
+            if len(missing) == len(evals):
                 lines.append(f"{run.name}: no evaluation")
             elif missing:
                 lines.append(f"{run.name}: no evaluation on {', '.join(missing)}")
@@ -478,16 +495,16 @@ def panel_of(groups: Sequence[Group], key: str) -> Panel | None:
     """One metric with a line per group; None where it has no finite value."""
     curves = []
     for group in groups:
-        having = [run for run in group.runs if len(run.series(key)[0])]
-        if having:
-            stderr = stderr_of(having[0], key) if len(having) == 1 else None
-            curves.append(Curve(group.label, tuple(run.series(key) for run in having), stderr))
+        found = [run for run in group.runs if len(run.series(key)[0])]
+        if found:
+            stderr = stderr_of(found[0], key) if len(found) == 1 else None
+            curves.append(Curve(group.label, tuple(run.series(key) for run in found), stderr))
     _, title, unit, line = describe(key)
     return Panel(f"{title} {line}".strip(), unit, tuple(curves)) if curves else None
 
 
 class Parser(argparse.ArgumentParser):
-    """Of a program `python -m MODULE`; a mistake is one line and exit code 2, as everywhere here."""
+    """Command line of `python -m MODULE`: invalid arguments give a one-line error, exit code 2."""
 
     def __init__(self, module: str, description: str | None):
         raw = argparse.RawDescriptionHelpFormatter
@@ -498,7 +515,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def picture(text: str) -> Path:
-    """What --out names."""
+    """The path that --out gives."""
     if Path(text).suffix not in ("", *SUFFIXES):
         raise argparse.ArgumentTypeError(f"{text} is not a picture; end it in one of {', '.join(SUFFIXES)}")
     return Path(text)
@@ -510,32 +527,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--out", type=picture, default=Path("compare/figure.png"), help="overview figure (default %(default)s)"
     )
-    parser.add_argument("--until", type=int, metavar="STEP", help="cut every run after this step")
-    parser.add_argument("--wandb", choices=["auto", "online", "offline"], help="keep table and figures on wandb")
-    parser.add_argument("--wandb_project", default="bandpo", metavar="NAME", help="where (default %(default)s)")
+    parser.add_argument("--until", type=int, metavar="STEP", help="ignore later steps")
+    parser.add_argument("--metric", default="", help="rank the groups by its final value, all pairs tested")
     args = parser.parse_args(argv)
     try:
         groups = load_groups(args.runs, args.until)
-        text = tables(groups)
+        text = tables(groups, args.metric)
         print(text)
         files = save(groups, text, args.out)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    pictures = len(files) - 1
-    print(f"\n{pictures} pictures and the table: {args.out.with_suffix('')}*" if pictures else "\nNothing to draw yet")
-    if args.wandb:
-        keep_on_wandb(files, args.out.with_name(f"{args.out.stem}_wandb"), args.wandb, args.wandb_project)
+    count = len(files) - 1
+    print(f"\n{count} figures and the tables: {args.out.with_suffix('')}*" if count else "\nNothing to draw yet")
     return 0
-
-
-def keep_on_wandb(files: Sequence[Path], folder: Path, mode: Any, project: str) -> None:
-    """Table and figures as the artifact `comparison` of a wandb run of their own, whose files are in `folder`."""
-    from trainer.logging import Tracker  # draws wandb in, which takes a second
-
-    names = {"files": sorted(file.name for file in files)}
-    tracker = Tracker(folder, names, mode=mode, project=project, run_id=None, max_steps=0, is_main=True)
-    tracker.artifact(sorted(files), "comparison")
-    tracker.finish()
 
 
 if __name__ == "__main__":

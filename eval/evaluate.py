@@ -1,20 +1,21 @@
-"""One evaluation pass: sample K answers to every problem, grade them twice, and give mean@K, pass@K, maj@K of each set.
+"""One evaluation pass: sample K responses per problem, grade them, compute mean@K, pass@K and maj@K of each set.
 
     rows = evaluate(engine, verifier, prompts, sampling, samples=32, seed=0, rank=0, world=1, progress=None)
     summarize(in_order(rows, prompts), 32, ks=(32,))["eval/aime24/mean@32"]
 
 Training calls `evaluate_policy` on every rank; `python -m eval.run` uses its three parts (`generate`, `Grading`,
-`summarize`) in separate processes. Every sample has a random stream of its own, a pure function of (seed, set,
-problem, sample), so the figures depend neither on the number of ranks nor on what else is evaluated (with an engine
-that seeds each sample).
-Two graders side by side: the tolerant verifier counts as correct; the paper's strict "Answer:" rule is `strict`.
+`summarize`) in separate processes. Each sample has its own seed, a pure function of (seed, set, problem, sample), so
+metrics depend neither on the number of ranks nor on the other sets (with an engine that seeds each sample).
+Two graders: the tolerant verifier decides `correct`; `strict` is the paper's "Answer:" rule.
 
 Axes: P problems of a set, K samples of each.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,7 +67,10 @@ def evaluate(
 
 def evaluate_policy(run: "Run") -> tuple[dict[str, float], float]:
     """mean@k, pass@k, maj@k on every evaluation set, at the sampling settings of training; and the mean over sets of
-    mean@k, which ranks checkpoints. Collective; raises Interrupted."""
+    mean@k, which ranks checkpoints. Collective; raises Interrupted.
+
+    Rank 0 writes the share of correct responses per problem to evals/step_000010.json: {set: {problem id: share}}.
+    """
     cfg, sets, k = run.cfg, run.task.evals, run.cfg.eval_samples
     mine = {"rank": run.plan.rank, "world": run.plan.processes}
     rows: list[Row] = []
@@ -80,8 +84,24 @@ def evaluate_policy(run: "Run") -> tuple[dict[str, float], float]:
         rows = evaluate(
             run.engine, run.eval_verifier, sets, run.sampling, samples=k, seed=cfg.seed, progress=one_more, **mine
         )
-    metrics = summarize(in_order(run.ranks.gather(rows), sets), k, (k,))
+    rows = in_order(run.ranks.gather(rows), sets)
+    if run.ranks.is_main:
+        write_scores(run.folder / "evals" / f"step_{run.step:06d}.json", rows, run.tracker.say)
+    metrics = summarize(rows, k, (k,))
     return metrics, sum(metrics[f"eval/{name}/mean@{k}"] for name in sets) / len(sets)
+
+
+def write_scores(path: Path, rows: Sequence[Row], say: Callable[[str], None]) -> None:
+    """Write {set: {problem id: share of correct samples}}; a full disk gives a warning."""
+    correct: dict[str, dict[str, list[bool]]] = {}
+    for row in rows:
+        correct.setdefault(row["set"], {}).setdefault(row["problem"], []).append(row["correct"])
+    shares = {name: {problem: sum(c) / len(c) for problem, c in of.items()} for name, of in correct.items()}
+    try:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(shares) + "\n")
+    except OSError as error:
+        say(f"warning: {path} is not written ({error.strerror}); training goes on")
 
 
 def jobs(prompts: Prompts, samples: int) -> list[Job]:

@@ -1,15 +1,15 @@
-"""What a run has left on the disk: metrics.jsonl (an offline wandb file where that is all there is) and config.yaml.
+"""Files of a run: metrics.jsonl and config.yaml (`load_record`), checkpoints (`find_policy`).
 
     run = load_record(Path("runs/band_seed0"));  steps, values = run.series("train/entropy")
+    policy = find_policy("runs/band_seed0")      # newest whole checkpoint: policy.path, .step, .settings
 
-A run may be crashed or still running: what cannot be read (an unfinished last line, a broken line, a missing file) is
-left out and said in `run.notes`, never raised. Steps logged twice, as after a resume from an earlier checkpoint, keep
-the later value. A null is a number that was not finite.
+`load_record` does not raise for broken files: an unfinished last line, a broken line or a missing file is left out and
+named in `run.notes`. Of a step logged twice, as after a resume from an earlier checkpoint, the later values count. A
+null is a number that was not finite.
 """
 
 import json
-import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import yaml
+
+from trainer.checkpoint import MANIFEST, damage, latest
 
 Series = tuple[np.ndarray, np.ndarray]  # steps (n,) int, ascending; values (n,) float
 
@@ -44,6 +46,14 @@ class Record:
         """One metric at one step; nan where there is none."""
         return self.rows.get(step, {}).get(key, np.nan)
 
+    def scores(self, name: str, step: int) -> dict[str, float]:
+        """Share of correct responses per problem of an evaluation set at one step; {} where none is stored."""
+        try:
+            stored = json.loads((self.path / "evals" / f"step_{step:06d}.json").read_text())
+            return {problem: float(share) for problem, share in stored[name].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
     def series(self, key: str) -> Series:
         """The finite values of one metric, by step."""
         found = [(step, row[key]) for step, row in self.rows.items() if np.isfinite(row.get(key, np.nan))]
@@ -62,9 +72,8 @@ def load_record(path: Path) -> Record:
     notes: list[str] = []
     config = _read_config(path / "config.yaml", notes)
     lines = read_lines(path / "metrics.jsonl", "step", int, notes)
-    if not lines:
-        logged, lines = _read_wandb(path, notes)
-        config = config or logged
+    if not (path / "metrics.jsonl").exists():
+        notes.append("no metrics.jsonl")
     rows: dict[int, dict[str, float]] = {}
     not_finite: dict[str, int] = {}
     twice = 0
@@ -118,10 +127,10 @@ def _check_is_run(path: Path) -> None:
         fix = f"it is inside one; give {around[0]}"
     elif inside := runs_in(path):
         fix = f"it holds runs; give {inside}"
-    elif not (whole / "config.yaml").is_file() and not any(whole.rglob("*.wandb")):
+    elif not (whole / "config.yaml").is_file():
         fix = "it has neither metrics.jsonl nor config.yaml; give folders such as runs/NAME"
     else:
-        return  # of a run that has logged nothing yet, or to wandb alone
+        return  # of a run that has logged nothing yet
     raise ValueError(f"{path} is no run folder: {fix}")
 
 
@@ -166,54 +175,67 @@ def read_lines(path: Path, key: str, kind: type, notes: list[str]) -> list[dict[
     return rows
 
 
-def _read_wandb(path: Path, notes: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Config and history of the offline wandb files under `path`, oldest first."""
-    files = sorted(path.glob("**/offline-run-*/*.wandb")) + sorted(path.glob("*.wandb"))
-    if not files:
-        notes.append("no metrics.jsonl and no offline wandb file")
-        return {}, []
-    notes.append(f"read from {', '.join(file.name for file in files)}: no metrics.jsonl")
-    # Here and not above: importing wandb takes a second and hardly any run needs it.
-    from wandb.proto import wandb_internal_pb2 as messages
-
-    config: dict[str, Any] = {}
-    entries: list[dict[str, Any]] = []
-    ended = False
-    for file in files:
-        for data in _wandb_records(file.read_bytes(), notes):
-            entry = messages.Record()  # pyright: ignore[reportAttributeAccessIssue]  (wandb picks its module by version)
-            entry.ParseFromString(data)
-            kind = entry.WhichOneof("record_type")
-            if kind == "run":
-                config |= {item.key: json.loads(item.value_json) for item in entry.run.config.update}
-            elif kind == "history":
-                row = {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in entry.history.item}
-                entries.append({"step": row.get("step", row.get("_step", entry.history.step.num))} | row)
-            ended = kind == "exit" or (ended and kind != "history")
-    if not ended:
-        notes.append("the wandb file has no end: killed, or still being written; its last steps may be missing")
-    config.pop("_wandb", None)
-    return config, [{k: v for k, v in row.items() if k[0] != "_"} for row in entries]
+# ---- checkpoints ----
 
 
-def _wandb_records(data: bytes, notes: list[str]) -> Iterator[bytes]:
-    """Payloads of the log format of LevelDB that wandb writes: 32 KiB blocks of fragments, each behind a 7-byte head
-    (checksum, length, kind: 1 whole, 2 first, 3 middle, 4 last), after a 7-byte file head."""
-    block, head = 32768, 7
-    position, payload = head, b""
-    if data[:4] != b":W&B":
-        notes.append("a wandb file has another format than this reader knows, or is still empty")
-        return
-    while position + head <= len(data):
-        left = block - position % block
-        if left < head:  # too short for a head: filled with zeros
-            position += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + head])
-        fragment = data[position + head : position + head + length]
-        if kind == 0 or len(fragment) < length:
-            return  # the writer is in the middle of this record
-        position += head + length
-        payload = fragment if kind in (1, 2) else payload + fragment
-        if kind in (1, 4):
-            yield payload
+@dataclass(frozen=True)
+class TrainedPolicy:
+    """The policy of a checkpoint."""
+
+    path: Path  # of its folder in Hugging Face format
+    run: str  # name of its run
+    step: int
+    settings: dict[str, Any]  # configs.schema.Config as it was saved
+    warnings: tuple[str, ...]
+
+
+def find_policy(model: str) -> TrainedPolicy | None:
+    """The policy of a run (its newest whole checkpoint), of a checkpoint, or of a checkpoint's `policy` folder.
+
+    None for any other folder and for a hub id. Raises ValueError for a path that does not exist, a run without a whole
+    checkpoint, and a checkpoint that is not whole.
+    """
+    path = Path(model)
+    if not path.exists() and path.parent != Path() and path.parent.is_dir():
+        fix = nearest(path) or "name a run, a checkpoint, another model's folder or a hub id"
+        raise ValueError(f"model: {model} is not there; {fix}")
+    whole = path.resolve()
+    if whole.name == "policy" and (whole.parent / MANIFEST).is_file():
+        return _of_checkpoint(path.parent if path.name == "policy" else whole.parent, ())
+    if (whole / "policy").is_dir() and (whole / MANIFEST).is_file():
+        return _of_checkpoint(path, ())
+    if whole.name == "checkpoints":
+        path, whole = path.parent, whole.parent
+    if runs := runs_in(path):
+        raise ValueError(f"model: {model} holds runs: name one, {runs}")
+    if not (whole / "checkpoints").is_dir() and not (whole / "metrics.jsonl").is_file():
+        return None
+    newest, warnings = latest(path / "checkpoints")
+    if newest is None:
+        every = _config(path).get("save_every")
+        why = "; ".join(warnings) or f"one is written every {every} steps (save_every) and after the last"
+        raise ValueError(f"model: {model} has no whole checkpoint yet: {why}")
+    return _of_checkpoint(newest, tuple(warnings))
+
+
+def _of_checkpoint(folder: Path, warnings: tuple[str, ...]) -> TrainedPolicy:
+    try:
+        step = int(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["step"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"model: {folder / MANIFEST} is not readable; name another checkpoint") from None
+    found = damage(folder, checksums=False)
+    if found.startswith("policy/"):  # what else is missing is not needed here
+        raise ValueError(f"model: checkpoint {folder} is damaged: {found}; name another")
+    settings = _config(folder)
+    return TrainedPolicy(folder / "policy", str(settings.get("run_name", "run")), step, settings, warnings)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Raises ValueError when config.yaml is not there or cannot be read."""
+    try:
+        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"model: {folder / 'config.yaml'} cannot be read ({error})") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"model: {folder / 'config.yaml'} holds no keys")
+    return settings

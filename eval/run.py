@@ -36,14 +36,17 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from configs import knob, load_or_exit
+from configs.memory import Size, cpu_cache_bytes
+from configs.schema import Config
 from data import Problem, PromptBuilder, build_prompts, load_problems, set_name, stop_token_ids, vocabulary_size
 from eval.compare import text_table
 from eval.evaluate import Grading, Job, Prompts, Row, generate, jobs, share, summarize
-from eval.trained import find_policy
+from eval.records import find_policy
 from rewards import Verifier
 from trainer.preflight import check_model
-from trainer.rollout import EngineOptions, Sampling, make_engine
+from trainer.rollout import MOST_SEQUENCES, EngineOptions, Sampling, make_engine
 from trainer.stopping import hard_exit
+from trainer.task import VERIFIER_MEMORY_GIB
 
 WORKER = "--sampling-process"  # first argument of the processes that this one starts
 POLL_S = 0.5
@@ -228,7 +231,7 @@ class Work:
 def prepare(config: EvalConfig) -> tuple[Prompts, Work]:
     """Prompts of every set, and how to sample them. Prints what was loaded and dropped; the engine is not built yet."""
     import torch
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     check_model(config.model)
     tokenizer = AutoTokenizer.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
@@ -250,14 +253,17 @@ def prepare(config: EvalConfig) -> tuple[Prompts, Work]:
     if gpus and config.processes > gpus:
         raise ValueError(f"processes: {config.processes}, but {gpus} GPUs are visible and each process needs its own")
     device = "cuda" if gpus else "cpu"
+    dtype = {"cuda": "bfloat16", "cpu": "float32"}[device] if config.precision == "auto" else config.precision
+    size = Size.of(AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code))
+    lengths = Config(max_prompt_tokens=config.max_prompt_tokens, max_response_tokens=config.max_response_tokens)
     options = EngineOptions(
         engine=config.engine,
-        dtype={"cuda": "bfloat16", "cpu": "float32"}[device] if config.precision == "auto" else config.precision,
+        dtype=dtype,
         vocab_size=vocabulary_size(tokenizer),
         max_model_tokens=config.max_prompt_tokens + config.max_response_tokens,
-        max_sequences=MAX_SEQUENCES,
+        max_sequences=MOST_SEQUENCES[config.engine],
         memory_share=config.engine_memory_share,
-        cpu_cache_bytes=CPU_CACHE_BYTES,
+        cpu_cache_bytes=cpu_cache_bytes(replace(lengths, precision=dtype), size, MOST_SEQUENCES[config.engine]),
         tensor_parallel=1,
         arguments=config.vllm,
         trust_remote_code=config.trust_remote_code,

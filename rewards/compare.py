@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import parts, regions
-from .exact import number, value_or_text
+from . import arithmetic, parts, regions
+from .exact import number, same_number, value_or_text
 from .guards import MAX_ALGEBRA_ITEMS, MAX_CHARS, TooLarge, check_size
 from .normalize import normalize
 from .parts import Statement, statement, unknowns
-from .units import MARKS, split_unit
+from .units import NOT_OPTIONAL, split_unit
 
 Verdict = bool | None
 
@@ -64,8 +64,8 @@ def _guarded_equal(answer: str, gold: str, leaf: Leaf) -> Verdict:
     a, g = normalize(answer), normalize(gold)
     if a == g or not a or not g:
         return bool(a) and a == g
-    if number(a) is not None and number(g) is not None:
-        return number(a) == number(g)
+    if (same := same_number(a, g)) is not None:
+        return same
     check_size(a)
     check_size(g)
     return equal(*parts.without_conditions(a, g), leaf)
@@ -76,8 +76,8 @@ def equal(a: str, g: str, leaf: Leaf) -> Verdict:
     a, g = parts.plain(a), parts.plain(g)
     if not a or not g or (a == g and leaf.trust_spelling):
         return bool(a) and a == g
-    if number(a) is not None and number(g) is not None:
-        return number(a) == number(g)
+    if (same := same_number(a, g)) is not None:
+        return same
     for rule in _RULES:
         verdict = rule(a, g, leaf)
         if verdict is not NotImplemented:
@@ -116,8 +116,9 @@ def _statements(a: str, g: str, leaf: Leaf):
         assert x is not None
         return x.solved and not x.modulus and _claims(x, g, leaf)
     if x is None:
-        named = y.names and y.solved and not y.modulus and not any(map(parts.is_curve_side, y.names))
-        return equal(a, parts.ordered_value(y), leaf) if named else False
+        named = y.solved and not y.modulus and all(parts.names_a_value(name, y.value) for name in y.names)
+        chained = y.names or all(same_number(link, y.value) for link in y.links)  # 0.56=56\%
+        return equal(a, parts.ordered_value(y), leaf) if named and chained else False
     if x.modulus or y.modulus:
         p, q, m = number(x.value), number(y.value), number(y.modulus)
         congruent = equal(x.value, y.value, leaf) if p is None or q is None or not m else (p - q) % m == 0
@@ -125,6 +126,8 @@ def _statements(a: str, g: str, leaf: Leaf):
     if x.names and x.solved and y.names and y.solved:
         if any(parts.same_name(p, q) for p in x.names for q in y.names):
             return _claims(x, parts.ordered_value(y), leaf)
+    if not x.names and not y.names and all(same_number(link, y.value) for link in y.links):
+        return _claims(x, y.value, leaf)
     two_sides = all(len(side.names) + len(side.links) == 1 for side in (x, y))
     return _expressions(a, g, leaf) if y.is_curve and two_sides else False
 
@@ -228,7 +231,7 @@ def _groups(a: str, g: str, leaf: Leaf):
     if found is None:
         return NotImplemented
     if x is None or y is None:
-        if found.opening or number(other) is None or "," not in other:
+        if found.opening or not re.fullmatch(r"\d{3}(,\d{3})+" if found is x else r"\d{1,3}(,\d{3})+", other):
             return False if len(found.items) > 1 or found.opening in ("[", "\\{") else NotImplemented
         thousands = parts.Group("", tuple(other.split(",")), "")  # beside a list 100,200 may be one too
         x, y = x or thousands, y or thousands
@@ -257,8 +260,9 @@ def _units(a: str, g: str, leaf: Leaf):
     if "degree" in (x.unit, y.unit) and not (x.unit and y.unit) and "\\pi" in x.core + y.core:
         radians = [f"\\frac{{({m.core})*\\pi}}{{180}}" if m.unit else m.core for m in (x, y)]
         return _expressions(radians[0], radians[1], leaf)
-    same = x.unit == y.unit or not y.unit or (not x.unit and y.unit in MARKS)
-    return same and equal(x.core, y.core, leaf)
+    percent = (x.core[-1:] == "%") != (y.core[-1:] == "%") and (x.unit or y.unit)  # a unit as well, and another one
+    bare = not y.unit or (not x.unit and y.unit not in NOT_OPTIONAL)
+    return not percent and (bare or x.unit == y.unit) and equal(x.core, y.core, leaf)
 
 
 _TIME = re.compile(r"\d{1,2}:[0-5]\d")
@@ -280,7 +284,6 @@ def _ratios(a: str, g: str, leaf: Leaf):
     return equal(ours, theirs, leaf)
 
 
-_ARITHMETIC = re.compile(r"[\d\s+\-*.,^{}()]*[\d)}]\s*[+\-*]\s*[\d({\-][\d\s+\-*.,^{}()]*")
 _UNEVALUATED = ("\\mod", "\\pmod", "\\int", "\\sum", "\\prod", "\\lim", "\\oint", "\\iint")
 _NOT_MATHS = re.compile(
     r"\d \d|['\"?]|\\ldots|,|\\text\{|\\neg|\\to(?![a-z])|\|-?[\d.]+\|$|\\(?:sqrt|frac\{\w*\})\{\w*\}\d"
@@ -291,8 +294,9 @@ def _expressions(a: str, g: str, leaf: Leaf) -> Verdict:
     """One expression against another. Refused here: work left undone (17*23 for 391 is the question), stray words,
     blanks between digits, primes.
     """
+    left = number(g)
     undone = any(head in a and head not in g for head in _UNEVALUATED)
-    if undone or (number(g) is not None and _ARITHMETIC.fullmatch(a)):
+    if undone or (left is not None and arithmetic.is_undone(a, whole=left.denominator == 1)):
         return False
     if _NOT_MATHS.search(a) or "\\text{" in g or ("=" in a) != ("=" in g):
         return False

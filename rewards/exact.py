@@ -6,14 +6,14 @@ from functools import lru_cache
 
 MAX_DIGITS = 400  # of a number read exactly; also bounds the decimal exponent
 
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)(?:\.\d*)?|\.\d+"
+_DIGITS = r"(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+|\d+)(?:\.\d*)?|\.\d+"
 _DECIMAL = re.compile(_DIGITS)
 _SCIENTIFIC = re.compile(rf"(?:({_DIGITS})(?:[eE]([+-]?\d+)|\*10\^\{{([+-]?\d+)\}})|10\^\{{([+-]?\d+)\}})")
 _FRACTION = re.compile(rf"\\frac\{{([+-]?)({_DIGITS})\}}\{{([+-]?)({_DIGITS})\}}|()({_DIGITS})/([+-]?)({_DIGITS})")
 _MIXED = re.compile(r"(\d+) ?\\frac\{(\d+)\}\{(\d+)\}|(\d+)[ +](\d+)/(\d+)")
 _REPEATING = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\{(\d+)\}|\\dot\{(\d)\}(\d*)\\dot\{(\d)\}|\((\d+)\))")
 _ELLIPSIS = re.compile(r"(\d*)\.(\d+)\\ldots")
-_PARENTHESES = re.compile(r"\(([^(),]*)\)")
+_PARENTHESES = re.compile(r"([+-]?)\(([^(),]*)\)")
 
 
 @lru_cache(maxsize=1 << 16)
@@ -26,8 +26,8 @@ def number(text: str) -> Fraction | None:
     factor: int | Fraction = 1
     if text.endswith("%"):
         text, factor = text[:-1].rstrip(), Fraction(1, 100)
-    enclosed = _PARENTHESES.fullmatch(text) if text[:1] == "(" else None
-    text = enclosed[1] if enclosed else text
+    enclosed = _PARENTHESES.fullmatch(text) if text[-1:] == ")" else None
+    text = enclosed[1] + enclosed[2] if enclosed else text
     if text[:1] in ("+", "-"):
         text, factor = text[1:], -factor if text[0] == "-" else factor
     if text[:1].isdigit() or text[:1] in ("\\", "."):
@@ -36,6 +36,14 @@ def number(text: str) -> Fraction | None:
             if value is not None:
                 return value if factor == 1 else factor * value
     return None
+
+
+def same_number(a: str, g: str) -> bool | None:
+    """Whether two numbers are equal, None unless both are; a percent sign on one of them is a hundredth or a unit."""
+    p, q = number(a), number(g)
+    if p is None or q is None:
+        return None
+    return p == q or (a[-1] == "%") != (g[-1] == "%") and number(a.rstrip("%")) == number(g.rstrip("%"))
 
 
 def value_or_text(text: str) -> Fraction | str:

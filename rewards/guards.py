@@ -12,7 +12,8 @@ MAX_CHARS = 2000
 MAX_DEPTH = 12  # brackets; the LaTeX grammar's time doubles with each further level
 MAX_DIGITS = 400  # in one run of digits
 MAX_EXPONENT = 1000
-MAX_FACTORIAL = 500
+MAX_POWER_DIGITS = 5000  # of a whole number's power, whose exponent may be larger: 2^{2024}
+MAX_FACTORIAL = 2500
 MAX_BINOMIAL_DIGITS = 4
 MAX_OPERATORS = 150
 MAX_FUNCTIONS = 20
@@ -25,7 +26,7 @@ class TooLarge(Exception):
     """An answer over one of the limits above: refused before any work is done on it."""
 
 
-_EXPONENT = re.compile(r"\^\{?[+-]?(\d+)|\^\{?\((\d+)")
+_EXPONENT = re.compile(r"((?<![\w.])\d+)?\^\{?(?:[+-]|\()?(\d+)")
 _DIGITS = re.compile(r"\d+")
 _TOWER = re.compile(r"\^\{[^{}a-zA-Z]*\^|\^\{?[^{}^a-zA-Z]*\}?\^|\^\{[^{}]*!|\^\{\{|(?:\^\{[^{}]*){5}")  # or 5 deep
 _SMALL_TOWER = re.compile(r"\^\{(\d{1,2})\^\{(\d)\}\}")
@@ -45,13 +46,13 @@ def _small_tower(match: re.Match[str]) -> str:
 def check_size(text: str) -> None:
     """Raise TooLarge when an expression could cost the algebra much more than an honest answer does. Linear time."""
     depths = accumulate((char in "({[") - (char in ")}]") for char in text)
-    powers = [n for pair in _EXPONENT.findall(text) for n in pair if n] if "^" in text else ()
+    powers = _EXPONENT.findall(text) if "^" in text else ()
     too_large = (
         len(text) > MAX_CHARS
         or (sum(map(text.count, "({[")) > MAX_DEPTH and max(depths) > MAX_DEPTH)
         or max(map(len, _DIGITS.findall(text)), default=0) > (MAX_BINOMIAL_DIGITS if "\\binom" in text else MAX_DIGITS)
         or ("^" in text and _TOWER.search(_SMALL_TOWER.sub(_small_tower, text)))
-        or any(len(n) > 4 or int(n) > MAX_EXPONENT for n in powers)
+        or any(len(n) > 4 or int(n) > (MAX_POWER_DIGITS // len(base) if base else MAX_EXPONENT) for base, n in powers)
         or ("!" in text and any(not n or len(n) > 4 or int(n) > MAX_FACTORIAL for n in _FACTORIAL.findall(text)))
         or len(_OPERATOR.findall(text)) > MAX_OPERATORS
         or len(_FUNCTION.findall(text)) > MAX_FUNCTIONS

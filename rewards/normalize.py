@@ -53,17 +53,19 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _TOKEN = re.compile(r"\s*(\{|\\sqrt\{[^{}]*\}|\\[a-zA-Z]+|[0-9a-zA-Z])")
 _ARGUMENTS = re.compile(r"\\(?:frac|binom)(?![a-zA-Z])")
 _MODULUS = re.compile(r"\(\s*(?:\\?mod|\\text\s*\{ ?mod ?\})\s*([^()]+)\)|\\pmod\s*(\w+)|\\mod\s*(\w+)$")
-_WORD_SYMBOLS = re.compile(r"(?<![\\a-zA-Z])(pi|infinity|sqrt|sin|cos|tan|cot|sec|csc|ln|log)(?![a-zA-Z])")
+_WORD_SYMBOLS = re.compile(r"(?<![\\a-zA-Z])(pi|infinity|sqrt|sin|cos|tan|cot|sec|csc|ln|log|exp)(?![a-zA-Z])")
 _SPACING = re.compile(r"\\[,;:> ]|~|\\\n|\s+|\\hspace\*?\{[^{}]*\}")
-_EDGE = r"(?:[ \t\r\n,;~]|\\[,;:!> \\]|\\q?quad(?![a-zA-Z])|\\(?:blacks|s)quare|\\checkmark)+"
+_EDGE = r"(?:[ \t\r\n,;~]|\\[,;:!> ]|\\\\(?![a-zA-Z])|\\q?quad(?![a-zA-Z])|\\(?:blacks|s)quare|\\checkmark)+"
 _EDGES = re.compile(rf"^{_EDGE}|(?<![ \t\r\n,;~]){_EDGE}$")
 _PRAISE = re.compile(r"(?:\s|[✅✔✓☑✨⭐🎉🎊🏆👍💯🔥🌟🙂😀😊😄])+$")  # at the end; a cross is left there and refused
 _TEXT_COMMAND = re.compile(r"\\text(?=\s*\{)")
-_PLAIN_JOINER = re.compile(r"(?<= )(and|or)(?= )")
+_PLAIN_JOINER = re.compile(r"(?<=[ )\]}])(and|or)(?=[ (\[])")
+_SEVERAL_EACH = re.compile(r"=[^;=]*,[^;=]*=.* or .*=[^;=]*,[^;=]*=", re.DOTALL)  # x=1,y=2 or x=3,y=4
 _THOUSANDS = re.compile(r"(?<=\d)\{,\}(?=\d{3}(?!\d))")
 _INEQUALITY = re.compile(r"[<>]|\\[lgn]eq")
 _ROW_SPACE = re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\]")  # \\[4pt]
 _LAYOUT = re.compile(r"\\(?:textcolor|colorbox|color)\{[^{}]*\}|\\(?:left|right)\s*\.")
+_DOUBLED = re.compile(r"(?<!\\)\\\\begin")
 _NEGATED = re.compile(r"\\not\s*(?:=|\\in(?![a-z]))")
 _DEGREE = re.compile(r"\^\s*\{\s*\\(?:circ|degree)\s*\}|\^\s*\\(?:circ|degree)(?![a-zA-Z])|\^\s*o$")
 _INFIX = re.compile(r"(\{)?([^{}]*)\\(over|choose)(?![a-zA-Z])([^{}]*)(?(1)\}|$)")
@@ -79,8 +81,9 @@ _RESPELLED_AT_LAST = [(re.compile(pattern), spelling) for pattern, spelling in (
     (r"(?<![\w}\\^_\])])\{(-?[\w.,]+)\}", r"\1"),  # {42}, what a dropped \bf leaves
     (r"(?<![\w})\]!|%])\+(?=\\infty|\d|\\frac)", ""),  # a plus sign that only says "positive"
 )]  # fmt: skip
-_MATHS_IN_TEXT = re.compile(r"\s*[-+\\$]|\s*\d[\d,.:/]*%?(?:\s|$)|[^=\\]*[=\\]|\s*\d+[A-F]|\s*\(?[A-Za-z]\)?\s*$")
+_MATHS_IN_TEXT = re.compile(r"\s*[-+\\$]|\s*\(?\d[\d,.:/]*\)?%?(?:\s|$)|[^=\\]*[=\\]|\s*\d+[A-F]|\s*\(?[A-Za-z]\)?\s*$")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_LOOSE_BLANK = re.compile(r"(?<![\w.,]) |(?<=,) (?!\d{3}(?!\d))|(?<!\d,)(?<=,) | (?![\w.])")
 _ROOT = re.compile(r"√(\d+)")
 _UNIT_OUTSIDE = re.compile(r"^\$([^$]+)\$\s*([A-Za-z][A-Za-z ./]*)$")  # $5$ cm
 _UNIT_FRACTION = re.compile(r"\\frac\{\\text\{([^{}]*)\}\}\{\\text\{([^{}]*)\}(?:\^\{?(\d)\}?)?\}")
@@ -89,9 +92,17 @@ _LEAD = re.compile(  # what a sentence says before its value: "The value of $n$ 
     r"|(?:the|my|our|its|it|this|answer|result|solution)\b[^=<>.;?!]*?\s(?:is|are|equals)(?=[\s$:*]|\\)"
     r"|(?:(?:the|my|our|final)\s+)*(?:answer|result|solution)\s*[=:]|[a-z]{4,}\s*:(?=\s)):?\s*"
 )
+_SENTENCE = re.compile(r"[A-Za-z][a-z]*(?:,?\s+[A-Za-z'][a-z']*)+?\s+(?=[*$(\\-]*\d)")  # The class found
+_VERB = re.compile(
+    r"\b(?:are|was|has|have|had|found|made|paid|spent|got|ate|won|sold|took|gave|will|can|need|[a-z]{2,}(?:ed|s))\b"
+)
 _DENIED = re.compile(
-    r"(?i)n't\b|\b(?:not|never|no|nor|neither|wrong\w*|incorrect\w*|false|or|either|maybe|perhaps|possibly|otherwise"
-    r"|else|unless|if)\b"
+    r"(?i)n't\b|\b(?:not?|never|nor|neither|wrong\w*|incorrect\w*|false|or|either|maybe|perhaps|possibly|otherwise"
+    r"|else|unless|if|might|could|may)\b"
+)
+_QUALIFIED = re.compile(
+    r"(?i)\b(?:than|least|most|about|around|approximately|roughly|nearly|almost|over|under|below|above|between|half|twice"
+    r"|double|triple|times|minus|negative|except|without|but|up to|another|extra|every|percent|by|from)\b"
 )
 _TEXT_WORDS = re.compile(r"[a-z][a-z ,.'&/\-]*")
 _TEXT_COMMANDS = re.compile(r"\\(?:mbox|textrm|textbf|textit|mathrm|textnormal)(?=\s*\{)")
@@ -111,11 +122,21 @@ def normalize(answer: str) -> str:
         return text
     text = _unwrap(text if text.isascii() else _PRAISE.sub("", _ROOT.sub(r"\\sqrt{\1}", text).translate(_TRANSLATION)))
     text = _UNIT_OUTSIDE.sub(r"\1\\text{\2}", text)
-    plain = _TEXT.sub(r"\1", text) if text.startswith("\\text") else text
-    lead = _LEAD.match(plain)
-    text = _unwrap(plain[lead.end() :]) if lead and not _DENIED.search(lead[0]) else text
+    if "\\\\" in text and ("\\begin" not in text or _DOUBLED.search(text)):  # as JSON writes one; no row separator
+        text = _unwrap(text.replace("\\\\", "\\"))
+    text = without_lead(text)
     words = _as_words(text)
     return "\\mathbb{R}" if words == "reals" else f"\\text{{{words}}}" if words else _normalize_math(text)
+
+
+def without_lead(text: str) -> str:
+    """The value that a sentence states (see _LEAD and _SENTENCE); any other text as it is."""
+    plain = _TEXT.sub(r"\1", text) if text.startswith("\\text") else text
+    lead = _LEAD.match(plain)
+    if not lead:
+        lead = _SENTENCE.match(plain)
+        lead = lead if lead and _VERB.search(lead[0]) and not _QUALIFIED.search(lead[0]) else None
+    return _unwrap(plain[lead.end() :]) if lead and not _DENIED.search(lead[0]) else text
 
 
 def _unwrap(text: str) -> str:
@@ -169,7 +190,7 @@ def _normalize_math(text: str) -> str:
         .replace("**", "^")
         .replace("...", "\\ldots ")
     )
-    text = _ROW_SPACE.sub(ROW, text).replace("\\\\", ROW) if "\\begin" in text else text.replace("\\\\", "\\")
+    text = _ROW_SPACE.sub(ROW, text).replace("\\\\", ROW) if "\\begin" in text else text
     text = text.replace("{:}", ":").replace("{=}", "=").replace("$", " ") if "\\$" not in text else text
     text = _LAYOUT.sub("", text) if "color" in text or "." in text else text
     text = _NEGATED.sub(r"\\neq ", text) if "\\not" in text else text
@@ -180,7 +201,8 @@ def _normalize_math(text: str) -> str:
         units = _UNIT_FRACTION.sub(r"\\text{\1/\2\3}", text)
         text = _rewritten(units, _TEXT_COMMAND, 1, lambda inner, before: _one_text(inner[0].strip(), before))
     both = " \\land " if _INEQUALITY.search(text) else " , "  # "and" between inequalities means both at once
-    text = _PLAIN_JOINER.sub(lambda m: both if m[1] == "and" else " , ", text) if " " in text else text
+    either = " ; " if " or " in text and _SEVERAL_EACH.search(text) else " , "
+    text = _PLAIN_JOINER.sub(lambda m: both if m[1] == "and" else either, text)
     text = _WORD_SYMBOLS.sub(lambda m: "\\infty " if m[1] == "infinity" else f"\\{m[1]} ", text)
     if "\\over" in text or "\\choose" in text:
         text = _INFIX.sub(lambda m: f"\\{'frac' if m[3] == 'over' else 'binom'}{{{m[2]}}}{{{m[4]}}}", text)
@@ -234,14 +256,17 @@ def _one_text(inner: str, before: str) -> str:
         return f" {inner.strip(', ')} "
     if not inner.strip(".,;:"):
         return inner.strip(".:") or " "
-    if inner in ("e", "i", "infinity") or (not after_number and _MATHS_IN_TEXT.match(inner)):
+    in_group = len(inner) == 1 and before.count("{") > before.count("}")  # \frac{3\mathrm{n}}{2}
+    if inner in ("e", "i", "infinity") or in_group or (not after_number and _MATHS_IN_TEXT.match(inner)):
         return inner
     return f"\\text{{{re.sub(r'[{}^]', '', ' '.join(inner.split()))}}}"
 
 
 def _squeeze(text: str) -> str:
-    """Drop blanks that carry nothing. One stays between two letters or digits, never before `\\text{`."""
+    """Drop blanks that carry nothing. One stays between two letters or digits and in `2, 100`, a list of two numbers;
+    none before `\\text{`.
+    """
     text = re.sub(r"(\\[a-zA-Z]+) (?![a-zA-Z])", r"\1", " ".join(text.split()))
     parts = re.split(r"(\\text\{[^{}]*\})", text)
-    parts[::2] = [re.sub(r"(?<![\w.]) | (?![\w.])", "", part) for part in parts[::2]]
+    parts[::2] = [_LOOSE_BLANK.sub("", part) for part in parts[::2]]
     return "".join(parts).replace(" \\text", "\\text")

@@ -75,8 +75,7 @@ def bracket(text: str) -> Group | None:
         depth += (char in "({[") - (char in ")}]")
         if depth < 0:
             return None
-    items = split(inner, ",")
-    return None if depth else Group(opening, _few(split(inner, ";") if len(items) == 1 else items), closing)
+    return None if depth else Group(opening, _items(inner), closing)
 
 
 @lru_cache(maxsize=4096)
@@ -86,9 +85,14 @@ def listed(text: str) -> tuple[str, ...]:
         return ()
     if ";" not in text and all("," not in p or number(split_unit(p).core) is not None for p in split(text, "=")):
         return ()
-    items = split(text, ",")
-    found = tuple(item for item in _few(split(text, ";") if len(items) == 1 else items) if item)
+    found = tuple(item for item in _items(text) if item)
     return found if len(found) > 1 else ()
+
+
+def _items(text: str) -> tuple[str, ...]:
+    """The items between semicolons, which may be lists themselves, else between commas."""
+    items = split(text, ";")
+    return _few(items if len(items) > 1 else split(text, ","))
 
 
 def _few(items: list[str]) -> tuple[str, ...]:
@@ -174,7 +178,7 @@ _NAME = re.compile(
     rf"(?:\\lim_\{{[^{{}}]*\}} ?)?{_LETTER}(?:{_ARGUMENT})?|\\max|\\min"  # x, f'(2), P(X=7), A^{-1}
     rf"|\\frac{_D}{_D}(?:\(\w\)|\w(?:\(\w\))?)?"  # \frac{dy}{dx}
     rf"|(?:m?\\angle|\\triangle|\\(?:{_OF_UNKNOWNS}))(?:\^\{{\d\}})? ?\(?(?:{_LETTER}|[,+-])++\)?"  # \sin\theta
-    rf"|{_LETTER}(?:\\(?:cup|cap|setminus|times) ?{_LETTER})++"  # A\cup B
+    rf"|{_LETTER}(?:\\(?:cup|cap|setminus|times) ?{_LETTER})++|{_LETTER}(?::{_LETTER})++"  # A\cup B, S_1:S_2
     rf"|\({_LETTER}\\circ ?{_LETTER}\)(?:{_ARGUMENT})?"  # (f\circ g)(x)
     r"|\[[A-Z]{3,}\]|\|(?:[A-Z]+|[A-Z](?:\\c[au]p ?[A-Z])+|z|w|\\(?:vec|overline)\{\w+\})\||\\sigma\^\{2\}"  # |AB|
 )
@@ -208,7 +212,7 @@ class Statement(NamedTuple):
     @property
     def is_curve(self) -> bool:
         """Whether it is an equation that may be written in other forms, rather than the value of an unknown."""
-        if not self.names or not self.solved or is_curve_side(self.names[0]):
+        if not self.names or not self.solved or not names_a_value(self.names[0], self.value):
             return True
         others = unknowns(self.value) - unknowns(self.names[0])
         return bool(others and re.fullmatch(r"[xyz](?:\([a-z]\))?", self.names[0]))
@@ -230,7 +234,7 @@ def statement(text: str) -> Statement | None:
     if len(sides) == 2 and is_variable(sides[1]) and not is_name(sides[0]):  # 5=x
         sides.reverse()
     names = []
-    while len(sides) > 1 and is_name(sides[0]):
+    while len(sides) > 1 and (is_name(sides[0]) or (sides[0] == "i" and number(sides[-1]) is not None)):
         names.append(sides.pop(0))
     unknown = names[0] if names and is_variable(names[0]) and "(" not in names[0] else None
     solved = unknown is None or not any(unknown in unknowns(side) for side in sides)
@@ -254,9 +258,11 @@ def is_name(text: str) -> bool:
     return len(unknowns(text)) > 1 and not re.search(r"[=<>,!]|\\(?!frac|sqrt|cdot|pi)|\(.*\(", text)
 
 
-def is_curve_side(name: str) -> bool:
-    """`x+y` of x+y=5, which is a line, not a name for 5; `m+n` and `AB` name what was asked for."""
-    return not _NAME.fullmatch(name) and not tuple_names(name) and len(unknowns(name) & set("xyz")) > 1
+def names_a_value(name: str, value: str) -> bool:
+    """Whether a bare `value` says as much as `name=value`: f(2)=5, AB=5; not a+c=2b, ab=1 or PV=nRT, which relate."""
+    return _NAME.fullmatch(name) is not None or bool(
+        tuple_names(name) or "\\text" in name or (re.fullmatch("[A-Z]{2,3}", name) and not unknowns(value))
+    )
 
 
 @lru_cache(maxsize=4096)

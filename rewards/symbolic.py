@@ -44,6 +44,8 @@ def equal_expressions(answer: str, gold: str) -> bool:
 def _equal(answer: str, gold: str) -> bool:
     a, g = _parse(answer), _parse(gold)
     if isinstance(a, sympy.Eq) and isinstance(g, sympy.Eq):  # the same up to a factor, all on one side
+        if not (a.free_symbols and g.free_symbols):  # \sqrt{3}=1.732 says what its sides say
+            return a.free_symbols == g.free_symbols and _same_number(a.lhs, g.lhs) and _same_number(a.rhs, g.rhs)
         ratio: Any = sympy.simplify((a.lhs - a.rhs) / (g.lhs - g.rhs))  # type: ignore[operator]  (sympy types sides as Basic)
         return bool(ratio.is_number and ratio.is_nonzero and ratio.is_finite)
     if _is_number(a) and _is_number(g):

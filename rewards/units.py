@@ -52,7 +52,7 @@ _NO_ADJECTIVES = _NO_NOUNS | frozenset(
     """not no if is was has about approximately roughly nearly almost under over below above per fewer more or and maybe
     to of by half third quarter hundred thousand dozen double triple twice else times negative""".split()
 )
-MARKS = frozenset(("degree", "dollar", "euro", "pound-sterling"))  # rather than words; graders take 5 for $5 as well
+NOT_OPTIONAL = frozenset(("am", "pm"))  # in a gold: 3:45 may be either
 _MULTIPLIERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
 
 _TAILS = (

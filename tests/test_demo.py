@@ -14,4 +14,7 @@ def test_a_run_that_fails_ends_the_demo_and_its_lines_have_its_name(
     with pytest.raises(SystemExit) as stopped:
         demo.train_all()
     assert str(stopped.value) == "no_such_config stopped with exit code 1; the lines above say why"
-    assert "no_such_config | config error: command line: config: 'no_such_config.yaml'" in capfd.readouterr().out
+    assert (
+        "no_such_config | config error: command line: config: no such file (got 'no_such_config.yaml')"
+        in capfd.readouterr().out
+    )

@@ -26,9 +26,9 @@ from trainer.types import MicroBatch, Sample
 def make_minibatches(run: Run, samples: list[Sample]) -> list[list[MicroBatch]]:
     """One minibatch per update of an epoch, each a list of this rank's micro-batches, one per forward pass; collective.
 
-    A sample's minibatch follows from its `index`. Within a minibatch sequences are assigned to ranks again: each gets
-    about the same number of tokens and the same number of micro-batches. Denominators of the loss are those of the
-    whole minibatch over all ranks. Raises ValueError for a minibatch with fewer sequences than ranks.
+    A sample's minibatch follows from its `index`. Within a minibatch, sequences are reassigned to ranks: about the same
+    number of tokens and the same number of micro-batches for each. Denominators of the loss are those of the whole
+    minibatch over all ranks. Raises ValueError for a minibatch with fewer sequences than ranks.
     """
     minibatches: list[list[Sample]] = [[] for _ in range(run.plan.minibatches)]
     for sample in run.ranks.gather(samples):

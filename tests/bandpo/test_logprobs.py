@@ -14,10 +14,11 @@ from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from bandpo.logprobs import _WithoutGradient, token_logprobs
+import bandpo.logprobs as module
+from bandpo.logprobs import token_logprobs
 
 T, H, V = 23, 8, 40
-OPTIONS = {"temperature": 0.7, "vocab_size": 37, "chunk_tokens": 5, "kernel": "chunked"}
+OPTIONS = {"temperature": 0.7, "vocab_size": 37, "chunk_tokens": 5}
 
 
 def inputs(dtype: torch.dtype = torch.float32, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -27,7 +28,7 @@ def inputs(dtype: torch.dtype = torch.float32, scale: float = 1.0) -> tuple[torc
     return hidden.to(dtype), weight, torch.randint(37, (T,), generator=generator)
 
 
-def plain(hidden, weight, targets, *, temperature, vocab_size, chunk_tokens=None, kernel=""):
+def plain(hidden, weight, targets, *, temperature, vocab_size, chunk_tokens=None):
     """All logits at once."""
     table = ((hidden @ weight.T)[:, :vocab_size].float() / temperature).log_softmax(-1)
     return table.gather(1, targets[:, None]).squeeze(1), -(table.exp() * table).sum(-1)
@@ -48,7 +49,7 @@ def gradients(function, hidden, weight, targets, of: str = "log-probs", **option
 @pytest.mark.parametrize("vocab_size", [37, V])
 @pytest.mark.parametrize("of", ["log-probs", "entropy", "both"])
 def test_equals_log_softmax_forward_and_backward(chunk_tokens: int, temperature: float, vocab_size: int, of: str):
-    options = {"temperature": temperature, "vocab_size": vocab_size, "chunk_tokens": chunk_tokens, "kernel": "chunked"}
+    options = {"temperature": temperature, "vocab_size": vocab_size, "chunk_tokens": chunk_tokens}
     found, wanted = gradients(token_logprobs, *inputs(), of, **options), gradients(plain, *inputs(), of, **options)
     for one, other in zip(found, wanted, strict=True):
         assert one.dtype == torch.float32
@@ -56,12 +57,38 @@ def test_equals_log_softmax_forward_and_backward(chunk_tokens: int, temperature:
     assert (found[3][vocab_size:] == 0).all()
 
 
+@pytest.mark.parametrize("of", ["log-probs", "entropy", "both"])
+def test_rows_beyond_the_vocabulary_have_no_effect(of: str):
+    """Products use all rows of the head; those from vocab_size on may have any finite weights."""
+    hidden, weight, targets = inputs()
+    without = gradients(token_logprobs, hidden, weight[:37], targets, of, **OPTIONS)
+    large = torch.cat([weight[:37], torch.full((3, H), 1e4)])
+    found = gradients(token_logprobs, hidden, large, targets, of, **OPTIONS)
+    assert (found[3][37:] == 0).all()
+    for one, other in zip([*found[:3], found[3][:37]], without, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_logits_have_the_row_stride_of_the_head(monkeypatch: pytest.MonkeyPatch):
+    """A width of vocab_size = 37 would start rows at addresses that are not multiples of 16 bytes."""
+    widths = []
+    product = module._product
+
+    def record(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        widths.append(right.shape[1])
+        return product(left, right)
+
+    monkeypatch.setattr(module, "_product", record)
+    gradients(token_logprobs, *inputs(), "both", **OPTIONS)
+    assert set(widths) == {V}  # float32: the head's gradient is an addmm
+
+
 def test_by_hand():
     # Logits (0, ln 3): probabilities 1/4 and 3/4; at temperature 1/2: 1/10 and 9/10.
     hidden, weight = torch.ones(1, 1), torch.tensor([[0.0], [math.log(3)], [50.0]])
     for temperature, p in ((1.0, 0.75), (0.5, 0.9)):
         logprobs, entropy = token_logprobs(
-            hidden, weight, torch.tensor([1]), temperature=temperature, vocab_size=2, chunk_tokens=8, kernel="chunked"
+            hidden, weight, torch.tensor([1]), temperature=temperature, vocab_size=2, chunk_tokens=8
         )
         assert logprobs.item() == pytest.approx(math.log(p), rel=1e-6)
         assert entropy.item() == pytest.approx(-p * math.log(p) - (1 - p) * math.log(1 - p), rel=1e-6)
@@ -136,14 +163,12 @@ def test_bfloat16_states_with_a_float32_head(autocast: bool):
 
 
 def test_the_head_gradient_is_summed_in_float32():
-    """Small contributions of many chunks to a large sum would be lost in bfloat16 (1 + 1/512 = 1 there)."""
+    """bfloat16 would lose small contributions of many chunks to a large sum (1 + 1/512 = 1 there)."""
     tokens = 600
     hidden = torch.full((tokens, 1), 1.0, dtype=torch.bfloat16)
     weight = torch.zeros(2, 1, requires_grad=True)
     targets = torch.zeros(tokens, dtype=torch.long)
-    logprobs, _ = token_logprobs(
-        hidden, weight, targets, temperature=1.0, vocab_size=2, chunk_tokens=1, kernel="chunked"
-    )
+    logprobs, _ = token_logprobs(hidden, weight, targets, temperature=1.0, vocab_size=2, chunk_tokens=1)
     (grad,) = torch.autograd.grad(logprobs.sum(), weight)
     assert grad.flatten().tolist() == [300, -300]  # each token adds 1 - 1/2
 
@@ -192,13 +217,13 @@ def test_no_tensor_is_larger_than_the_logits_of_a_chunk():
     for function in (token_logprobs, plain):
         with LargestResult() as largest:
             x, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-            both = function(x, w, targets, temperature=1.0, vocab_size=500, chunk_tokens=8, kernel="chunked")
+            both = function(x, w, targets, temperature=1.0, vocab_size=500, chunk_tokens=8)
             torch.cat(both).sum().backward()
         sizes.append(largest.elements)
     assert sizes == [8 * 500, 64 * 500]
 
 
-def test_mistakes_are_named():
+def test_wrong_sizes_are_refused():
     hidden, weight, targets = inputs()
     with pytest.raises(AssertionError, match="23 targets"):
         token_logprobs(hidden[:3], weight, targets, **OPTIONS)
@@ -226,7 +251,7 @@ class TinyModel(nn.Module):
 
 def _compare_sharded(rank: int, world: int, folder: str) -> None:
     """Every process: gradients of the sharded model, gathered, against those of a plain one on all data."""
-    # Meeting in a file: a port that was free a moment ago may be taken.
+    # A file as meeting point: a port that was free a moment ago may be taken.
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
     torch.set_num_threads(1)
     mesh = init_device_mesh("cpu", (world,))
@@ -250,7 +275,7 @@ def _compare_sharded(rank: int, world: int, folder: str) -> None:
                 worst[f"{name} tied={tied} {dtype}"] = gap.item()
     if rank == 0:
         torch.save(worst, Path(folder) / "worst.pt")
-    dist.barrier()  # a rank that ends while the other still talks to it is killed by gloo
+    dist.barrier()  # gloo fails where one rank ends while the other still communicates
     dist.destroy_process_group()
 
 
@@ -261,29 +286,3 @@ def test_under_fsdp2_on_two_processes(tmp_path: Path):
     assert len(worst) == 2 * (4 + 3)
     for name, gap in worst.items():
         assert gap < (1e-5 if "float32" in name else 2e-2), (name, gap)
-
-
-def test_an_entropy_without_gradient_says_so():
-    """liger's, which is not installed here: a bonus on it must not be lost in silence."""
-    logprobs = torch.zeros(3, requires_grad=True)
-    entropy = _WithoutGradient.apply(torch.ones(3), logprobs)
-    (logprobs.sum() + entropy.detach().sum()).backward()
-    with pytest.raises(NotImplementedError, match="logprob_kernel: liger's entropy has no gradient; use chunked"):
-        (logprobs + entropy).sum().backward()
-
-
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_liger_gives_the_same_numbers(dtype: torch.dtype, tolerance: float):
-    pytest.importorskip("liger_kernel", reason="liger-kernel is not installed: it needs triton, a package for GPUs")
-    results = {}
-    for kernel in ("chunked", "liger"):
-        hidden, weight, targets = inputs(dtype)
-        hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
-        logprobs, entropy = token_logprobs(hidden, weight, targets, **{**OPTIONS, "kernel": kernel})
-        assert logprobs.dtype == entropy.dtype == torch.float32
-        (logprobs * torch.arange(len(targets))).sum().backward()
-        results[kernel] = [logprobs, entropy, hidden.grad, weight.grad]
-    for ours, theirs in zip(*results.values(), strict=True):
-        torch.testing.assert_close(
-            ours.float(), theirs.float(), rtol=tolerance, atol=tolerance * ours.abs().max().item()
-        )

@@ -21,9 +21,9 @@ OPTIONS = EngineOptions(
     max_model_tokens=64,
     max_sequences=1,  # every sample its own batch, so that this engine too seeds each sample
     memory_share=0.5,
-    cpu_cache_gib=0.1,
+    cpu_cache_bytes=2**27,
     tensor_parallel=1,
-    eager=True,
+    arguments={},
     trust_remote_code=False,
 )
 

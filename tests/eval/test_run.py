@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,15 +26,24 @@ from eval.run import (
 )
 from rewards import Verifier
 from trainer.checkpoint import begin, commit
+from trainer.rollout import MOST_SEQUENCES
 
 pytestmark = pytest.mark.slow
 
 SAMPLES = 4
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_sequence_at_a_time() -> Iterator[None]:
+    """The hf engine seeds a whole batch; with one sequence per batch it seeds each sample."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MOST_SEQUENCES, "hf", 1)
+        yield
+
+
 @pytest.fixture(scope="module")
 def config(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> EvalConfig:
-    """Two sets of the synthetic task as files, two processes, one sequence at a time (so that hf seeds each sample)."""
+    """Two sets of the synthetic task as files, two processes."""
     folder = tmp_path_factory.mktemp("work")
     for name, part in (("easy", slice(0, 5)), ("hard", slice(5, 8))):
         rows = [{"problem": p.problem, "answer": p.gold} for p in toy_problems("toy_eval")[part]]
@@ -49,7 +59,6 @@ def config(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> EvalCo
         max_prompt_tokens=16,
         max_response_tokens=12,
         engine="hf",
-        engine_max_sequences=1,
         processes=2,
         verifier_workers=1,
     )
@@ -214,7 +223,7 @@ def trained(tiny_model: Path, tmp_path: Path) -> Path:
     """A run folder with the checkpoints of steps 5 and 10, whose settings are those of the synthetic task."""
     settings = {"run_name": "band", "prompt_template": "plain", "chat_template": False, "engine": "hf", "top_k": 0}
     settings |= {"max_prompt_tokens": 16, "max_response_tokens": 12, "eval_data": ["toy_eval"], "eval_samples": 8}
-    settings |= {"engine_max_sequences": None, "trust_remote_code": True, "seed": 7, "save_every": 5}
+    settings |= {"trust_remote_code": True, "seed": 7, "save_every": 5}
     folder = tmp_path / "runs" / "band"
     for step in (5, 10):
         new = begin(folder / "checkpoints", step)
@@ -232,7 +241,7 @@ def test_a_policy_of_a_run_is_evaluated_as_it_was_trained(trained: Path, capsys:
     assert config.model == str(newest / "policy") and config.folder == Path("evals/band_step_000010_toy_eval")
     assert (config.prompt_template, config.chat_template, config.engine) == ("plain", False, "hf")
     assert (config.max_prompt_tokens, config.max_response_tokens) == (16, 12)
-    assert (config.set_names, config.samples, config.engine_max_sequences) == (["toy_eval"], 8, 256)
+    assert (config.set_names, config.samples) == (["toy_eval"], 8)
     assert not config.trust_remote_code and config.seed == 0  # these are never taken over
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"{newest}/policy: band, step 10; as in that run: --sets toy_eval --samples 8 --prompt_temp")
@@ -284,7 +293,10 @@ def test_mistakes_are_one_line(trained: Path, tiny_model: Path, capsys: pytest.C
         ([*run_of, "--sets", "a/test.jsonl,b/test.jsonl"], "sets: a/test.jsonl and b/test.jsonl would both be test"),
         ([*run_of, "--sets", ","], "sets: names no set"),
         ([*run_of, "--sample", "3"], "did you mean samples?"),
-        ([*run_of, "--seed", str(2**32)], "seed: '4294967296' is not a whole number from 0 and up to 4294967295"),
+        (
+            [*run_of, "--seed", str(2**32)],
+            "seed: must be a whole number from 0 and up to 4294967295",
+        ),
         ([*run_of, "--prompt_template", "plian"], "template 'plian' is not known"),
         ([*run_of, "--max_prompt_tokens", "1"], "max_prompt_tokens 1: all 128 prompts are longer"),
         ([str(trained.with_name("bnad"))], f"is not there; did you mean {trained}?"),
@@ -315,7 +327,7 @@ def test_what_an_engine_does_not_take_is_one_line(
 
 @pytest.mark.slow
 def test_vllm_gives_the_same_answers_on_one_and_on_two_processes(config: EvalConfig) -> None:
-    one = dataclasses.replace(config, engine="vllm", engine_max_sequences=16, name="vllm1", processes=1)
+    one = dataclasses.replace(config, engine="vllm", vllm={"max_num_seqs": 16}, name="vllm1", processes=1)
     two = dataclasses.replace(one, name="vllm2", processes=2)
     assert run(one) == run(two)
     assert [row["text"] for row in samples(one)] == [row["text"] for row in samples(two)]

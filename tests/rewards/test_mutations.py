@@ -78,7 +78,7 @@ def decimals(rng: random.Random) -> Pair:
     gold, wrong = n / 100, other(rng, n) / 100
     dress = rng.choice(["%s", "x=%s", "%s\\text{ cm}", "\\$%s"])
     if rng.random() < 0.3:
-        return str(gold), f"{n}\\%", rng.choice([f"{other(rng, n)}\\%", f"{n}", f"{gold}\\%"])
+        return str(gold), f"{n}\\%", rng.choice([f"{other(rng, n)}\\%", f"{n}", f"{gold / 10}\\%"])
     return str(gold), dress % gold, dress % wrong
 
 
@@ -234,11 +234,11 @@ def units(rng: random.Random) -> Pair:
     gold = rng.choice([f"{n}", f"{n}\\text{{ {unit}}}"])
     wrong = [
         f"{other(rng, n)}\\text{{ {unit}}}",
-        f"{n}\\text{{ {rng.choice(['thousand', 'pairs', 'dozen', 'tenths', 'reciprocals', 'percent'])}}}",
+        f"{n}\\text{{ {rng.choice(['thousand', 'pairs', 'dozen', 'tenths', 'reciprocals'])}}}",
         f"{n}s",
     ]
     if gold != f"{n}":
-        wrong += [f"{n}\\text{{ km}}", f"{n}", f"{n}\\text{{ m}}^3"]
+        wrong += [f"{n}\\text{{ km}}", f"{other(rng, n)}", f"{n}\\%", f"{n}\\text{{ m}}^3"]
     return gold, f"{n}\\,\\text{{{unit}}}", rng.choice(wrong)
 
 

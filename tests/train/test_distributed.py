@@ -143,13 +143,13 @@ def test_whole_runs_agree_and_go_on_with_another_number_of_processes(
 
 
 def test_two_processes_that_share_an_engine_train_the_same_policy(whole: Path, toy_model: str, tmp_path: Path):
-    """tensor_parallel 2, with the sampler as anchor and the reference kept on the device: the numbers stay."""
+    """tensor_parallel 2, with the rollout policy as old policy: the numbers stay."""
     other = ["--tensor_parallel", "2", "--old_policy", "rollout"]
     together(2, "train.py", *small_run(toy_model, tmp_path, "run", "fsdp2", 2), *LIVELY.split(), *other)
     assert_same_weights(whole / "run", tmp_path / "run", 2)
     for row, expected in zip(metrics(tmp_path / "run"), metrics(whole / "run"), strict=False):
         assert row["reward/mean"] == pytest.approx(expected["reward/mean"])
-        assert 0 < row["rollout/logprob_diff_max"] < 1e-3  # measured, though the anchor is the sampler's own
+        assert 0 < row["rollout/logprob_diff_max"] < 1e-3  # measured on the first minibatch
         assert 0 < row["rollout/kl"] < 1e-6
 
 

@@ -75,7 +75,7 @@ ONE_UPDATE = {"minibatches": 1, "eval_every": 0, "advantage": "group_mean", "tem
 def test_an_update_without_a_finite_gradient_is_skipped_and_counted(toy_model: str, tmp_path: Path):
     run = tmp_path / "run"
     keys = {"save_every": 1, "keep_last": 9, "prompts_per_step": 4, **ONE_UPDATE}
-    assert train.main(argv(toy_model, run, reward=poison(tmp_path, 100), **keys)) == 0
+    assert train.main(argv(toy_model, run, reward=poison(tmp_path, 250), **keys)) == 0
     skipped = [row["optim/skipped"] for row in metrics(run)]
     assert 0 < sum(skipped) < len(skipped)  # some updates were poisoned, some were not
     saved = sorted((run / "checkpoints").iterdir())
@@ -322,7 +322,7 @@ def test_an_engine_that_is_not_the_policy_ends_the_run_with_one_line(
     line = error_of(capsys, argv(toy_model, tmp_path / "run", max_rollout_kl="1e-30", eval_every=0), 1)
     assert line.startswith("error: max_rollout_kl: step 1: KL(rollout, trainer) is ") and "above 1e-30" in line
     assert all(suspect in line for suspect in ("attention: sdpa", "precision: float32", "engine: hf"))
-    assert not list((tmp_path / "run" / "checkpoints").iterdir())  # raised before the first update
+    assert metrics(tmp_path / "run") == [] and not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_an_engine_that_dies_ends_the_run_with_its_error(toy_model: str, tmp_path: Path):

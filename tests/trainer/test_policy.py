@@ -308,8 +308,7 @@ def test_backward_gives_the_gradient_of_the_loss(folder: str, accelerator: Accel
         logprobs, entropy = policy(BATCH)
         policy.backward(loss_of(logprobs, entropy), logprobs, entropy, always=False)
         found = gradients(policy)
-        pairs = zip(found, expected, strict=True)
-        assert all(g is not None and e is not None and torch.equal(g, e) for g, e in pairs)
+        assert all(g is not None and e is not None and torch.equal(g, e) for g, e in zip(found, expected, strict=True))
 
 
 def test_backward_is_skipped_where_every_gradient_is_zero(folder: str, accelerator: Accelerator):

@@ -13,16 +13,18 @@ import yaml
 
 STEPS = 20
 BINS = ("p<0.01", "p<0.2", "p<0.4", "p<0.6", "p<0.8", "p<=1")
-# clip -> (step where the reward is half way, entropy at the end, share clipped up and down in each bin)
+# rule -> (step where the reward is half way, entropy at the end, share clipped up and down in each bin)
 METHODS = {
     "fixed": (11.0, 0.12, (0.60, 0.20, 0.09, 0.02, 0.11, 0.001), (0.29, 0.09, 0.07, 0.04, 0.15, 0.01)),
     "band": (8.0, 0.31, (0.04, 0.09, 0.02, 0.01, 0.29, 0.01), (0.001, 0.06, 0.13, 0.08, 0.20, 0.04)),
 }
 
+RULE_ARGS = {"fixed": {"low": 0.2, "high": 0.2}, "band": {"delta": 0.05, "divergence": "kl"}}
 
-def rows(clip: str, seed: int) -> list[dict[str, float]]:
-    noise = np.random.default_rng([seed, len(clip)])
-    half, entropy_end, up, down = METHODS[clip]
+
+def rows(rule: str, seed: int) -> list[dict[str, float]]:
+    noise = np.random.default_rng([seed, len(rule)])
+    half, entropy_end, up, down = METHODS[rule]
     half += noise.normal(0, 0.8)
     out = []
     for step in range(STEPS + 1):
@@ -55,13 +57,13 @@ def rows(clip: str, seed: int) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    for clip in METHODS:
+    for rule in METHODS:
         for seed in range(5):
-            folder = Path(__file__).parent / f"{clip}_seed{seed}"
+            folder = Path(__file__).parent / f"{rule}_seed{seed}"
             folder.mkdir(exist_ok=True)
-            (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(clip, seed)))
-            config = {"run_name": folder.name, "seed": seed, "output_dir": "runs", "max_steps": STEPS, "clip": clip}
-            config |= {"divergence": "kl", "delta": 0.05, "lr": 1e-4, "model": "toy"}
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(rule, seed)))
+            config = {"run_name": folder.name, "seed": seed, "output_dir": "runs", "max_steps": STEPS, "rule": rule}
+            config |= {"rule_args": RULE_ARGS[rule], "lr": 1e-4, "model": "toy"}
             (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
 

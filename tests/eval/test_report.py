@@ -1,4 +1,4 @@
-"""The page of eval.view in a real browser: what it shows is what the files of the runs hold.
+"""The report of eval.report in a real browser: what it shows is what the files of the runs hold.
 
 The runs are made up here (write_run). Without Chromium the tests that need one are skipped; `make browser` installs it.
 """
@@ -19,8 +19,8 @@ import pytest
 import yaml
 from browser import CHROMIUM, Page, browser
 
-import eval.view
-from eval.view import main, write_page
+import eval.report
+from eval.report import main, write_report
 
 STEPS = (2, 4)
 SEEDS = (0, 1)
@@ -57,7 +57,7 @@ def sample(rng: np.random.Generator, prompt: str, **known: Any) -> dict[str, Any
         "prompt_id": prompt,
         "token_texts": texts,
         "token_ids": rng.integers(0, 150_000, TOKENS).tolist(),
-        "sampler_logprobs": (old + rng.normal(0, 0.01, TOKENS)).tolist(),
+        "rollout_logprobs": (old + rng.normal(0, 0.01, TOKENS)).tolist(),
         "old_logprobs": old.tolist(),
         "logprobs": now.tolist(),
         "entropy": rng.gamma(1, 0.5, TOKENS).tolist(),
@@ -68,9 +68,9 @@ def sample(rng: np.random.Generator, prompt: str, **known: Any) -> dict[str, Any
     return row | known
 
 
-def write_run(folder: Path, clip: str, seed: int, samples: dict[int, list[dict[str, Any]]] | None = None) -> Path:
-    """A run folder of four steps, evaluated at steps 0 and 4; its numbers follow from clip and seed."""
-    rng = np.random.default_rng([seed, len(clip)])
+def write_run(folder: Path, rule: str, seed: int, samples: dict[int, list[dict[str, Any]]] | None = None) -> Path:
+    """A run folder of four steps, evaluated at steps 0 and 4; its numbers follow from rule and seed."""
+    rng = np.random.default_rng([seed, len(rule)])
     (folder / "samples").mkdir(parents=True)
     rows = []
     for step in range(5):
@@ -83,7 +83,7 @@ def write_run(folder: Path, clip: str, seed: int, samples: dict[int, list[dict[s
             row |= {"eval/toy/mean@32": float(rng.random()), "eval/toy/mean@32_stderr": 0.03}
         rows.append(row)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = {"run_name": folder.name, "seed": seed, "clip": clip, "lr": 1e-4, "max_steps": 4}
+    config = {"run_name": folder.name, "seed": seed, "rule": rule, "lr": 1e-4, "max_steps": 4}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     if samples is None:
         samples = {step: [sample(rng, prompt) for prompt in ("p0", "p1", "p2")] for step in STEPS}
@@ -97,7 +97,7 @@ def write_run(folder: Path, clip: str, seed: int, samples: dict[int, list[dict[s
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two methods of two seeds; one of them with what environment.json holds."""
     root = tmp_path_factory.mktemp("runs")
-    folders = [write_run(root / f"{clip}{seed}", clip, seed) for clip in ("fixed", "band") for seed in SEEDS]
+    folders = [write_run(root / f"{rule}{seed}", rule, seed) for rule in ("fixed", "band") for seed in SEEDS]
     environment = {
         "command": ["python", "train.py", "--lr", "<b>1e-4</b>"],
         "packages": {"torch": "2.13.0"},
@@ -111,8 +111,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def written(runs: list[Path]) -> Path:
-    out = runs[0].parent / "page.html"
-    write_page(runs, out)
+    out = runs[0].parent / "report.html"
+    write_report(runs, out)
     return out
 
 
@@ -164,7 +164,7 @@ def expected_tip(row: dict[str, Any], i: int) -> dict[str, Any]:
         "interval": (digits(row["lower"][i]), upper),
         "gradient weight w": digits(row["weight"][i]),
         "entropy": digits(row["entropy"][i]),
-        "sampler’s probability": digits(math.exp(row["sampler_logprobs"][i])),
+        "rollout probability": digits(math.exp(row["rollout_logprobs"][i])),
         "token id": row["token_ids"][i],
     }
 
@@ -228,7 +228,7 @@ def test_curves_show_the_metrics_of_any_step(page: Page, runs: list[Path]) -> No
 
 @needs_browser
 def test_one_seed_has_its_standard_error(chromium: Page, runs: list[Path]) -> None:
-    write_page(runs[:1], out := runs[0].parent / "one.html")
+    write_report(runs[:1], out := runs[0].parent / "one.html")
     chromium.open(out)
     mean = 100 * metric(runs[0], "eval/toy/mean@32", 4)
     assert table(chromium, "toy mean@32") == [["fixed", f"{digits(mean):g} %", "± 3"]]
@@ -284,7 +284,7 @@ def test_a_row_shows_the_answer_of_the_file(page: Page, runs: list[Path]) -> Non
         clipped = [f"{sign} {kinds.count(kind)}" for sign, kind in (("▲", "up"), ("▼", "down")) if kind in kinds]
         assert cells[:5] == [
             *(row["problem"], runs[row["run"]].name, str(row["step"])),
-            *("right" if row["correct"] else "wrong", row["reason"]),
+            *("correct" if row["correct"] else "incorrect", row["reason"]),
         ]
         assert (float(cells[5]), float(cells[6])) == (row["reward"], digits(row["advantage"]))
         assert cells[7:] == [str(TOKENS) + " cut" * row["truncated"], " ".join(clipped) or "0"]
@@ -386,14 +386,14 @@ def test_marks_and_colours_by_hand(chromium: Page, tmp_path: Path) -> None:
     old = [math.log(p) for p in (0.001, 1.0, 0.1, 0.5)]
     moved = [old[0] + math.log(1.4), old[1] + math.log(0.7), old[2], old[3] + math.log(1.4)]
     lists = {
-        **{"token_texts": list("abcd"), "token_ids": [1, 2, 3, 4], "sampler_logprobs": old, "old_logprobs": old},
+        **{"token_texts": list("abcd"), "token_ids": [1, 2, 3, 4], "rollout_logprobs": old, "old_logprobs": old},
         **{"logprobs": moved, "entropy": [0, 1, 2, 3], "lower": [0.8] * 4, "upper": [1.2, 1.2, 1.2, None]},
         "weight": [0, 1, 2, 4],
     }
     rng = np.random.default_rng(0)
     lines = [sample(rng, "p", advantage=a, **lists) for a in (1.0, -1.0, 0.0)]
-    write_page([write_run(tmp_path / "run", "band", 0, {1: lines})], tmp_path / "page.html")
-    chromium.open(tmp_path / "page.html")
+    write_report([write_run(tmp_path / "run", "band", 0, {1: lines})], tmp_path / "report.html")
+    chromium.open(tmp_path / "report.html")
     for number, marks in enumerate((["up", "", "", ""], ["", "down", "", ""], ["", "", "", ""])):
         open_answer(chromium, f"answer={number}")
         assert (
@@ -427,8 +427,8 @@ def test_a_rule_without_interval_is_marked_by_its_weights(chromium: Page, tmp_pa
     rng = np.random.default_rng(0)
     row = sample(rng, "p", advantage=-1.0, weight=[0.0] + [0.5] * (TOKENS - 1))
     del row["lower"], row["upper"]
-    write_page([write_run(tmp_path / "run", "sapo", 0, {1: [row]})], tmp_path / "page.html")
-    chromium.open(tmp_path / "page.html", "#answer=0")
+    write_report([write_run(tmp_path / "run", "sapo", 0, {1: [row]})], tmp_path / "report.html")
+    chromium.open(tmp_path / "report.html", "#answer=0")
     marks = chromium.evaluate("[...document.querySelectorAll('.tokens .token')].map((t) => t.classList[1] ?? '')")
     assert marks == ["down"] + [""] * (TOKENS - 1)
     chromium.point("document.getElementById('t0-0')")
@@ -474,7 +474,7 @@ def test_hostile_answers_are_text(chromium: Page, tmp_path: Path) -> None:
     lists = {"token_texts": HOSTILE}
     rng = np.random.default_rng(0)
     plain = sample(rng, "p")
-    for key in ("token_ids", "sampler_logprobs", "old_logprobs", "logprobs", "entropy", "lower", "upper", "weight"):
+    for key in ("token_ids", "rollout_logprobs", "old_logprobs", "logprobs", "entropy", "lower", "upper", "weight"):
         lists[key] = plain[key][: len(HOSTILE)]
     lines = [
         sample(rng, text, answer=text, problem=text, gold=text, extracted=text, reason=text, **lists)
@@ -484,9 +484,9 @@ def test_hostile_answers_are_text(chromium: Page, tmp_path: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text()) | {"run_name": HOSTILE[0], "model": HOSTILE[2]}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     (run / "environment.json").write_text(json.dumps({"command": HOSTILE[:3], "warnings": HOSTILE}))
-    write_page([run], tmp_path / "page.html")
+    write_report([run], tmp_path / "report.html")
     for number, text in enumerate(HOSTILE):
-        chromium.open(tmp_path / "page.html", f"#answer={number}")
+        chromium.open(tmp_path / "report.html", f"#answer={number}")
         for place in ("pre[aria-label=Problem]", ".answer details pre", "[data-fact=gold]", "[data-fact=reason]"):
             assert chromium.evaluate(f"document.querySelector('{place}').textContent") == text
         shown = chromium.evaluate("[...document.querySelectorAll('.tokens .token')].map((t) => t.textContent)")
@@ -520,8 +520,8 @@ def test_a_page_that_cannot_be_drawn_says_so(chromium: Page, written: Path, tmp_
 def test_older_runs_show_their_answers_without_colours(chromium: Page, tmp_path: Path) -> None:
     keys = ("problem", "answer", "gold", "extracted", "reason", "reward", "advantage", "tokens")
     old = {key: value for key, value in sample(np.random.default_rng(0), "p").items() if key in keys}
-    write_page([write_run(tmp_path / "run", "band", 0, {1: [old]})], tmp_path / "page.html")
-    chromium.open(tmp_path / "page.html", "#answer=0")
+    write_report([write_run(tmp_path / "run", "band", 0, {1: [old]})], tmp_path / "report.html")
+    chromium.open(tmp_path / "report.html", "#answer=0")
     assert chromium.evaluate("document.querySelector('pre[aria-label=Answer]').textContent") == old["answer"]
     assert "without colours" in chromium.evaluate("document.querySelector('#answers .note').textContent")
     cells = chromium.evaluate("[...document.getElementById('row-0').children].map((cell) => cell.textContent)")
@@ -540,21 +540,21 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     with open(run / "samples" / "step_000001.jsonl", "a") as file:
         file.write('{"answer": 3}\n' + "1" * 5000 + '\n{"answer": "cut o')
     (run / "environment.json").write_text("{")
-    write_page([run], tmp_path / "page.html")
-    text = cards(tmp_path / "page.html")
+    write_report([run], tmp_path / "report.html")
+    text = cards(tmp_path / "report.html")
     assert "step_000001.jsonl: no JSON object with 'answer' in line 3, 4; left out" in text
     assert "the last line of step_000001.jsonl is unfinished and left out" in text
     assert "step_000001.jsonl: weight not as long as token_texts (30); shown without colours" in text
     assert "environment.json cannot be read" in text
-    assert "1 of 2 answers come without numbers" in (tmp_path / "page.html").read_text()
+    assert "1 of 2 answers come without numbers" in (tmp_path / "report.html").read_text()
 
 
 def test_not_a_number_is_a_dash_and_never_breaks_the_page(tmp_path: Path) -> None:
     row = sample(np.random.default_rng(0), "p", reward=math.nan)
     row["logprobs"][3], row["entropy"][4], row["upper"][5] = math.nan, math.inf, math.inf
-    lists = eval.view._token_lists(row, "", [])
+    lists = eval.report._token_lists(row, "", [])
     assert lists and lists["r"][3] is lists["entropy"][4] is lists["upper"][5] is None and lists["clip"][3] == 0
-    write_page([write_run(tmp_path / "run", "band", 0, {1: [row]})], tmp_path / "page.html")  # JSON knows no NaN
+    write_report([write_run(tmp_path / "run", "band", 0, {1: [row]})], tmp_path / "report.html")  # JSON knows no NaN
 
 
 def test_the_card_says_what_the_run_was(written: Path) -> None:
@@ -564,8 +564,8 @@ def test_the_card_says_what_the_run_was(written: Path) -> None:
     assert "a warning of the launch" in first and "no environment.json" in last
     told = re.findall(r'(<tr[^>]*>)<th scope="row">(\w+)</th><td>([^<]*)</td><td>([^<]*)</td>', written.read_text())
     assert ("<tr>", "lr", "0.0001", "1e-06") in told  # not the default, the same in all runs
-    assert ('<tr class="differs">', "clip", "fixed", "band") in told
-    assert ('<tr class="differs">', "clip", "band", "band") in told  # the default, and not so in the other run
+    assert ('<tr class="differs">', "rule", "fixed", "band") in told
+    assert ('<tr class="differs">', "rule", "band", "band") in told  # the default, and not so in the other run
     assert not [key for _, key, *_ in told if key == "temperature"]  # the default in all runs
 
 
@@ -576,10 +576,10 @@ def test_a_page_that_would_be_too_large_thins_its_steps(
     run = write_run(tmp_path / "run", "band", 0, {step: [sample(rng, "p")] for step in range(1, 8)})
     size = max(file.stat().st_size for file in (run / "samples").iterdir())
     for room, steps in ((7, [1, 2, 3, 4, 5, 6, 7]), (4, [1, 3, 5, 7]), (3, [1, 4, 7]), (2, [3, 7]), (0, [7])):
-        monkeypatch.setattr(eval.view, "MAX_SAMPLE_BYTES", room * size)
-        assert eval.view._steps_that_fit([eval.view._sample_files(run)]) == steps
-    write_page([run], tmp_path / "page.html")
-    assert "Answers of 1 of 7 steps are in this page" in (tmp_path / "page.html").read_text()
+        monkeypatch.setattr(eval.report, "MAX_SAMPLE_BYTES", room * size)
+        assert eval.report._steps_that_fit([eval.report._sample_files(run)]) == steps
+    write_report([run], tmp_path / "report.html")
+    assert "Answers of 1 of 7 steps are in this page" in (tmp_path / "report.html").read_text()
 
 
 def test_mistakes_are_one_line(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -597,16 +597,16 @@ def test_mistakes_are_one_line(runs: list[Path], tmp_path: Path, capsys: pytest.
         assert line.startswith("error: ") and told in line
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
-    assert capsys.readouterr().out.startswith("usage: python -m eval.view ")
+    assert capsys.readouterr().out.startswith("usage: python -m eval.report ")
     with pytest.raises(ValueError, match="at least one run folder"):
-        write_page([], tmp_path / "page.html")
+        write_report([], tmp_path / "report.html")
 
 
 def test_where_the_page_goes_when_nobody_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    both = [write_run(tmp_path / clip, clip, 0) for clip in ("fixed", "band")]
+    both = [write_run(tmp_path / rule, rule, 0) for rule in ("fixed", "band")]
     main([str(both[0])])
     main([str(run) for run in both])
-    pages = [both[0] / "page.html", tmp_path / "page.html"]
+    pages = [both[0] / "report.html", tmp_path / "report.html"]
     assert all(page.exists() for page in pages)
     assert [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()] == list(map(str, pages))
 
@@ -616,8 +616,8 @@ def test_a_null_is_left_out_of_the_curves_and_said(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rows[3] |= {"train/entropy": None, "mine/never": None}
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write_page([run], tmp_path / "page.html")
-    text = (tmp_path / "page.html").read_text()
+    write_report([run], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
     assert "not a finite number: mine/never from step 3, train/entropy from step 3" in text
     packed = re.search(r'id="index"[^>]*>([^<]+)<', text)
     assert packed
@@ -629,8 +629,8 @@ def test_a_null_is_left_out_of_the_curves_and_said(tmp_path: Path) -> None:
 @needs_browser
 def test_a_run_without_anything_is_a_page(chromium: Page, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text("clip: band\n")
-    write_page([tmp_path / "run"], tmp_path / "page.html")
-    chromium.open(tmp_path / "page.html")
+    (tmp_path / "run" / "config.yaml").write_text("rule: band\n")
+    write_report([tmp_path / "run"], tmp_path / "report.html")
+    chromium.open(tmp_path / "report.html")
     assert "These runs have logged no answers" in chromium.evaluate("document.body.innerText")
     assert chromium.said == []

@@ -1,14 +1,13 @@
-"""The page to look at: curves, the answers with the numbers of every token, and a card of each run, in one HTML file.
+"""Report of runs in one HTML file: curves, responses with the numbers of every token, and a card per run.
 
-    python -m eval.view runs/grpo runs/band --out runs/page.html
+    python -m eval.report runs/grpo runs/band --out runs/report.html
 
-The file needs no network and no server. Runs are grouped by method and seed as in eval/compare.py. What it reads:
-metrics.jsonl, config.yaml, environment.json, and samples/step_*.jsonl, an answer a line (docs/view.md has the keys).
-Answers of older runs, without numbers for their tokens, are shown as plain text.
+The file needs no network and no server. Runs are grouped by configuration and seed as in eval/compare.py. It reads
+metrics.jsonl, config.yaml, environment.json, and samples/step_*.jsonl, one response per line (docs/report.md: keys).
 
 All data is in the page as gzip in base64, so nothing in an answer can act as HTML. The tokens of an answer are unpacked
 when it is opened, which keeps a page of many megabytes fast.
-What it leaves out: runs that are still growing are shown as they are now; write the page again to see more.
+A running run is shown as it is now; write the report again to see more.
 """
 
 import argparse
@@ -32,7 +31,7 @@ from eval.compare import REPEAT_KEYS, Group, Parser, group_runs, keys_of, panel_
 from eval.plots import describe, line_style, spread
 from eval.records import Record, load_record, read_lines
 
-TEMPLATES = Path(__file__).with_suffix("")  # eval/view/
+TEMPLATES = Path(__file__).with_suffix("")  # eval/report/
 MAX_SAMPLE_BYTES = 250 * 2**20  # of samples/ in one page, which then has some 50 MB and opens in a second or two
 AT_A_GLANCE = (
     "train/entropy",
@@ -51,7 +50,7 @@ TOKEN_LISTS = ("token_ids", "rollout_logprobs", "old_logprobs", "logprobs", "ent
 INTERVAL = ("lower", "upper")  # rules that give a weight instead have none
 
 
-def write_page(run_folders: Sequence[Path], out: Path, steps: Sequence[int] | None = None) -> None:
+def write_report(run_folders: Sequence[Path], out: Path, steps: Sequence[int] | None = None) -> None:
     """Write the page of these runs to `out`.
 
     steps: whose answers are in the page; None for all of them, or every k-th, the last one included, where all would
@@ -81,13 +80,13 @@ def write_page(run_folders: Sequence[Path], out: Path, steps: Sequence[int] | No
         "sections": _sections(groups),
         "answers": answers,
     }
-    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     page = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    ).get_template("page.html")
+    ).get_template("report.html")
     text = page.render(
         title=", ".join(run.name for run in runs) if len(runs) < 4 else ", ".join(group.label for group in groups),
-        style=(TEMPLATES / "page.css").read_text(encoding="utf-8"),
+        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         script=script,
         # The browser runs this script and no other, whatever else the page may hold.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -191,6 +190,8 @@ def _answer(row: dict[str, Any], run: int, step: int, lists: dict[str, list[Any]
     """What the list of answers and the head of an opened one show; None for what the file does not have."""
     texts = {key: None if row.get(key) is None else str(row[key]) for key in TEXTS}
     others = {key: row.get(key) for key in ("reward", "advantage", "tokens", "correct", "truncated")}
+    if isinstance(others["advantage"], list):  # one per token
+        others["advantage"] = float(np.mean(others["advantage"])) if others["advantage"] else None
     clips = lists["clip"] if lists else None
     return {
         **texts,
@@ -230,16 +231,16 @@ def _token_lists(row: dict[str, Any], name: str, notes: list[str]) -> dict[str, 
         return np.array([missing if value is None else value for value in values], dtype=float)  # (T,)
 
     old, weight = column("old_logprobs", np.nan), column("weight", np.nan)
+    sign = np.sign(np.broadcast_to(row.get("advantage") or 0.0, len(texts))).astype(int)  # (T,)
     lower, upper = column("lower", -np.inf), column("upper", np.inf)
     with np.errstate(over="ignore", invalid="ignore"):
         ratio = np.exp(column("logprobs", np.nan) - old)
-    sign = int(np.sign(row.get("advantage") or 0))
-    clipped = (ratio > upper if sign > 0 else ratio < lower) if has_interval else weight == 0
+    clipped = np.where(sign > 0, ratio > upper, ratio < lower) if has_interval else weight == 0
     return {
         "text": texts,
         "id": row["token_ids"],
         "p": _digits(np.exp(old), 4),
-        "sampler": _digits(np.exp(column("rollout_logprobs", np.nan)), 4),
+        "rollout": _digits(np.exp(column("rollout_logprobs", np.nan)), 4),
         "r": _digits(ratio, 4),
         "lower": _digits(lower, 4),
         "upper": _digits(upper, 4),
@@ -316,21 +317,21 @@ def steps_of(text: str) -> list[int]:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = Parser("eval.view", __doc__)
+    parser = Parser("eval.report", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders; the first one's group is the reference")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help="the page; without it page.html in the run's folder, of several beside it",
+        help="the page; without it report.html in the run's folder, of several beside it",
     )
     parser.add_argument(
         "--steps", type=steps_of, help="whose answers to show, such as 10,20,200; without it all that fit"
     )
     args = parser.parse_args(argv)
-    out = args.out or (args.runs[0] if len(args.runs) == 1 else args.runs[0].parent) / "page.html"
+    out = args.out or (args.runs[0] if len(args.runs) == 1 else args.runs[0].parent) / "report.html"
     try:
-        write_page(args.runs, out, args.steps)
+        write_report(args.runs, out, args.steps)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB; open it in a browser")

@@ -226,7 +226,7 @@ function curves({ groups, sections }, onPick) {
 
 let current = []; // the opened answers, one or two
 const ROWS = 200; // drawn at once; a button draws the rest
-const verdict = (answer) => (answer.correct === true ? "right" : answer.correct === false ? "wrong" : "–");
+const verdict = (answer) => (answer.correct === true ? "correct" : answer.correct === false ? "incorrect" : "–");
 
 function chooseFrom(select, any, values) {
   select.append(make("option", { value: "" }, any), ...values.map(([value, text]) => make("option", { value }, text)));
@@ -383,7 +383,7 @@ const NUMBERS = [
   ["interval", (t, i) => (hasInterval(t) ? `[${show(t.lower[i])}, ${show(t.upper[i] ?? "∞")}]` : "none")],
   ["gradient weight w", (t, i) => show(t.weight[i])],
   ["entropy", (t, i) => `${show(t.entropy[i])} nats`],
-  ["sampler’s probability", (t, i) => show(t.sampler[i])],
+  ["rollout probability", (t, i) => show(t.rollout[i])],
   ["token id", (t, i) => show(t.id[i], 9)],
 ];
 const CLIPPED = { 1: "clipped up", 0: "", "-1": "clipped down" };
@@ -618,7 +618,7 @@ async function article({ answers, runs }, i, slot) {
       { class: "summary" },
       `${count((k) => t.p[k] < 0.01)} of ${t.text.length} tokens were rarer than 1 %, `,
       `${count((k) => moved[k] > Math.log2(1.2))} moved by more than a fifth, `,
-      `the clip held back ${answer.up + answer.down}. `,
+      `${answer.up + answer.down} clipped. `,
       jump(`furthest moved: r ${show(t.r[furthest], 3)}`, furthest),
       " ",
       firstClipped < 0 ? null : jump("first clipped", firstClipped),
