@@ -31,7 +31,7 @@ TRAINER = {
     "types": {"rollout"},
     "rollout": {"clock", "logging"},
     "task": {"checkpoint", "clock", "preflight", "ranks"},
-    "preflight": {"logging"},
+    "preflight": {"checkpoint", "logging"},
     "logging": {"checkpoint"},
     "checkpoint": set(),
     "clock": set(),

@@ -170,7 +170,7 @@ def damage(path: Path, checksums: bool) -> str:
                 return f"{name} has {size} bytes, {entry['bytes']} expected"
         if checksums:
             with ThreadPoolExecutor() as pool:
-                digests = pool.map(_sha256, [path / name for name in body["files"]])
+                digests = pool.map(sha256, [path / name for name in body["files"]])
             for (name, entry), digest in zip(body["files"].items(), digests, strict=True):
                 if digest != entry["sha256"]:
                     return f"the contents of {name} do not match their checksum"
@@ -283,10 +283,10 @@ def _checkpoints(root: Path) -> list[Path]:
 def _flush_and_hash(path: Path) -> dict[str, int | str]:
     """The entry of a file in the manifest, after flushing the file to disk."""
     _fsync(path)
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

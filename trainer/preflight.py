@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -29,6 +30,7 @@ from configs.memory import GIB, Size, cache_a_token
 from configs.schema import Config
 from data import HubUnreachable, Problem
 from data.tables import read_json_object
+from trainer.checkpoint import sha256
 from trainer.logging import format_error
 
 if TYPE_CHECKING:
@@ -36,12 +38,11 @@ if TYPE_CHECKING:
 
 Rows = Sequence[tuple[Problem, list[int]]]  # problem, prompt token ids
 HUB_TIMEOUT_S = 10.0
+OWN_FOLDERS = ("build", "runs")  # paths, also before they exist
 JSON_FILES = (
     "config.json generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json "
     "model.safetensors.index.json"
 ).split()
-SAMPLES = 1000  # parts of each weights file that its hash reads
-SAMPLE_BYTES = 4096
 FULL_CONTEXT_ROPE = ("linear", "dynamic")  # kinds of RoPE whose factor multiplies max_position_embeddings
 KERNELS = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}  # attention -> package
 # transformers raises them for files that are absent, truncated or inconsistent, and for values of config.json.
@@ -62,7 +63,8 @@ CHANGES = {
 def check_model(model: str) -> None:
     """Raise ValueError if `model` is neither a model's folder nor a hub id, HubUnreachable if it cannot be fetched.
 
-    One request with a timeout: the libraries would retry for minutes.
+    A hub id is OWNER/NAME where OWNER is no folder here. One request with a timeout: the libraries would retry for
+    minutes.
     """
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]  (of its own client)
@@ -71,8 +73,12 @@ def check_model(model: str) -> None:
         if not (Path(model) / "config.json").is_file():
             raise ValueError(f"model: {model} has no config.json; name a folder in Hugging Face format")
         return
-    if model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise ValueError(f"model: {model} is not a folder that exists, nor a hub id such as Qwen/Qwen2.5-3B-Instruct")
+    match = re.fullmatch(r"(\w[\w.-]*)/\w[\w.-]*", model)
+    if not match or match[1] in OWN_FOLDERS or Path(match[1]).is_dir():
+        raise ValueError(
+            f"model: {model} is not a folder that exists, nor a hub id such as Qwen/Qwen2.5-3B-Instruct; correct the "
+            "path"
+        )
     if isinstance(try_to_load_from_cache(model, "config.json"), str):
         return
     reason = "HF_HUB_OFFLINE is set"
@@ -305,7 +311,7 @@ def tokenizer_hash(tokenizer: Any, stop_token_ids: Sequence[int]) -> str:
 
 
 def files_hash(model: str) -> str:
-    """Hash of the configuration and of SAMPLES parts of each weights file; for a hub id the commit in the cache.
+    """Hash of the configuration and of every byte of the weights; for a hub id the commit in the cache.
 
     Dates and the folder's name do not count, so a copy has the same hash.
     """
@@ -315,13 +321,8 @@ def files_hash(model: str) -> str:
     config = read_json_object(folder / "config.json")
     config = {key: value for key, value in config.items() if key not in ("transformers_version", "_name_or_path")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            for start in range(0, size, max(SAMPLE_BYTES, size // SAMPLES)):
-                file.seek(start)
-                digest.update(file.read(SAMPLE_BYTES))
+    for path in sorted([*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")]):
+        digest.update(f"{path.name} {sha256(path)}".encode())
     return digest.hexdigest()[:16]
 
 

@@ -86,9 +86,10 @@ def held_out_changed(folder: Path) -> None:
 
 
 def one_weight_changed(folder: Path) -> None:
+    """The last number of a matrix, a few bytes in the middle of the file."""
     file = folder / "model" / "model.safetensors"
     weights = load_file(file)
-    weights["model.layers.1.mlp.up_proj.weight"] += 1e-3
+    weights["model.layers.1.mlp.up_proj.weight"][-1, -1] += 1e-3
     save_file(weights, file, metadata={"format": "pt"})
 
 
