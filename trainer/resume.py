@@ -139,6 +139,7 @@ def refuse_changes(path: Path, cfg: Config, fingerprint: Mapping[str, str]) -> N
     """Raise ValueError listing what changed since the checkpoint: keys that decide what is learnt, data, files."""
     old = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     fixed = {"max_steps"} if cfg.lr_schedule != "constant" else set()  # the length of the schedule
+    fixed |= {"engine_memory_share"} if cfg.engine == "hf" else set()  # the size of a batch, which shares an RNG
     changed = {key: pair for key, pair in diff(old, cfg).items() if key not in FREE_KEYS - fixed}
     if changed:
         keys = "; ".join(f"{key}: {before!r} then, {after!r} now" for key, (before, after) in changed.items())

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 from launching import ROOT
 
+from configs import load, to_yaml
+from configs.schema import Config
 from trainer import checkpoint
 from trainer.checkpoint import CheckpointError, RunLock, begin, commit, damage, info, latest, prune, recover
+from trainer.resume import refuse_changes
 
 
 def save(root: Path, step: int, score: float | None = None, data: bytes = b"weights") -> Path:
@@ -354,3 +357,23 @@ def test_a_checkpoint_under_another_name_is_passed_over(tmp_path):
     good.rename(tmp_path / "step_000007")
     with pytest.raises(CheckpointError, match="(?s)that of step 2: renamed or copied.*has no undamaged checkpoint"):
         recover(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "engine, change, refused",
+    [
+        ("vllm", "engine_memory_share", False),
+        ("hf", "engine_memory_share", True),  # it decides which responses share a batch, and with it an RNG
+        ("hf", "verifier_workers", False),
+        ("hf", "seed", True),
+    ],
+)
+def test_keys_that_decide_samples_stay_at_a_resume(tmp_path, engine, change, refused):
+    words, path = ["--config", "demo_band", "--engine", engine], save(tmp_path, 2)
+    (path / "config.yaml").write_text(to_yaml(load(Config, words)))
+    cfg = load(Config, [*words, f"--{change}", "0.5" if change == "engine_memory_share" else "9"])
+    if refused:
+        with pytest.raises(ValueError, match=f"cannot be resumed with other settings .{change}: .* then, .* now"):
+            refuse_changes(path, cfg, {})
+    else:
+        refuse_changes(path, cfg, {})
