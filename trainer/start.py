@@ -186,11 +186,12 @@ def make_tracker(cfg: Config, folder: Path, resumed: Path | None, ranks: Ranks, 
 
 def load_models(cfg: Config, task: Task, ranks: Ranks, resumed: Path | None) -> dict[str, Any]:
     """The fields `policy`, `reference`, `optimizer` and `layout` of a Run."""
-    attention, layout = attention_and_layout(cfg)
     has_bf16 = ranks.device.type != "cpu" and torch.cuda.is_bf16_supported()
+    precision = {"auto": "bfloat16" if has_bf16 else "float32"}.get(cfg.precision, cfg.precision)
+    attention, layout = attention_and_layout(cfg.attention, precision)
     options = PolicyOptions(
         sharding=sharding_of(cfg, task.model_size, ranks.processes),
-        precision={"auto": "bfloat16" if has_bf16 else "float32"}.get(cfg.precision, cfg.precision),
+        precision=precision,
         attention=attention,
         gradient_checkpointing=cfg.gradient_checkpointing,
         temperature=cfg.temperature,
@@ -212,15 +213,18 @@ def load_models(cfg: Config, task: Task, ranks: Ranks, resumed: Path | None) -> 
     return {"policy": policy, "reference": reference, "optimizer": optimizer, "layout": layout}
 
 
-def attention_and_layout(cfg: Config) -> tuple[str, str]:
-    """The attention kernel, and the layout of sequences that it needs (batching.model_inputs)."""
-    if cfg.attention != "auto":
-        return cfg.attention, "packed" if cfg.attention.startswith("flash") else "padded"
-    from transformers.utils.import_utils import is_flash_attn_2_available
+def attention_and_layout(attention: str, precision: str) -> tuple[str, str]:
+    """The attention kernel, and the layout of sequences that it needs (batching.model_inputs).
 
-    if torch.cuda.is_available() and is_flash_attn_2_available():
-        return "flash_attention_2", "packed"
-    return "sdpa_by_sequence", "by_sequence"
+    auto: flash_attention_2, which computes in bfloat16 only, where it is installed.
+    """
+    if attention == "auto":
+        from transformers.utils.import_utils import is_flash_attn_2_available
+
+        if not (torch.cuda.is_available() and is_flash_attn_2_available() and precision == "bfloat16"):
+            return "sdpa_by_sequence", "by_sequence"
+        attention = "flash_attention_2"
+    return attention, "packed" if attention.startswith("flash") else "padded"
 
 
 def make_verifiers(cfg: Config, signals: Signals) -> dict[str, Any]:
