@@ -1,4 +1,4 @@
-"""preflight.py: the compiler that Triton needs; and how errors and warnings of the GPU path are reported."""
+"""preflight.py: names of models, the compiler that Triton needs; choices of the GPU path, its errors and warnings."""
 
 import os
 import subprocess
@@ -8,8 +8,37 @@ from pathlib import Path
 import pytest
 from launching import ROOT
 
-from trainer.preflight import check_compiler
+from data import HubUnreachable
+from trainer.preflight import check_compiler, check_model
 from trainer.rollout import EngineError, engine_errors
+from trainer.start import attention_and_layout
+
+
+@pytest.mark.parametrize("model", ["here/model", "build/toy_model", "runs/x", "./a/b", "/a/b", "~/a", "gpt2", "a b/c"])
+def test_a_path_without_a_folder_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    with pytest.raises(
+        ValueError, match=f"model: {model} is not a folder that exists, nor a hub id .*; correct the path"
+    ):
+        check_model(model)
+
+
+def test_a_hub_id_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for model in ("owner/model", "Owner_1/Model-2.5.x"):
+        with pytest.raises(HubUnreachable, match=f"model: {model} could not be fetched"):
+            check_model(model)
+
+
+def test_flash_attention_is_chosen_for_bfloat16_only(monkeypatch: pytest.MonkeyPatch):
+    """As if a GPU and flash attention were there."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("transformers.utils.import_utils.is_flash_attn_2_available", lambda: True)
+    assert attention_and_layout("auto", "bfloat16") == ("flash_attention_2", "packed")
+    assert attention_and_layout("auto", "float32") == ("sdpa_by_sequence", "by_sequence")
+    assert attention_and_layout("sdpa", "float32") == ("sdpa", "padded")
 
 
 def test_a_compiler_with_pythons_headers_passes():
