@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from configs import knob, load_or_exit
 from configs.memory import Size, cpu_cache_bytes
-from configs.schema import Config
+from configs.schema import Config, vllm_problems
 from data import Problem, PromptBuilder, build_prompts, load_problems, set_name, stop_token_ids, vocabulary_size
 from eval.compare import text_table
 from eval.evaluate import Grading, Job, Prompts, Row, generate, jobs, share, summarize
@@ -112,7 +112,7 @@ class EvalConfig:
             f"sets: {' and '.join(same)} would both be {name} in the results; leave one out, or rename a file"
             for name, same in called.items()
             if len(same) > 1
-        ]
+        ] + vllm_problems(self.vllm)
 
 
 # What is another key in the configuration of a run: the rest of IN_RUN has the same name here.

@@ -303,6 +303,7 @@ def test_mistakes_are_one_line(trained: Path, tiny_model: Path, capsys: pytest.C
         ([str(trained.parent)], f"holds runs: name one, {trained}, {young}"),
         ([str(young)], "has no whole checkpoint yet: one is written every 5 steps"),
         ([str(trained), str(young)], f"model: one at a time, not {trained} and {young}"),
+        (["--vllm.logprobs_mode", "raw_logprobs"], "vllm: logprobs_mode is set by the trainer; remove it"),
         (["--model", "nothing"], "model: nothing is not a folder that exists, nor a hub id"),
     ):
         try:
