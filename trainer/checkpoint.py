@@ -75,31 +75,22 @@ def writing() -> Iterator[None]:
 
 
 def commit(root: Path, step: int, info: dict[str, Any]) -> Path:
-    """Turn `saving_dir` into the checkpoint root/step_000010. Rank 0 only, after a barrier.
+    """Turn `saving_dir` into the checkpoint root/step_000010, which must not exist. Rank 0 only, after a barrier.
 
-    info: JSON values for the manifest; `prune` ranks by info["score"], higher is better. Replaces a checkpoint of the
-    same step, which is untouched after a CheckpointError.
+    info: JSON values for the manifest; `prune` ranks by info["score"], higher is better.
     """
-    folder, final, aside = saving_dir(root, step), _final(root, step), root / f".replaced_step_{step:06d}"
-    try:
-        with writing():
-            files = sorted(p for p in folder.rglob("*") if p.is_file())
-            with ThreadPoolExecutor() as pool:  # hashing and fsync release the interpreter lock
-                entries = pool.map(_flush_and_hash, files)
-            names = [path.relative_to(folder).as_posix() for path in files]
-            body = {"step": step, "info": info, "files": dict(zip(names, entries, strict=True))}
-            for directory in (p for p in folder.rglob("*") if p.is_dir()):
-                _fsync(directory)
-            replace_file(folder / MANIFEST, json.dumps({**body, "sha256": _digest_of(body)}, indent=1).encode())
-            if final.exists():
-                final.rename(aside)  # `recover` renames it back if the process dies before the next line
-            folder.rename(final)
-            _fsync(root)
-    except CheckpointError:
-        if aside.exists() and not final.exists():
-            aside.rename(final)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+    folder, final = saving_dir(root, step), _final(root, step)
+    with writing():
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        with ThreadPoolExecutor() as pool:  # hashing and fsync release the interpreter lock
+            entries = pool.map(_flush_and_hash, files)
+        names = [path.relative_to(folder).as_posix() for path in files]
+        body = {"step": step, "info": info, "files": dict(zip(names, entries, strict=True))}
+        for directory in (p for p in folder.rglob("*") if p.is_dir()):
+            _fsync(directory)
+        replace_file(folder / MANIFEST, json.dumps({**body, "sha256": _digest_of(body)}, indent=1).encode())
+        folder.rename(final)
+        _fsync(root)
     return final
 
 
@@ -140,11 +131,7 @@ def recover(root: Path) -> tuple[Path | None, list[str]]:
     Damaged checkpoints newer than the result are renamed to damaged_step_000020, so that the repeated steps can save
     under their names. Raises CheckpointError when every checkpoint is damaged: starting over is the user's decision.
     """
-    for aside in root.glob(".replaced_step_*"):
-        final = root / aside.name.removeprefix(".replaced_")
-        if not final.exists():
-            aside.rename(final)
-    for leftover in [path for name in ("saving", "replaced", "deleted") for path in root.glob(f".{name}_step_*")]:
+    for leftover in [*root.glob(".saving_step_*"), *root.glob(".deleted_step_*")]:
         shutil.rmtree(leftover, ignore_errors=True)
     path, warnings = latest(root)
     if path is None and warnings:

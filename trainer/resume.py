@@ -41,9 +41,10 @@ NEWEST = ".newest_checkpoint"  # not in the folder of checkpoints, which may be 
 def save(run: Run) -> None:
     """Write a checkpoint of the completed steps, unless there is one; collective.
 
+    A checkpoint without the evaluation of its step (`pending_metrics`) stays as it is: a resume evaluates again.
     Raises CheckpointError on every rank when a write fails on one of them; earlier checkpoints are untouched.
     """
-    if run.saved_step == run.step and not run.needs_resave:
+    if run.saved_step == run.step:
         return
     started_s, root, step = time.perf_counter(), run.folder / "checkpoints", run.step
     weights, moments = run.policy.full_weights(), run.policy.full_optimizer(run.optimizer)  # collective
@@ -80,7 +81,7 @@ def save(run: Run) -> None:
     except CheckpointError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise CheckpointError(f"step {step}: {error}") from error
-    run.saved_step, run.needs_resave = step, False
+    run.saved_step = step
     run.tracker.info(f"checkpoint of step {step} saved in {time.perf_counter() - started_s:.1f} s")
 
 

@@ -34,7 +34,7 @@ from trainer.types import State
 
 @dataclass
 class Run:
-    """See the head of this file. Only `state`, `saved_step` and `needs_resave` are assigned during a run."""
+    """See the head of this file. Only `state` and `saved_step` are assigned during a run."""
 
     cfg: Config
     plan: Plan
@@ -54,7 +54,6 @@ class Run:
     layout: str  # of sequences in a micro-batch, for the attention kernel (batching.model_inputs)
     state: State
     saved_step: int  # of the newest checkpoint; 0: none yet
-    needs_resave: bool  # the newest checkpoint lacks the evaluation of its step
 
     # ---- position ----
 

@@ -92,7 +92,6 @@ def start(cfg: Config, plan: Plan, info: Info, clock: Clock) -> Iterator[Run]:
             rule=find_rule(cfg),
             state=state,
             saved_step=state.step,
-            needs_resave=bool(state.pending_metrics),
             **models,
             **verifiers,
         )

@@ -121,15 +121,6 @@ def test_a_save_starts_from_an_empty_folder(tmp_path):
     assert not (path / "old.bin").exists()
 
 
-def test_the_same_step_is_replaced_and_a_death_in_between_loses_nothing(tmp_path):
-    save(tmp_path, 10, score=0.1)
-    path = save(tmp_path, 10, score=0.2)
-    assert info(path)["score"] == 0.2 and names(tmp_path) == ["step_000010"]
-    path.rename(tmp_path / ".replaced_step_000010")  # where a death between the two renames leaves it
-    begin(tmp_path, 10)
-    assert recover(tmp_path) == (path, []) and info(path)["score"] == 0.2 and names(tmp_path) == ["step_000010"]
-
-
 def test_pruning_keeps_the_newest_and_the_best(tmp_path):
     for step, score in [(1, 0.5), (2, 0.9), (3, None), (4, 0.7), (5, 0.1), (6, float("nan"))]:
         save(tmp_path, step, score)
