@@ -63,8 +63,6 @@ def main(argv: list[str]) -> int:
     Invalid config or data: one-line error, exit code 2. A failure during training: exit code 1.
     """
     set_parent_death_signal()
-    clock = Clock()
-    clock.done("imports")
     with exit_on_error(ValueError, OSError, code=2):
         cfg = load_or_exit(Config, argv)
     plan = Plan(cfg)
@@ -77,7 +75,7 @@ def main(argv: list[str]) -> int:
     with exit_on_error(ValueError, OSError, code=2):
         if cfg.dry_run:
             return dry_run(cfg, plan.processes, say)
-    with start(cfg, plan, say, clock) as run:
+    with start(cfg, plan, say, Clock()) as run:
         try:
             if (
                 run.step == 0 or run.state.pending_metrics

@@ -1,6 +1,5 @@
-"""Timing: parts of the start-up, phases of a step, memory in use; and faster imports of large libraries.
+"""Timing: phases of a step, memory in use; and faster imports of large libraries.
 
-clock = Clock(); clock.done("imports"); clock.start_up()    # "start-up: 8.1 s (imports 8.1)"
 with clock.phase("rollout", device): ...                    # adds to time/rollout_s
 with gc_paused(): import transformers
 """
@@ -11,29 +10,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import psutil
 import torch
 
 
 class Clock:
-    """Seconds per part of the start-up, counted from the start of the process, and per phase of a step."""
+    """Seconds per phase of a step."""
 
     def __init__(self) -> None:
-        self.last_s = psutil.Process().create_time()
-        self.parts: dict[str, float] = {}  # of the start-up
         self.times: dict[str, float] = {}  # of the phases since the last `take`
         self.peak_gib = 0.0  # maximum over phase ends of the memory in use
-
-    def done(self, part: str) -> None:
-        """Add the time since the previous call to a part of the start-up."""
-        now = time.time()
-        self.parts[part] = self.parts.get(part, 0.0) + now - self.last_s
-        self.last_s = now
-
-    def start_up(self) -> str:
-        """One line with the total and the parts of the start-up."""
-        parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self.parts.items())
-        return f"start-up: {sum(self.parts.values()):.1f} s ({parts})"
 
     @contextmanager
     def phase(self, name: str, device: torch.device) -> Iterator[None]:

@@ -6,6 +6,7 @@ with start(cfg, plan, info, clock) as run: ...
 import dataclasses
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from configs import to_yaml
@@ -54,11 +56,9 @@ def start(cfg: Config, plan: Plan, info: Info, clock: Clock) -> Iterator[Run]:
     RuntimeError if processes or sharding are not as requested.
     """
     ranks, signals = start_processes(cfg), Signals()
-    clock.done("processes")
     with ExitStack() as stack:
         with exit_on_error(*USER_ERRORS, checkpoint.CheckpointError, code=2):
             task = load_task(cfg, info, ranks)
-            clock.done("data")
             folder = checkpoint.safe_run_dir(cfg.output_dir, cfg.run_name)
             lock = checkpoint.RunLock(folder) if ranks.is_main else None
             resumed = find_checkpoint(folder, cfg, task.fingerprint, ranks, info)
@@ -68,11 +68,9 @@ def start(cfg: Config, plan: Plan, info: Info, clock: Clock) -> Iterator[Run]:
             stack.callback(lock.close)
         stack.enter_context(signals.handled())
         tracker = make_tracker(cfg, folder, resumed, ranks, log)
-        clock.done("log")
         with exit_on_error(ValueError, code=2):
             models = load_models(cfg, task, ranks, resumed)
             info(models["policy"].text())
-            clock.done("policy")
             verifiers = make_verifiers(cfg, signals)
         with one_line_per_failure(folder, ranks):
             engine = start_engine(cfg, plan, task, models["policy"], ranks)
@@ -98,8 +96,7 @@ def start(cfg: Config, plan: Plan, info: Info, clock: Clock) -> Iterator[Run]:
         with one_line_per_failure(folder, ranks):
             if resumed:
                 run.sync_weights()
-            clock.done("engine")
-            info(clock.start_up())
+            info(f"start-up: {time.time() - psutil.Process().create_time():.1f} s")
             yield run
             tracker.complete()
 
