@@ -29,7 +29,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -157,7 +157,6 @@ class Tracker:
     ):
         self.run_id = run_id or secrets.token_hex(4)
         self._run_dir, self._max_steps, self._is_main, self._log = run_dir, max_steps, is_main, log
-        self._times: deque[tuple[int, float]] = deque(maxlen=20)
         self._next_print_s = 0.0  # of a sample
         self._wandb: WandbCopy | None = None
         if is_main and mode != "disabled":
@@ -177,8 +176,7 @@ class Tracker:
         main = {f"at_a_glance/{k.replace('/', '_')}": v for k, v in metrics.items() if AT_A_GLANCE.fullmatch(k)}
         if self._wandb:
             self._wandb.log(step, {**metrics, **main})
-        self._times.append((step, time.monotonic()))
-        self.info(console_line(step, self._max_steps, metrics, self._eta_s()))
+        self.info(console_line(step, self._max_steps, metrics))
 
     def rows(self) -> bytes:
         """The rows of metrics.jsonl so far, for a checkpoint. Raises like `log`."""
@@ -239,19 +237,12 @@ class Tracker:
         if self._wandb:
             self._wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
 
-    def _eta_s(self) -> float:
-        """Seconds left at the pace of the last steps; NaN after the first one."""
-        (first_step, first_s), (last_step, last_s) = self._times[0], self._times[-1]
-        if last_step == first_step:
-            return math.nan
-        return (last_s - first_s) / (last_step - first_step) * (self._max_steps - last_step)
 
+def console_line(step: int, max_steps: int, metrics: Mapping[str, float]) -> str:
+    """The main metrics on one line, and the time left at the pace of this step, evaluations aside.
 
-def console_line(step: int, max_steps: int, metrics: Mapping[str, float], eta_s: float) -> str:
-    """The main metrics on one line; those that `metrics` lacks are left out.
-
-    >>> console_line(3, 100, {"reward/mean": 0.5, "clip/up": 0.01, "eval/aime24/mean@32": 0.25}, 3700.0)
-    'step   3/100 | reward 0.500 | clip up 1.0% | aime24 mean@32 0.250 | eta 1h01m'
+    >>> console_line(3, 100, {"reward/mean": 0.5, "eval/aime24/mean@32": 0.25, "time/step_s": 38.2})
+    'step   3/100 | reward 0.500 | aime24 mean@32 0.250 | eta 1h01m'
     """
     shown = {
         "reward/mean": "reward {:.3f}",
@@ -267,8 +258,8 @@ def console_line(step: int, max_steps: int, metrics: Mapping[str, float], eta_s:
     parts += [text.format(metrics[key]) for key, text in shown.items() if key in metrics]
     scores = [(re.fullmatch(r"eval/(.+)/(mean@\d+)", key), value) for key, value in metrics.items()]
     parts += [f"{match[1]} {match[2]} {value:.3f}" for match, value in scores if match]
-    if math.isfinite(eta_s):
-        minutes, seconds = divmod(round(eta_s), 60)
+    if "time/step_s" in metrics:
+        minutes, seconds = divmod(round(metrics["time/step_s"] * (max_steps - step)), 60)
         hours, minutes = divmod(minutes, 60)
         parts.append(f"eta {hours}h{minutes:02}m" if hours else f"eta {minutes}m{seconds:02}s")
     return " | ".join(parts)
