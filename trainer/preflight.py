@@ -47,14 +47,10 @@ FULL_CONTEXT_ROPE = ("linear", "dynamic")  # kinds of RoPE whose factor multipli
 KERNELS = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}  # attention -> package
 # transformers raises them for files that are absent, truncated or inconsistent, and for values of config.json.
 LOAD_ERRORS = (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
-CHANGES = {
-    "train_problems": "train_data: problems, gold answers or their order",
-    "train_prompts": "train_data: token ids of the prompts",
-    "tokenizer": "model: tokenizer, chat template or stop token ids",
-    "model": "model: configuration or weights of the start model",
-    "reward": "reward: file of the function",
-    "rule": "rule: file of the function",
-}
+# Weights, configuration, tokenizer, chat template, and code that comes with a model.
+MODEL_FILES = ("model*.safetensors", "pytorch_model*.bin", "*.json", "*.txt", "*.model", "*.jinja", "*.py")
+CHANGES = dict.fromkeys(["reward", "rule"], "file of the function") | {"model": "files of the start model"}
+DATA_CHANGE = "problems, gold answers, their order, or token ids of the prompts"
 
 
 # ---- model ----
@@ -292,44 +288,26 @@ def check_processes(accelerator: "Accelerator") -> None:
 
 
 def fingerprint_of_data(train: Rows, evals: Mapping[str, Rows]) -> dict[str, str]:
-    """Hashes of the training problems, of their prompt token ids, and of each evaluation set."""
-
-    def values(problem: Problem) -> list[Any]:
-        return list(vars(problem).values())  # dataclasses.astuple would copy each of them
-
-    return {
-        "train_problems": short_hash([values(problem) for problem, _ in train]),
-        "train_prompts": short_hash([ids for _, ids in train]),
-        **{f"eval_data {name}": short_hash([[values(p), ids] for p, ids in rows]) for name, rows in evals.items()},
-    }
-
-
-def tokenizer_hash(tokenizer: Any, stop_token_ids: Sequence[int]) -> str:
-    """Hash of vocabulary, special tokens, chat template and stop token ids; the prompts' ids cover the rest."""
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[::-1])
-    return short_hash([vocabulary, tokenizer.all_special_tokens, tokenizer.chat_template, list(stop_token_ids)])
+    """Hashes of the training problems and of each evaluation set, with the token ids of their prompts."""
+    sets = {"train_data": train, **{f"eval_data {name}": rows for name, rows in evals.items()}}
+    return {key: short_hash([[list(vars(p).values()), ids] for p, ids in rows]) for key, rows in sets.items()}
 
 
 def files_hash(model: str) -> str:
-    """Hash of the configuration and of every byte of the weights; for a hub id the commit in the cache.
+    """Hash of the names and contents of MODEL_FILES in a folder; for a hub id the commit in the cache.
 
     Dates and the folder's name do not count, so a copy has the same hash.
     """
     folder = model_folder(model)
     if not Path(model).is_dir():
         return folder.name[:16]  # of the snapshot
-    config = read_json_object(folder / "config.json")
-    config = {key: value for key, value in config.items() if key not in ("transformers_version", "_name_or_path")}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for path in sorted([*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")]):
-        digest.update(f"{path.name} {sha256(path)}".encode())
-    return digest.hexdigest()[:16]
+    paths = sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern))
+    return short_hash([[path.name, sha256(path)] for path in paths])
 
 
-def function_files(keys: Mapping[str, str | None]) -> dict[str, str]:
+def function_files(keys: Mapping[str, str]) -> dict[str, str]:
     """Hash per key of the file of FILE.py:FUNCTION; other values have none. Files that it imports are not covered."""
-    paths = {key: Path(value.rpartition(":")[0]) for key, value in keys.items() if value and ".py:" in value}
-    return {key: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for key, path in paths.items()}
+    return {key: sha256(Path(value.rpartition(":")[0]))[:16] for key, value in keys.items() if ".py:" in value}
 
 
 def short_hash(value: object) -> str:
@@ -341,10 +319,6 @@ def describe_changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str
     """List what changed, one line per item. Any change means the checkpoint cannot be resumed.
 
     Keys that only one of the two has are skipped: evaluation sets with eval_every 0, checkpoints of earlier versions.
-    Changed prompts are listed only if neither the problems nor the tokenizer explain them.
     """
     keys = [key for key in old if key in new and old[key] != new[key]]
-    if {"train_problems", "tokenizer"} & set(keys):
-        keys = [key for key in keys if key != "train_prompts"]
-    names = {key: CHANGES.get(key, f"{key}: problems, gold answers or token ids of the prompts") for key in keys}
-    return [f"{names[key]} changed ({old[key]} then, {new[key]} now)" for key in keys]
+    return [f"{key}: {CHANGES.get(key, DATA_CHANGE)} changed ({old[key]} then, {new[key]} now)" for key in keys]

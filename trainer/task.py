@@ -47,7 +47,6 @@ from trainer.preflight import (
     function_files,
     read_config,
     read_tokenizer,
-    tokenizer_hash,
 )
 from trainer.ranks import Ranks
 
@@ -91,8 +90,7 @@ def load_task(cfg: Config, info: Info, ranks: Ranks) -> Task:
             model = read_model(cfg)
         if error := cache_error(cfg, Size.of(model.config)):
             raise ValueError(error)
-        hashes = {"tokenizer": tokenizer_hash(model.tokenizer, model.stop_token_ids), "model": files_hash(cfg.model)}
-        return model, hashes | function_files({"reward": cfg.reward, "rule": cfg.rule})
+        return model, {"model": files_hash(cfg.model), **function_files({"reward": cfg.reward, "rule": cfg.rule})}
 
     model, hashes = ranks.run_on_all_ranks(read_own_files)
     of_ranks = ranks.gather([hashes])
