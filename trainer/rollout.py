@@ -134,11 +134,9 @@ class Engine(Protocol):
 def make_engine(model: str, options: EngineOptions, *, rank: int, world: int, device: str) -> Engine:
     """The engine of this rank; call it after Accelerator(). model: a folder or hub id.
 
-    Raises ValueError for an unknown engine, EngineError if the engine does not start.
+    Raises EngineError if the engine does not start.
     """
     kinds = {"vllm": VllmEngine, "hf": HfEngine}
-    if options.engine not in kinds:
-        raise ValueError(f"engine: {options.engine!r} is not one of {', '.join(kinds)}")
     return kinds[options.engine](model, options, rank=rank, world=world, device=device)
 
 
