@@ -193,11 +193,10 @@ def sample_groups(run: Run, wanted: dict[int, int], when: tuple[int, int]) -> di
         run.raise_if_interrupted()
         of_response = {"response_tokens": len(completion.token_ids), "truncated": completion.finish_reason == "length"}
         tickets[i, j] = run.verifier.submit(completion.text, rows[i][0].gold, about[i] | of_response)
+        bar.update()
 
     with run.tracker.progress(len(rows) * G, f"step {run.step + 1} rollout", "responses") as bar:
-        completions = run.engine.generate(
-            [prompt for _, prompt in rows], run.sampling, seeds=seeds, on_finish=finished, progress=bar.update
-        )
+        completions = run.engine.generate([prompt for _, prompt in rows], run.sampling, seeds=seeds, on_finish=finished)
     grades = run.verifier.collect([tickets[i, j] for i in range(len(rows)) for j in range(G)])
     groups: dict[int, list[Sample]] = {}
     for i, slot in enumerate(wanted):

@@ -152,9 +152,11 @@ def generate(
                 "text": completion.text,
             }
         )
+        if progress:
+            progress(1)
 
     seeds = [[sample_seed(seed, job.set, job.problem, sample) for sample in job.samples] for job in wanted]
-    engine.generate([job.prompt for job in wanted], sampling, seeds=seeds, on_finish=finished, progress=progress)
+    engine.generate([job.prompt for job in wanted], sampling, seeds=seeds, on_finish=finished)
 
 
 class Grading:

@@ -1,7 +1,7 @@
 """Sampling responses: one inference engine per rank. The only file that imports vLLM.
 
     engine = make_engine("path/to/model", EngineOptions(engine="vllm", ...), rank=0, world=1, device="cuda")
-    completions = engine.generate(prompts, sampling, seeds=[[1, 2], [3, 4]], on_finish=grade, progress=None)
+    completions = engine.generate(prompts, sampling, seeds=[[1, 2], [3, 4]], on_finish=grade)
     engine.sleep(); ...; engine.wake()          # in between, its GPU memory belongs to the trainer
     engine.sync_weights(named_tensors)          # after each step of updates
     engine.close()
@@ -99,15 +99,9 @@ class Engine(Protocol):
     """Interface of the engines."""
 
     def generate(
-        self,
-        prompts: list[list[int]],
-        sampling: Sampling,
-        *,
-        seeds: list[list[int]],
-        on_finish: OnFinish | None,
-        progress: Callable[[int], object] | None,
+        self, prompts: list[list[int]], sampling: Sampling, *, seeds: list[list[int]], on_finish: OnFinish
     ) -> list[list[Completion]]:
-        """Sample len(seeds[i]) responses to prompt i; both callbacks run as responses finish, progress(1) for each.
+        """Sample len(seeds[i]) responses to prompt i; calls `on_finish` for each as it finishes.
 
         Raises FloatingPointError for a log-prob that is not finite, EngineError if the engine fails.
         """
@@ -185,13 +179,7 @@ class VllmEngine:
         self.asleep = False
 
     def generate(
-        self,
-        prompts: list[list[int]],
-        sampling: Sampling,
-        *,
-        seeds: list[list[int]],
-        on_finish: OnFinish | None,
-        progress: Callable[[int], object] | None,
+        self, prompts: list[list[int]], sampling: Sampling, *, seeds: list[list[int]], on_finish: OnFinish
     ) -> list[list[Completion]]:
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
@@ -229,10 +217,7 @@ class VllmEngine:
                     for request in finished:
                         i, j = running.pop(request.request_id)
                         results[i][j] = self._completion(request.outputs[0], i, j)  # type: ignore[union-attr]
-                        if on_finish:
-                            on_finish(i, j, results[i][j])
-                        if progress:
-                            progress(1)
+                        on_finish(i, j, results[i][j])
             finally:  # an interrupt leaves no request for the next call
                 engine.abort_request(list(running))
         return results
@@ -350,13 +335,7 @@ class SharedEngine:
         self.sleep, self.wake, self.close = engine.sleep, engine.wake, engine.close
 
     def generate(
-        self,
-        prompts: list[list[int]],
-        sampling: Sampling,
-        *,
-        seeds: list[list[int]],
-        on_finish: OnFinish | None,
-        progress: Callable[[int], object] | None,
+        self, prompts: list[list[int]], sampling: Sampling, *, seeds: list[list[int]], on_finish: OnFinish
     ) -> list[list[Completion]]:
         of_ranks = self.gather([(prompts, seeds)])
         of_engine = of_ranks[self.first : self.end]
@@ -364,17 +343,14 @@ class SharedEngine:
         mine = range(before, before + len(prompts))
 
         def finished(i: int, j: int, completion: Completion) -> None:
-            if i in mine and on_finish:
+            if i in mine:
                 on_finish(i - before, j, completion)
-            if i in mine and progress:
-                progress(1)
 
         completions = self.engine.generate(
             [prompt for theirs, _ in of_engine for prompt in theirs],
             sampling,
             seeds=[row for _, theirs in of_engine for row in theirs],
             on_finish=finished,
-            progress=None,
         )
         return [completions[i] for i in mine]
 
@@ -400,13 +376,7 @@ class HfEngine(Engine):
 
     @torch.no_grad()
     def generate(
-        self,
-        prompts: list[list[int]],
-        sampling: Sampling,
-        *,
-        seeds: list[list[int]],
-        on_finish: OnFinish | None,
-        progress: Callable[[int], object] | None,
+        self, prompts: list[list[int]], sampling: Sampling, *, seeds: list[list[int]], on_finish: OnFinish
     ) -> list[list[Completion]]:
         results: list[list[Any]] = [[None] * len(row) for row in seeds]
         jobs = [(i, j) for i, row in enumerate(seeds) for j in range(len(row))]
@@ -416,10 +386,7 @@ class HfEngine(Engine):
             done = self._generate_batch([prompts[i] for i, _ in chunk], sampling, seeds[i][j])
             for (i, j), completion in zip(chunk, done, strict=True):
                 results[i][j] = completion
-                if on_finish:
-                    on_finish(i, j, completion)
-                if progress:
-                    progress(1)
+                on_finish(i, j, completion)
         return results
 
     def _generate_batch(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Completion]:
