@@ -1,7 +1,7 @@
 """Everything that a run writes for readers: metrics.jsonl, samples/, environment.json, console lines, wandb.
 
-    log, warnings = open_log(path, kept, lock)          # kept: rows of the checkpoint that is resumed, or b""
-    tracker = Tracker(run_dir, config, mode="auto", project="bandpo", run_id=None, max_steps=200, is_main=True, log=log)
+    warnings = restore_rows(path, rows)                 # of the checkpoint that is resumed, or b""
+    tracker = Tracker(run_dir, config, mode="auto", project="bandpo", run_id=None, max_steps=200, lock=lock, rows=rows)
     tracker.log(step, {"reward/mean": 0.41, ...})       # one row of metrics.jsonl, the same to wandb, one console line
     tracker.samples(step, rows)                         # samples/step_000010.jsonl, a wandb table, one on the console
     with tracker.progress(100, "optimize", "micro-batches") as bar: bar.update()
@@ -61,54 +61,8 @@ class LogError(Exception):
     """Rows of metrics could not be written; the message says why."""
 
 
-class MetricsLog:
-    """metrics.jsonl of one run; see `open_log`. Its methods raise CheckpointError if the run's folder is gone."""
-
-    def __init__(self, path: Path, rows: bytes, lock: RunLock):
-        """`path` holds `rows`, the lines so far."""
-        self.rows = rows
-        self.lock = lock
-        self._path, self._written = path, len(rows)
-
-    def append(self, row: Mapping[str, float | None]) -> str:
-        """Add a row and flush it to disk; NaN and infinities become null. Returns a warning, or "".
-
-        A row that does not fit on the disk is written with the next one.
-        """
-        self.lock.check()
-        finite = {key: value if value is None or math.isfinite(value) else None for key, value in row.items()}
-        self.rows += json.dumps(finite, allow_nan=False).encode() + b"\n"
-        try:
-            return self._write()
-        except OSError as error:
-            return f"{self._path.name} is behind ({error.strerror}); its lines are kept and written later"
-
-    def complete(self) -> str:
-        """Write what is missing. Returns a warning, or "". Raises LogError if a row cannot be written."""
-        self.lock.check()
-        try:
-            return self._write()
-        except OSError as error:
-            raise LogError(f"{self._path} lacks rows that could not be written ({error.strerror})") from error
-
-    def _write(self) -> str:
-        """Append the rows that the file lacks; restore the file if its content is not what was written."""
-        found, warning = self._path.read_bytes() if self._path.exists() else b"", ""
-        if len(found) >= self._written and self.rows.startswith(found):  # longer if a full disk took part of a row
-            with open(self._path, "ab") as file:
-                file.write(self.rows[len(found) :])
-                file.flush()
-                os.fsync(file.fileno())
-        else:
-            replace_file(self._path, self.rows)
-            count = self.rows.count(b"\n")
-            warning = f"{self._path.name} was changed or deleted by another program; restored with all {count} rows"
-        self._written = len(self.rows)
-        return warning
-
-
-def open_log(path: Path, kept: bytes, lock: RunLock) -> tuple[MetricsLog, list[str]]:
-    """The log at `path` with exactly the rows `kept`, and a line per difference that was found.
+def restore_rows(path: Path, kept: bytes) -> list[str]:
+    """Give a file exactly the rows `kept` of a checkpoint; returns a line per difference that was found.
 
     Later rows are dropped, because their steps are trained again. A file that lacks rows of `kept`, or holds them
     altered or twice, is saved as metrics_found.jsonl and restored. Raises OSError if it cannot be written.
@@ -120,7 +74,7 @@ def open_log(path: Path, kept: bytes, lock: RunLock) -> tuple[MetricsLog, list[s
         lines[0] += "; old file saved as metrics_found.jsonl"
     if found != kept or not path.exists():
         replace_file(path, kept)
-    return MetricsLog(path, kept, lock), lines
+    return lines
 
 
 def describe_differences(name: str, found: bytes, kept: bytes) -> list[str]:
@@ -138,9 +92,9 @@ def describe_differences(name: str, found: bytes, kept: bytes) -> list[str]:
 
 
 class Tracker:
-    """Output of one run. `log` is None on other ranks, and for a caller that logs no metrics.
+    """Output of one run. `lock` is that of its folder; None on other ranks.
 
-    `run_id` and the rows of `log` belong in the checkpoint: given back at a resume, wandb continues the same run.
+    `run_id` and `rows` belong in the checkpoint: given back at a resume, wandb continues the same run.
     """
 
     def __init__(
@@ -152,27 +106,32 @@ class Tracker:
         project: str,
         run_id: str | None,
         max_steps: int,
-        is_main: bool,
-        log: MetricsLog | None = None,
+        lock: RunLock | None,
+        rows: bytes,
     ):
+        """metrics.jsonl holds `rows` already."""
         self.run_id = run_id or secrets.token_hex(4)
-        self._run_dir, self._max_steps, self._is_main, self._log = run_dir, max_steps, is_main, log
+        self._run_dir, self._max_steps, self._lock = run_dir, max_steps, lock
+        self._path, self._rows, self._written = run_dir / "metrics.jsonl", rows, len(rows)
         self._next_print_s = 0.0  # of a sample
         self._wandb: WandbCopy | None = None
-        if is_main and mode != "disabled":
-            run_dir.mkdir(parents=True, exist_ok=True)
+        if lock and mode != "disabled":
             self._wandb = WandbCopy(run_dir, dict(config), mode, project, self.run_id, self.info)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add a row to metrics.jsonl, send it to wandb, print a summary.
+        """Add a row to metrics.jsonl, send it to wandb, print a summary. NaN and infinities become null in the row.
 
-        Raises CheckpointError if the run's folder was taken away.
+        A row that does not fit on the disk is written with the next one. Raises CheckpointError if the run's folder was
+        taken away.
         """
-        if not self._is_main:
+        if not self._lock:
             return
-        assert self._log, "this tracker was created without a log of metrics"
-        if warning := self._log.append({"step": step, **metrics}):
-            self.info(f"warning: {warning}")
+        row = {"step": step, **{key: value if math.isfinite(value) else None for key, value in metrics.items()}}
+        self._rows += json.dumps(row, allow_nan=False).encode() + b"\n"
+        try:
+            self._write()
+        except OSError as error:
+            self.info(f"warning: {self._path.name} is behind ({error.strerror}); its lines are kept and written later")
         main = {f"at_a_glance/{k.replace('/', '_')}": v for k, v in metrics.items() if AT_A_GLANCE.fullmatch(k)}
         if self._wandb:
             self._wandb.log(step, {**metrics, **main})
@@ -180,17 +139,16 @@ class Tracker:
 
     def rows(self) -> bytes:
         """The rows of metrics.jsonl so far, for a checkpoint. Raises like `log`."""
-        if not self._log:
-            return b""
-        self._log.lock.check()
-        return self._log.rows
+        if self._lock:
+            self._lock.check()
+        return self._rows
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write samples/step_000010.jsonl, one row per line; send a table to wandb; print one row per minute.
 
         The table and the printed row leave out lists, which have one value per token.
         """
-        if not self._is_main or not rows:
+        if not self._lock or not rows:
             return
         path = self._run_dir / "samples" / f"step_{step:06d}.jsonl"
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -218,24 +176,45 @@ class Tracker:
 
     def progress(self, total: int, phase: str, unit: str) -> tqdm:
         """A progress bar for a number of units; drawn on stderr by rank 0, and only on a terminal."""
-        silent = not (self._is_main and sys.stderr.isatty())
+        silent = not (self._lock and sys.stderr.isatty())
         return tqdm(total=total, desc=phase, unit=f" {unit}", leave=False, disable=silent, dynamic_ncols=True)
 
     def info(self, line: str) -> None:
         """Print a line above the progress bar, on rank 0."""
-        if self._is_main:
+        if self._lock:
             tqdm.write(line)
             sys.stdout.flush()
 
     def complete(self) -> None:
         """Make sure that metrics.jsonl has every row. Raises LogError if it cannot, and like `log`."""
-        if self._log and (warning := self._log.complete()):
-            self.info(f"warning: {warning}")
+        try:
+            self._write()
+        except OSError as error:
+            raise LogError(f"{self._path} lacks rows that could not be written ({error.strerror})") from error
 
     def finish(self) -> None:
         """End the wandb run: as failed if called while an exception is handled."""
         if self._wandb:
             self._wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
+
+    def _write(self) -> None:
+        """Append the rows that metrics.jsonl lacks; restore the file if its content is not what was written."""
+        if not self._lock:
+            return
+        self._lock.check()
+        found = self._path.read_bytes() if self._path.exists() else b""
+        if len(found) >= self._written and self._rows.startswith(found):  # longer if a full disk took part of a row
+            with open(self._path, "ab") as file:
+                file.write(self._rows[len(found) :])
+                file.flush()
+                os.fsync(file.fileno())
+        else:
+            replace_file(self._path, self._rows)
+            count = self._rows.count(b"\n")
+            self.info(
+                f"warning: {self._path.name} was changed or deleted by another program; restored with all {count} rows"
+            )
+        self._written = len(self._rows)
 
 
 def console_line(step: int, max_steps: int, metrics: Mapping[str, float]) -> str:

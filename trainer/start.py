@@ -24,7 +24,7 @@ from configs.schema import Config, Plan
 from rewards import GraderError, Verifier
 from trainer import checkpoint
 from trainer.clock import Clock, gc_paused
-from trainer.logging import LogError, MetricsLog, Tracker, open_log, write_environment
+from trainer.logging import LogError, Tracker, restore_rows, write_environment
 from trainer.policy import Policy, PolicyOptions
 from trainer.preflight import check_processes, find_rule
 from trainer.ranks import USER_ERRORS, Ranks
@@ -63,11 +63,13 @@ def start(cfg: Config, plan: Plan, info: Info, clock: Clock) -> Iterator[Run]:
             lock = checkpoint.RunLock(folder) if ranks.is_main else None
             resumed = find_checkpoint(folder, cfg, task.fingerprint, ranks, info)
             state = load_state(resumed, ranks.rank, ranks.processes) if resumed else State()
-            log = open_files(cfg, folder, resumed, lock, info) if lock else None
+            rows = (resumed / "metrics.jsonl").read_bytes() if resumed else b""
+            if lock:
+                write_files(cfg, folder, rows, info)
         if lock:
             stack.callback(lock.close)
         stack.enter_context(signals.handled())
-        tracker = make_tracker(cfg, folder, resumed, ranks, log)
+        tracker = make_tracker(cfg, folder, resumed, lock, rows)
         with exit_on_error(ValueError, code=2):
             models = load_models(cfg, task, ranks, resumed)
             info(models["policy"].text())
@@ -154,17 +156,17 @@ def close_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def open_files(cfg: Config, folder: Path, resumed: Path | None, lock: checkpoint.RunLock, info: Info) -> MetricsLog:
-    """Open metrics.jsonl, write config.yaml and environment.json. Raises OSError."""
-    kept = (resumed / "metrics.jsonl").read_bytes() if resumed else b""
-    log, lines = open_log(folder / "metrics.jsonl", kept, lock)
+def write_files(cfg: Config, folder: Path, rows: bytes, info: Info) -> None:
+    """Write metrics.jsonl, config.yaml and environment.json. Raises OSError."""
+    lines = restore_rows(folder / "metrics.jsonl", rows)
     checkpoint.replace_file(folder / "config.yaml", to_yaml(cfg).encode())
     for line in [*lines, *write_environment(folder)]:
         info(line)
-    return log
 
 
-def make_tracker(cfg: Config, folder: Path, resumed: Path | None, ranks: Ranks, log: MetricsLog | None) -> Tracker:
+def make_tracker(
+    cfg: Config, folder: Path, resumed: Path | None, lock: checkpoint.RunLock | None, rows: bytes
+) -> Tracker:
     return Tracker(
         folder,
         dataclasses.asdict(cfg),
@@ -172,8 +174,8 @@ def make_tracker(cfg: Config, folder: Path, resumed: Path | None, ranks: Ranks, 
         project="bandpo",
         run_id=checkpoint.info(resumed)["wandb_run_id"] if resumed else None,
         max_steps=cfg.max_steps,
-        is_main=ranks.is_main,
-        log=log,
+        lock=lock,
+        rows=rows,
     )
 
 

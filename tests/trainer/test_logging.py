@@ -29,7 +29,7 @@ from wandb_files import records
 
 from trainer import logging
 from trainer.checkpoint import CheckpointError, RunLock
-from trainer.logging import LogError, MetricsLog, Tracker, console_line, open_log
+from trainer.logging import LogError, Tracker, console_line, restore_rows
 
 KEY = "k" * 40
 
@@ -54,23 +54,21 @@ GLANCE = {
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Iterator[MetricsLog]:
-    lock = RunLock(tmp_path)
-    it, _ = open_log(tmp_path / "metrics.jsonl", b"", lock)
+def lock(tmp_path: Path) -> Iterator[RunLock]:
+    it = RunLock(tmp_path)
     yield it
-    lock.close()
+    it.close()
 
 
-def tracker(run_dir: Path, log: MetricsLog | None) -> Tracker:
-    words = {"project": "p", "run_id": None, "max_steps": 10}
-    return Tracker(run_dir, {}, mode="disabled", is_main=log is not None, log=log, **words)
+def tracker(run_dir: Path, lock: RunLock | None, rows: bytes = b"") -> Tracker:
+    return Tracker(run_dir, {}, mode="disabled", project="p", run_id=None, max_steps=10, lock=lock, rows=rows)
 
 
 # ---- the record and the console ----
 
 
-def test_a_step_is_a_row_to_the_last_bit_and_a_line_on_the_console(tmp_path, log, capsys):
-    it = tracker(tmp_path, log)
+def test_a_step_is_a_row_to_the_last_bit_and_a_line_on_the_console(tmp_path, lock, capsys):
+    it = tracker(tmp_path, lock)
     it.log(0, {"x": 0.1 + 0.2, "y": math.inf, "z": math.nan})
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1  # there before the run ends
     it.log(1, METRICS)
@@ -90,8 +88,8 @@ def test_the_console_line_tells_the_time_left():
     assert console_line(3, 100, {"optim/grad_norm": math.nan}) == "step   3/100 | grad nan"
 
 
-def test_samples_are_one_json_row_per_line(tmp_path, log, capsys):
-    it = tracker(tmp_path, log)
+def test_samples_are_one_json_row_per_line(tmp_path, lock, capsys):
+    it = tracker(tmp_path, lock)
     rows = [
         {"problem": "1+1=?\n", "answer": "é", "correct": True},
         {"problem": "x" * 300, "answer": None, "correct": False},
@@ -105,16 +103,16 @@ def test_samples_are_one_json_row_per_line(tmp_path, log, capsys):
     assert capsys.readouterr().out == "    problem: 1+1=? | answer: é | correct: True\n"  # once per minute
 
 
-def test_what_a_model_wrote_does_not_reach_the_terminal_raw(tmp_path, log, capsys):
-    it = tracker(tmp_path, log)
+def test_what_a_model_wrote_does_not_reach_the_terminal_raw(tmp_path, lock, capsys):
+    it = tracker(tmp_path, lock)
     it.samples(1, [{"answer": "\x1b[2Jgone \ud800", "token_ids": [1]}])
     assert capsys.readouterr().out == "    answer: \N{REPLACEMENT CHARACTER}[2Jgone \N{REPLACEMENT CHARACTER}\n"
     text = (tmp_path / "samples" / "step_000001.jsonl").read_bytes()
     assert b"[2Jgone" in text and b"\\ud800" in text
 
 
-def test_a_full_disk_delays_the_lines_of_metrics_and_loses_none(tmp_path, log, capsys):
-    it = tracker(tmp_path, log)
+def test_a_full_disk_delays_the_lines_of_metrics_and_loses_none(tmp_path, lock, capsys):
+    it = tracker(tmp_path, lock)
     it.log(0, {"x": 0.0})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(it.rows()) + 5, hard))  # room for half a line
@@ -153,8 +151,8 @@ CHANGES = {
 
 @pytest.mark.parametrize("how", CHANGES)
 @pytest.mark.parametrize("last", [False, True])
-def test_metrics_that_others_touched_while_the_run_wrote_them_are_written_anew(tmp_path, log, capsys, how, last):
-    it = tracker(tmp_path, log)
+def test_metrics_that_others_touched_while_the_run_wrote_them_are_written_anew(tmp_path, lock, capsys, how, last):
+    it = tracker(tmp_path, lock)
     it.log(0, {})
     it.log(1, {})
     CHANGES[how](tmp_path / "metrics.jsonl")
@@ -166,8 +164,8 @@ def test_metrics_that_others_touched_while_the_run_wrote_them_are_written_anew(t
     assert said.count(warning) == (how != "saved by an editor")
 
 
-def test_a_run_whose_folder_is_gone_ends(tmp_path, log):
-    it = tracker(tmp_path, log)
+def test_a_run_whose_folder_is_gone_ends(tmp_path, lock):
+    it = tracker(tmp_path, lock)
     (tmp_path / ".lock").unlink()
     for asked in (lambda: it.log(0, {}), it.rows, it.complete):
         with pytest.raises(CheckpointError, match="no longer belongs to this run"):
@@ -191,20 +189,20 @@ FOUND = {
 
 
 @pytest.mark.parametrize("found", FOUND)
-def test_a_resumed_log_has_the_rows_of_the_checkpoint_and_tells_what_was_not_so(tmp_path, found):
+def test_a_resumed_log_has_the_rows_of_the_checkpoint_and_tells_what_was_not_so(tmp_path, lock, found):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(found)
-    inode, lock = path.stat().st_ino, RunLock(tmp_path)
-    log, lines = open_log(path, KEPT, lock)
-    assert path.read_bytes() == log.rows == KEPT
+    inode = path.stat().st_ino
+    lines = restore_rows(path, KEPT)
+    it = tracker(tmp_path, lock, KEPT)
+    assert path.read_bytes() == it.rows() == KEPT
     assert len(lines) == (FOUND[found] is not None) and all(FOUND[found] in line for line in lines)
     assert (path.stat().st_ino == inode) == (found == KEPT)  # not rewritten for nothing
     aside = tmp_path / "metrics_found.jsonl"
     assert aside.exists() == bool(found and not found.startswith(KEPT))
     assert not aside.exists() or aside.read_bytes() == found
-    log.append({"step": 3})
+    it.log(3, {})
     assert steps_of(path) == [0, 1, 2, 3]
-    lock.close()
 
 
 def test_other_ranks_write_and_print_nothing(tmp_path, capsys):
@@ -223,10 +221,8 @@ def test_other_ranks_write_and_print_nothing(tmp_path, capsys):
 BARS = """
 from pathlib import Path
 from trainer.checkpoint import RunLock
-from trainer.logging import open_log
 from trainer.logging import Tracker
-log, _ = open_log(Path({0!r}) / "metrics.jsonl", b"", RunLock(Path({0!r})))
-keys = dict(project="p", run_id=None, max_steps=10, is_main=True, log=log)
+keys = dict(project="p", run_id=None, max_steps=10, lock=RunLock(Path({0!r})), rows=b"")
 it = Tracker(Path({0!r}), {{}}, mode="disabled", **keys)
 with it.progress(3, "optimize", "micro-batches") as bar:
     for _ in range(3):
@@ -295,13 +291,12 @@ from pathlib import Path
 import numpy as np
 from trainer import logging
 from trainer.checkpoint import RunLock
-from trainer.logging import open_log
 from trainer.logging import Tracker
 run_dir, mode, run_id, first, last, event = sys.argv[1:]
 config = {"delta": 0.05, "eval_data": ["a", "b"]}
 path, lock = Path(run_dir, "metrics.jsonl"), RunLock(Path(run_dir))
-log, _ = open_log(path, path.read_bytes() if path.exists() else b"", lock)
-keys = dict(project="bandpo", run_id=run_id or None, max_steps=9, is_main=True, log=log)
+rows = path.read_bytes() if path.exists() else b""
+keys = dict(project="bandpo", run_id=run_id or None, max_steps=9, lock=lock, rows=rows)
 import wandb  # not counted
 began = time.monotonic()
 it = Tracker(Path(run_dir), config, mode=mode, **keys)
