@@ -364,8 +364,6 @@ class HfEngine(Engine):
     def __init__(self, model: str, options: EngineOptions, *, rank: int, world: int, device: str):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        if options.tensor_parallel > 1:
-            raise ValueError("engine: hf has no tensor parallelism; set tensor_parallel: 1 or engine: vllm")
         remote = options.trust_remote_code
         self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=remote)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
