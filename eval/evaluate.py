@@ -86,7 +86,7 @@ def evaluate_policy(run: "Run") -> tuple[dict[str, float], float]:
         )
     rows = in_order(run.ranks.gather(rows), sets)
     if run.ranks.is_main:
-        write_scores(run.folder / "evals" / f"step_{run.step:06d}.json", rows, run.tracker.say)
+        write_scores(run.folder / "evals" / f"step_{run.step:06d}.json", rows, run.tracker.info)
     metrics = summarize(rows, k, (k,))
     return metrics, sum(metrics[f"eval/{name}/mean@{k}"] for name in sets) / len(sets)
 
