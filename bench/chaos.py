@@ -302,7 +302,7 @@ def damaged_checkpoint(trial: Trial, how: str) -> None:
     damage(newest / "policy" / "model.safetensors", how)
     trial.events.append(f"{newest.name}: model.safetensors {how}")
     trial.launch()
-    _expect(trial, 0, f"checkpoint {newest.name} is damaged and passed over")
+    _expect(trial, 0, f"checkpoint {newest.name} is damaged and skipped")
 
 
 def damage(path: Path, how: str) -> None:
@@ -404,7 +404,7 @@ def metrics_lost(trial: Trial) -> None:
     path.write_text("".join([lines[0], lines[2], *lines[2:]]))
     trial.events.append("row 1 cut, row 2 doubled")
     trial.launch()
-    _expect(trial, 0, "metrics.jsonl was not as the checkpoint knows it")
+    _expect(trial, 0, "metrics.jsonl does not match the checkpoint")
 
 
 def metrics_replaced(trial: Trial) -> None:
@@ -418,8 +418,8 @@ def metrics_replaced(trial: Trial) -> None:
             path.with_name("saved").rename(path)
         else:
             path.unlink()
-    _expect(trial, 0, "metrics.jsonl was replaced, changed or deleted by others")
-    trial.events.append(f"written anew {trial.console().count('written anew')} times")
+    _expect(trial, 0, "metrics.jsonl was changed or deleted by another program")
+    trial.events.append(f"restored {trial.console().count('restored with all')} times")
 
 
 def suspended(trial: Trial) -> None:

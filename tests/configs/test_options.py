@@ -179,7 +179,7 @@ def test_what_makes_sense_is_accepted_without_a_word(monkeypatch, argv: str):
 
 def test_arguments_of_vllm_that_have_an_option_or_are_fixed_are_refused(monkeypatch):
     """Except those that a user may tune: engine_arguments sets them as well, and `vllm` overrides them."""
-    monkeypatch.setattr(rollout, "only_tokenizer_rows", lambda _: None)  # imports vLLM, which takes seconds
+    monkeypatch.setattr(rollout, "mask_beyond_tokenizer", lambda _: None)  # imports vLLM, which takes seconds
     options = EngineOptions("vllm", "bfloat16", 9, 9, 9, 0.5, 2**28, 1, {}, False)
     ours = set(engine_arguments("m", options, world=2, device="cuda"))
     tunable = {"max_num_seqs", "enforce_eager", "disable_log_stats"}
