@@ -3,7 +3,7 @@
     python -m eval.report runs/grpo runs/band --out runs/report.html
 
 The file needs no network and no server. Runs are grouped by configuration and seed as in eval/compare.py. It reads
-metrics.jsonl, config.yaml, environment.json, and samples/step_*.jsonl, one response per line (docs/report.md: keys).
+metrics.jsonl, config.yaml, environment.json, and samples/step_*.jsonl, one response per line (docs/evaluation.md: keys).
 
 All data is in the page as gzip in base64, so nothing in an answer can act as HTML. The tokens of an answer are unpacked
 when it is opened, which keeps a page of many megabytes fast.
