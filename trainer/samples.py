@@ -1,6 +1,6 @@
 """What is logged of the answers: metrics of their rewards, and token by token runs/NAME/samples/step_000010.jsonl.
 
-`python -m eval.report` makes a page of them (docs/evaluation.md has the keys). Values per token were measured in the step.
+`python -m eval.report` shows them (docs/evaluation.md has the keys). Values per token were measured in the step.
 """
 
 import hashlib
