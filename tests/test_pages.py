@@ -1,6 +1,8 @@
-"""README and docs: words, links, commands and quoted code. `make check` runs codespell over the same files."""
+"""README and docs: spelling, words, links, commands and quoted code."""
 
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -46,6 +48,11 @@ def hits(paths: list[Path], words: list[str]) -> list[str]:
 def test_banned_words():
     assert hits([*PAGES, *CODE], NOWHERE) == []
     assert hits([page for page in PAGES if page.name not in OPEN], NOT_IN_PAGES) == []
+
+
+def test_spelling():
+    found = subprocess.run([Path(sys.executable).with_name("codespell")], cwd=ROOT, capture_output=True, text=True)
+    assert (found.stdout, found.stderr, found.returncode) == ("", "", 0)
 
 
 def test_pages_and_figures_that_a_page_names_exist():
