@@ -11,6 +11,7 @@ from launching import ROOT
 
 from bandpo.rule import RULES, load_rule, synthetic_batch
 from configs import ConfigError, help_text, load
+from configs.load import option_list
 from configs.schema import FIXED_VLLM_ARGUMENTS, OWN_VLLM_ARGUMENTS, RULES_AT_RATIO_1, Config, Plan
 from trainer import rollout
 from trainer.rollout import EngineOptions, engine_arguments
@@ -214,3 +215,8 @@ def test_functions_of_the_configuration_are_short():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 45, f"{path.name}: {node.name}"
+
+
+def test_the_page_of_options_is_up_to_date():
+    page = (ROOT / "docs" / "configs.md").read_text(encoding="utf-8").partition("## Options\n")[2]
+    assert page.endswith(option_list(Config)), "replace its end by the output of: python -m configs --options"
