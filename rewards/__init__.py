@@ -1,6 +1,6 @@
 """Rewards: is this completion right? Strings in, a Grade out. Imports neither torch nor the trainer.
 
-    math_reward(completion, gold)           one verdict (starts one shared worker when it needs computer algebra)
+    math_reward(completion, gold, problem)  one verdict (starts one shared worker when it needs computer algebra)
     answer_line_reward(completion, gold)    the paper's strict "Answer:" rule
     Verifier(workers, ...)                  many at once, submitted while generation goes on
     check_golds(golds)                      golds that must not be trained on, with the reason
@@ -54,9 +54,12 @@ def _shared_verifier() -> Verifier:
         return _shared
 
 
-def math_reward(completion: str, gold: str) -> Grade:
-    """Whether the final answer of a completion equals the gold. Blocks, at most a few seconds."""
-    return _shared_verifier().grade(completion, gold)
+def math_reward(completion: str, gold: str, problem: str = "") -> Grade:
+    """Whether the final answer of a completion equals the gold and is not copied from the problem, where that is given.
+
+    Blocks, at most a few seconds.
+    """
+    return _shared_verifier().grade(completion, gold, {"problem": {"problem": problem}})
 
 
 def check_gold(gold: str) -> str | None:

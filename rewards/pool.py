@@ -25,10 +25,11 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import compare, golds
 from .answer_line import answer_line_reward
+from .echo import is_echo
 from .extract import final_answers
 from .grade import Grade, Reason
 from .process import Worker, WorkerDied, WorkerKilled, WorkerNotStarted, WorkerStalled
@@ -46,13 +47,26 @@ class GraderError(RuntimeError):
     """Grading cannot go on: a user's function raised or returned no number, or no worker comes up."""
 
 
+class Judged(NamedTuple):
+    """What a verdict is about: samples of a group that repeat an answer share it."""
+
+    answers: tuple[str, ...]
+    gold: str
+    problem: str
+
+    def grade(self, verdict: bool, reason: Any) -> Grade:
+        if verdict and self.problem and is_echo(*self):
+            verdict, reason = False, "echo"
+        return Grade(verdict, ", ".join(self.answers), reason)
+
+
 class Ticket:
     """A grade that is or will be there. Opaque: pass it to `Verifier.collect`."""
 
-    __slots__ = ("call", "answers", "gold", "message", "done", "outcome", "pid", "deaths", "kills")
+    __slots__ = ("call", "about", "message", "done", "outcome", "pid", "deaths", "kills")
 
-    def __init__(self, call: str, answers: tuple[str, ...], gold: str, message: bytes):
-        self.call, self.answers, self.gold, self.message = call, answers, gold, message
+    def __init__(self, call: str, about: "Judged | None", message: bytes):
+        self.call, self.about, self.message = call, about, message
         self.done = threading.Event()
         self.outcome: dict[str, Any] = {}
         self.pid, self.deaths, self.kills = os.getpid(), 0, 0
@@ -62,8 +76,8 @@ class Ticket:
         self.done.set()
 
 
-def _ticket(call: str, *args: Any, answers: tuple[str, ...] = (), gold: str = "") -> Ticket:
-    return Ticket(call, answers, gold, json.dumps({"call": call, "args": args}).encode("ascii") + b"\n")
+def _ticket(call: str, *args: Any, about: Judged | None = None) -> Ticket:
+    return Ticket(call, about, json.dumps({"call": call, "args": args}).encode("ascii") + b"\n")
 
 
 class Verifier:
@@ -129,7 +143,7 @@ class Verifier:
         self._queue: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
-        self._known: dict[tuple[tuple[str, ...], str], Ticket | dict[str, Any]] = {}  # in work, or the outcome
+        self._known: dict[Judged, Ticket | dict[str, Any]] = {}  # in work, or the outcome
         self._live: set[Worker] = set()
         self._watch = Watch()
         self._pid = os.getpid()
@@ -140,10 +154,11 @@ class Verifier:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def submit(self, completion: str, gold: str, about: Mapping[str, object] | None = None) -> "Ticket | Grade":
+    def submit(self, completion: str, gold: str, about: Mapping[str, Any] | None = None) -> "Ticket | Grade":
         """Start grading; returns at once. Callable from any thread, also while others submit or collect.
 
-        about: what a user's function may ask for (own.ABOUT), able to be JSON. Raises ValueError when it asks for
+        about: what a user's function may ask for (own.ABOUT), able to be JSON; the grader "math" reads the text of the
+        problem, about["problem"]["problem"], if it is there. Raises ValueError when a user's function asks for
         something that is not in it.
         """
         if self.grader == "answer_line":
@@ -153,18 +168,19 @@ class Verifier:
         answers = final_answers(completion)
         if not answers:
             return Grade(False, None, "no_answer")
+        judged = Judged(answers, gold, (about or {}).get("problem", {}).get("problem", ""))
         verdict, reason = compare.compare(answers, gold, compare.UNDECIDED)
         if verdict is not None:
-            return _grade(answers, verdict, reason)
-        known = self._known.get((answers, gold))
+            return judged.grade(verdict, reason)
+        known = self._known.get(judged)
         if known is not None:
-            return known if isinstance(known, Ticket) else _grade(answers, bool(known["value"]), known["reason"])
-        ticket = _ticket("compare", answers, gold, answers=answers, gold=gold)
+            return known if isinstance(known, Ticket) else judged.grade(bool(known["value"]), known["reason"])
+        ticket = _ticket("compare", answers, gold, about=judged)
         if len(self._known) < MAX_KNOWN:
-            self._known[answers, gold] = ticket
+            self._known[judged] = ticket
         return self._enqueue(ticket)
 
-    def _sent(self, about: Mapping[str, object]) -> dict[str, object]:
+    def _sent(self, about: Mapping[str, Any]) -> dict[str, object]:
         """Of `about`, what the user's function asks for."""
         missing = [name for name in self._asked["required"] if name not in about]
         if missing:
@@ -186,9 +202,9 @@ class Verifier:
         self._watch.see(grades)
         return grades
 
-    def grade(self, completion: str, gold: str) -> Grade:
+    def grade(self, completion: str, gold: str, about: Mapping[str, Any] | None = None) -> Grade:
         """`submit` and `collect` for one pair."""
-        return self.collect([self.submit(completion, gold)])[0]
+        return self.collect([self.submit(completion, gold, about)])[0]
 
     def check_golds(self, golds_to_check: list[str]) -> list[str | None]:
         """For each gold the reason why it must not be used, None when it is fine."""
@@ -236,7 +252,7 @@ class Verifier:
 
     def _wait(self, ticket: Ticket) -> dict[str, Any]:
         if ticket.pid != os.getpid() and not ticket.done.is_set():  # submitted before a fork: nobody here works on it
-            return self._wait(self._enqueue(Ticket(ticket.call, ticket.answers, ticket.gold, ticket.message)))
+            return self._wait(self._enqueue(Ticket(ticket.call, ticket.about, ticket.message)))
         while not ticket.done.is_set():
             self._while_waiting()
             if not ticket.done.wait(timeout=1.0) and not any(thread.is_alive() for thread in self._threads):
@@ -249,10 +265,10 @@ class Verifier:
     def _collect_one(self, ticket: Ticket) -> Grade:
         outcome = self._wait(ticket)
         reason: Reason = outcome["reason"]
-        if ticket.call == "own":
-            score = outcome["value"] or 0.0
-            return Grade(score > 0, None, reason, score, outcome.get("parts"))
-        return _grade(ticket.answers, bool(outcome["value"]), reason)
+        if ticket.about is not None:
+            return ticket.about.grade(bool(outcome["value"]), reason)
+        score = outcome["value"] or 0.0
+        return Grade(score > 0, None, reason, score, outcome.get("parts"))
 
     def _serve(self, tickets: "queue.SimpleQueue[Ticket | None]") -> None:
         """One thread: owns one worker at a time and takes items until None."""
@@ -285,8 +301,8 @@ class Verifier:
             if outcome is None:
                 tickets.put(ticket)  # behind the others
                 continue
-            if self._known.pop((ticket.answers, ticket.gold), None) and outcome["reason"] not in ("crash", "error"):
-                self._known[ticket.answers, ticket.gold] = outcome
+            if ticket.about and self._known.pop(ticket.about, None) and outcome["reason"] not in ("crash", "error"):
+                self._known[ticket.about] = outcome
             ticket.settle(outcome)
         if worker is not None:
             worker.kill()
@@ -322,10 +338,6 @@ _TIMEOUT: dict[str, Any] = {"value": None, "reason": "timeout"}
 
 def _error(told: str) -> dict[str, Any]:
     return {"value": None, "reason": "error", "error": told}
-
-
-def _grade(answers: tuple[str, ...], verdict: bool, reason: Any) -> Grade:
-    return Grade(verdict, ", ".join(answers), reason)
 
 
 def _checked_grader(grader: str) -> str:
