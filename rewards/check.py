@@ -51,7 +51,8 @@ def read_cases(path: Path) -> list[Case]:
             isinstance(row["completion"], str) and isinstance(row["gold"], str) and row["expected"] in (True, False)
         ):
             raise ValueError(f"{path} line {number}: completion and gold are texts, expected is true or false")
-        cases.append(Case(row["completion"], row["gold"], bool(row["expected"]), row.get("kind", "-"), row.get("problem", "")))
+        kind, problem = row.get("kind", "-"), row.get("problem", "")
+        cases.append(Case(row["completion"], row["gold"], bool(row["expected"]), kind, problem))
     return cases
 
 

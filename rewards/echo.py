@@ -1,4 +1,4 @@
-r"""An answer copied from the problem: `\cos 1050^\circ` for "Find $\cos 1050^\circ$" is true, and a policy can learn it.
+r"""An answer copied from the problem: `\cos 1050^\circ` for "Find $\cos 1050^\circ$" is true, yet no work.
 
 Such an answer stands in the problem as a formula or as one side of it, and is not written like the gold, whatever the
 order of the terms. Plain numbers, single symbols and choice letters are never echoes, alone or in a list: a problem may
@@ -14,7 +14,7 @@ from .normalize import normalize
 from .parts import group, statement
 from .units import split_unit
 
-_FORMULA = re.compile(r"(\$\$?|\\\(|\\\[|\\begin\{(?:align|equation|gather)\*?\})(.+?)(?:\$\$?|\\[)\]]|\\end\{)", re.DOTALL)
+_FORMULA = re.compile(r"(\$\$?|\\[(\[]|\\begin\{(?:align|equation|gather)\*?\})(.+?)(?:\$\$?|\\[)\]]|\\end\{)", re.S)
 _WORD = re.compile(r"\S*[^\sA-Za-z.,?]\S*")  # a formula without delimiters
 _RELATION = re.compile(r"=|\\[lgn]eq(?![a-z])|[<>,;]|\\equiv|\\approx|\\text\{[^{}]*\}")
 _DRESS = re.compile(r"\\frac|\\cdot|[{}()*\s]|\[(?=\D)")

@@ -43,6 +43,7 @@ _AFTER_BOX = re.compile(
     r"\s?(?:\\?%|\^\{?\\circ\}?)|\^\{?-?\w+\}?|/\d+|\s?(?:\\pi(?![a-z])|\\sqrt\{?\w+\}?)|[a-z](?=[$^+=)\\-])"
     r"|((?:\s|\\[ ,;]|~)*\\(?:text|mathrm)\s*\{[^{}]*\}(?:\^\{?-?\d\}?)?)"
 )
+_PLAIN_UNIT = re.compile(r"(-?\d[\d.,]*)(?: ?([gL])| ([NsmhJWV]))\.?")  # no product, since nothing else is mathematics
 _WORD = re.compile(r"(?<!\\)\b[A-Za-z]{2,}\b")
 _CORRECTED = re.compile(
     r"(?i)\b(?:no|wait|actually|(?:in)?correct\w*|mistake\w*|errors?|wrong|instead|sorry|oops|rather)\b"
@@ -148,7 +149,9 @@ def _line_after(text: str, label: re.Match[str]) -> Found:
         if end >= 0:
             return Found(text[start + 2 : end].strip(), label.start(), end + 2)
     line = text[start:].partition("\n")[0]
-    return Found(_STRAY.sub("", line).strip(" \t\r*_`"), label.start(), start + len(line))
+    said = _STRAY.sub("", line).strip(" \t\r*_`")
+    unit = _PLAIN_UNIT.fullmatch(said)
+    return Found(f"{unit[1]}\\text{{ {unit[2] or unit[3]}}}" if unit else said, label.start(), start + len(line))
 
 
 def _answer_line_above(text: str, start: int) -> list[Found]:

@@ -59,6 +59,7 @@ _EDGE = r"(?:[ \t\r\n,;~]|\\[,;:!> ]|\\\\(?![a-zA-Z])|\\q?quad(?![a-zA-Z])|\\(?:
 _EDGES = re.compile(rf"^{_EDGE}|(?<![ \t\r\n,;~]){_EDGE}$")
 _PRAISE = re.compile(r"(?:\s|[✅✔✓☑✨⭐🎉🎊🏆👍💯🔥🌟🙂😀😊😄])+$")  # at the end; a cross is left there and refused
 _TEXT_COMMAND = re.compile(r"\\text(?=\s*\{)")
+_AND_A_HALF = re.compile(r"(?<=\d) ?(?:\\text\{)? ?and a half\}?")
 _PLAIN_JOINER = re.compile(r"(?<=[ )\]}])(and|or)(?=[ (\[])")
 _SEVERAL_EACH = re.compile(r"=[^;=]*,[^;=]*=.* or .*=[^;=]*,[^;=]*=", re.DOTALL)  # x=1,y=2 or x=3,y=4
 _THOUSANDS = re.compile(r"(?<=\d)\{,\}(?=\d{3}(?!\d))")
@@ -83,6 +84,7 @@ _RESPELLED_AT_LAST = [(re.compile(pattern), spelling) for pattern, spelling in (
 )]  # fmt: skip
 _MATHS_IN_TEXT = re.compile(r"\s*[-+\\$]|\s*\(?\d[\d,.:/]*\)?%?(?:\s|$)|[^=\\]*[=\\]|\s*\d+[A-F]|\s*\(?[A-Za-z]\)?\s*$")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_AFTER_NUMBER = re.compile(r"[\w}%)][ ,]*$|\\text\{[^{}]*\}(?:\^\{?-?\d\}?)?[*/ ]*$")
 _LOOSE_BLANK = re.compile(r"(?<![\w.,]) |(?<=,) (?!\d{3}(?!\d))|(?<!\d,)(?<=,) | (?![\w.])")
 _ROOT = re.compile(r"√(\d+)")
 _UNIT_OUTSIDE = re.compile(r"^\$([^$]+)\$\s*([A-Za-z][A-Za-z ./]*)$")  # $5$ cm
@@ -111,6 +113,7 @@ _SYNONYMS = re.compile(
     r"^((?:the \w+ )?does not exist$)|^(no (?:\w+ )?solution)s$|^((?:all |the )?real(?: number)?s(?: x)?)$"
 )
 _NOT_TEXT = FUNCTIONS | frozenset(("sqrt", "infinity", "frac"))
+_PRICE = re.compile(r"\$\d[\d,.]*(?:/[a-z]+| [a-z].*)")  # $15/hour, whose sign closes no formula
 _WRAPPERS = (("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("$", "$"), ("*", "*"), ("`", "`"), ("__", "__"), ('"', '"'))
 
 
@@ -150,7 +153,10 @@ def _unwrap(text: str) -> str:
             if inner and text.startswith(opening) and text.endswith(closing) and not inner.endswith("\\"):
                 text = text if opening in inner.replace("\\$", "") else inner
         if text.replace("\\$", "").count("$") == 1:
-            text = text[1:] if text[0] == "$" else text[:-1] if text[-1] == "$" and text[-2:] != "\\$" else text
+            if text[0] == "$":
+                text = f"\\{text}" if _PRICE.fullmatch(text) else text[1:]
+            elif text.endswith("$"):
+                text = text[:-1]
         if text.startswith("{") and closing_brace(text, 0) == len(text) - 1:
             text = text[1:-1]
         if text == before:
@@ -200,6 +206,7 @@ def _normalize_math(text: str) -> str:
     if "\\text" in text:
         units = _UNIT_FRACTION.sub(r"\\text{\1/\2\3}", text)
         text = _rewritten(units, _TEXT_COMMAND, 1, lambda inner, before: _one_text(inner[0].strip(), before))
+    text = _AND_A_HALF.sub(r"\\frac{1}{2}", text) if "half" in text else text
     both = " \\land " if _INEQUALITY.search(text) else " , "  # "and" between inequalities means both at once
     either = " ; " if " or " in text and _SEVERAL_EACH.search(text) else " , "
     text = _PLAIN_JOINER.sub(lambda m: both if m[1] == "and" else either, text)
@@ -249,7 +256,7 @@ def _one_command(match: re.Match[str]) -> str:
 
 def _one_text(inner: str, before: str) -> str:
     r"""Mathematics leaves its `\text{}`, unless it follows a number, where it is a unit; words stay inside."""
-    after_number = re.search(r"[\w}%)][ ,]*$", before) is not None
+    after_number = _AFTER_NUMBER.search(before) is not None
     if inner in FUNCTIONS and not (after_number and inner == "min"):
         return f"\\{inner} "
     if inner.strip(", ") in ("and", "or"):
