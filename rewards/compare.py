@@ -279,7 +279,8 @@ def _ratios(a: str, g: str, leaf: Leaf):
     if len(x) > 2 or len(y) > 2:
         values = [(number(p), number(q)) for p, q in zip(x, y, strict=False)]
         return len(x) == len(y) and all(p and q for p, q in values) and len({p / q for p, q in values if p and q}) == 1
-    if any(len(terms) == 1 and (number(terms[0]) or 1).denominator == 1 for terms in (x, y)):
+    alone = [number(terms[0]) for terms in (x, y) if len(terms) == 1]
+    if any(value is not None and value.denominator == 1 for value in alone):
         return False
     ours, theirs = (f"\\frac{{{terms[0]}}}{{{terms[1]}}}" if len(terms) == 2 else terms[0] for terms in (x, y))
     return equal(ours, theirs, leaf)

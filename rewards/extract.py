@@ -38,6 +38,7 @@ _VALUE_LIKE = re.compile(r"(?:[\s*$([{+\-−]|\\[([{])*(?:\d|\\[a-zA-Z{]|[a-zA-Z
 _FACTOR = r"(?:\d+(?:\.\d+)?|\\frac\{?\d+\}?\{?\d+\}?|\\sqrt\{?\d+\}?)"
 _BEFORE_BOX = re.compile(
     rf"(?:[=$]|\\[(\[]|\\equiv)\s*([-−]\s?{_FACTOR}?|{_FACTOR})\s?\Z|(?<![\w.)}}\-−])([-−]{_FACTOR}?|{_FACTOR})\Z"
+    r"|((?:\\frac|\\sqrt|\}|\^)\{)\s?\Z"  # inside a larger formula
 )
 _AFTER_BOX = re.compile(
     r"\s?(?:\\?%|\^\{?\\circ\}?)|\^\{?-?\w+\}?|/\d+|\s?(?:\\pi(?![a-z])|\\sqrt\{?\w+\}?)|[a-z](?=[$^+=)\\-])"
@@ -111,7 +112,7 @@ def _box_at(text: str, command: re.Match[str], stop: int) -> Found | None:
     after = _AFTER_BOX.match(text, closing + 1)
     unit_or_power = after and (not after[1] or split_unit(normalize(f"1{after[1]}")).unit) and after[0]
     if (before or unit_or_power) and inner and "=" not in inner:
-        inner = f"{before[1] or before[2] if before else ''}({inner}){unit_or_power or ''}"
+        inner = f"{before[before.lastindex or 0] if before else ''}({inner}){unit_or_power or ''}"
     return Found(inner, command.start(), closing + 1) if closing >= 0 else None
 
 

@@ -24,8 +24,8 @@ min minute mins 分钟 | h hr hour hrs 小时 | day 天 | week wk 周 | month �
 mi/h mph | km/h kmh kmph kph | b/s bps | dollar usd us$ $ 美元 | cent ¢ | euro € 欧元 | pound-sterling £
 rupee rs inr ₹ | yuan 元 | yen jpy ¥ | degree deg 度 | degree-f fahrenheit degrees-fahrenheit degrees-f
 degree-c celsius degrees-celsius degrees-c | radian rad | unit | person people 人 名 | man men | woman women
-child children | mouse mice | am a.m. a.m | pm p.m. p.m | way 种 | time 次 | percent-point | erg | dyne | atm | cup
-teaspoon tsp | tablespoon tbsp | piece 个 只 条 本 张 块 棵 辆 件 颗 支 位 
+child children | mouse mice | am a.m. a.m | pm p.m. p.m | way 种 | time 次 | percent-point | Å angstrom | erg | dyne
+atm | cup | teaspoon tsp | tablespoon tbsp | piece 个 只 条 本 张 块 棵 辆 件 颗 支 位
 ordered-pair | increase | decrease | probability
 """
 _CANONICAL = {
@@ -39,7 +39,7 @@ _GLUED = re.compile(r"(?:mm|cm|km|kg|mg|ml|mL|lbs?|oz|ft|mph|kmh|[hH]z)(?![a-zA-
 _FACTOR = re.compile(r"([^\s*^\d{}]+)(?:\^?\{?(-?\d)\}?)?(?:[\s*]+|$)")
 _PER = re.compile(r" ?/ ?| per | an? (?=[a-z]{3})")
 _ASIDE = re.compile(  # what follows a unit without changing it: 20 years old, 3 cups of sugar
-    r" (?:each|apiece|long|tall|old|wide|deep|high|thick|away|apart|left|remaining|altogether|overall"
+    r" (?:each|apiece|long|tall|old|wide|deep|high|thick|away|ago|apart|left|remaining|altogether|overall"
     r"|(?:in )?total|in (?:all|length|height|width|area|volume|weight))$|(?<=[a-z]) of (?:the )?[a-z]+(?: [a-z]+)?$"
 )
 _RAISED = re.compile(r"(?:(square|sq\.?)|cubic|cu\.?) (.+)|(.+?) (?:(squared)|cubed)|(平方)(.+)|立方(.+)")
@@ -100,7 +100,7 @@ def _tails(text: str) -> Iterator[tuple[str, str]]:
     """(core, words) of each way in which a text may end in words."""
     found = _IN_TEXT.fullmatch(text)
     if found:
-        yield found[1], re.sub(r"\\text\{([^{}]*)\}", r"\1", found[2])
+        yield found[1], re.sub(r"\\text\{([^{}]*)\}", r" \1", found[2])
     elif chinese := _CHINESE.fullmatch(text):
         yield chinese[1], chinese[2]
     elif sign := _SIGN_BEHIND.fullmatch(text):
