@@ -6,30 +6,27 @@
     check_golds(golds)                      golds that must not be trained on, with the reason
     shape_reward(grade, ...)                the grade as a reward
 
-extract.py finds the final answer, normalize.py gives it one spelling, guards.py refuses what is too large, parts.py
-takes it apart (exact.py: numbers; units.py; regions.py: sets of reals), compare.py compares kind by kind, symbolic.py
-compares expressions inside worker.py, own.py calls a user's function there, pool.py keeps the workers (process.py: one
-of them). Policies: docs/verifier.md.
+math/ holds the mathematics, pool/ the processes. Policies: docs/verifier.md.
 Command line: `python -m rewards.check FILE.jsonl`, `python -m rewards.fuzz --minutes 2`.
 """
 
 import os
 import threading
 
-from .answer_line import answer_line_reward
-from .compare import UNDECIDED
-from .exact import number
-from .extract import extract_answer
-from .golds import Undecided, trouble_with
-from .grade import REASONS, Grade, Reason, shape_reward
-from .guards import MAX_CHARS
-from .normalize import normalize
-from .own import ABOUT
-from .pool import GraderError, Ticket, Verifier
+from .math.answer_line import answer_line_reward
+from .math.compare import UNDECIDED
+from .math.exact import number
+from .math.extract import extract_answer
+from .math.golds import NOT_CHECKED, Undecided, trouble_with
+from .math.grade import REASONS, Grade, Reason, shape_reward
+from .math.guards import MAX_CHARS
+from .math.normalize import normalize
+from .pool.own import ABOUT
+from .pool.verifier import GraderError, Ticket, Verifier
 
 __all__ = [
-    "ABOUT", "REASONS", "Grade", "GraderError", "Reason", "Ticket", "Verifier", "answer_line_reward", "check_gold",
-    "check_golds", "extract_answer", "math_reward", "shape_reward", "vote_key",
+    "ABOUT", "NOT_CHECKED", "REASONS", "Grade", "GraderError", "Reason", "Ticket", "Verifier", "answer_line_reward",
+    "check_gold", "check_golds", "extract_answer", "math_reward", "shape_reward", "vote_key",
 ]  # fmt: skip
 
 _shared: Verifier | None = None

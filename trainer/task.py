@@ -30,8 +30,7 @@ from data import (
     stop_token_ids,
     vocabulary_size,
 )
-from rewards import GraderError, Verifier, check_golds
-from rewards.golds import NOT_CHECKED
+from rewards import NOT_CHECKED, GraderError, Verifier, check_golds
 from trainer import checkpoint
 from trainer.checks import cache_trouble, find_kernels, find_model, find_room, find_rule
 from trainer.fingerprint import changed, fingerprint_of_data, own_files, tokenizer_hash

@@ -18,12 +18,12 @@ from launching import ROOT
 import rewards
 from rewards import Grade, Verifier, extract_answer, shape_reward, vote_key
 from rewards.check import read_cases
-from rewards.compare import UNDECIDED, compare
-from rewards.exact import number
-from rewards.extract import final_answers
-from rewards.normalize import normalize
-from rewards.parts import statement
-from rewards.regions import region
+from rewards.math.compare import UNDECIDED, compare
+from rewards.math.exact import number
+from rewards.math.extract import final_answers
+from rewards.math.normalize import normalize
+from rewards.math.parts import statement
+from rewards.math.regions import region
 
 CASES = Path(__file__).parent / "verifier_cases.jsonl"
 

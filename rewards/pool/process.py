@@ -46,7 +46,7 @@ class WorkerStalled(Exception):
 
 
 class Worker:
-    """One process running rewards.worker, spoken to over a socket.
+    """One process running rewards.pool.worker, spoken to over a socket.
 
     `asked`: what a user's reward asks for (own.Asked). Raises WorkerNotStarted, or WorkerKilled when it is killed
     before it is ready.
@@ -56,13 +56,13 @@ class Worker:
         ours, theirs = socket.socketpair()
         settings = {"parent": os.getpid(), "memory_bytes": int(memory_gib * 2**30), "timeout_s": timeout_s}
         settings["grader"], self._wait_s = grader, WAITING * timeout_s
-        home = str(Path(__file__).resolve().parent.parent)
+        home = str(Path(__file__).resolve().parent.parent.parent)
         path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
         environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
         self.items, self._socket, self._buffer = 0, ours, b""
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "rewards.worker", json.dumps(settings)],
+                [sys.executable, "-m", "rewards.pool.worker", json.dumps(settings)],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env=environment,

@@ -27,11 +27,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import compare, golds
-from .answer_line import answer_line_reward
-from .echo import is_echo
-from .extract import final_answers
-from .grade import Grade, Reason
+from ..math import compare, golds
+from ..math.answer_line import answer_line_reward
+from ..math.echo import is_echo
+from ..math.extract import final_answers
+from ..math.grade import Grade, Reason
 from .process import Worker, WorkerDied, WorkerKilled, WorkerNotStarted, WorkerStalled
 from .watch import Watch
 
