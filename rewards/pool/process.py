@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,12 @@ WAITING = 10  # times the limit of processor time may pass on the clock
 FROM_OUTSIDE = frozenset((signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT))
 
 
-class WorkerNotStarted(Exception):
-    """No worker comes up; its text says why."""
-
-
 class WorkerDied(Exception):
     """The worker ended by its own doing."""
+
+
+class WorkerNotStarted(WorkerDied):
+    """No worker comes up; its text says why."""
 
 
 class WorkerKilled(Exception):
@@ -87,13 +88,14 @@ class Worker:
             raise WorkerNotStarted(hello["why"])
         self.asked: dict[str, Any] = hello["asked"]
 
-    def ask(self, message: bytes) -> dict[str, Any]:
-        """The reply to one item, a line of JSON (worker.py).
+    def ask(self, call: str, args: Sequence[Any]) -> dict[str, Any]:
+        """The reply to one item (worker.py).
 
         Raises TimeoutError when the item has used up its processor time, WorkerStalled when it only waited,
         WorkerDied or WorkerKilled when the process ends before.
         """
         self.items += 1
+        message = json.dumps({"call": call, "args": args}).encode("ascii") + b"\n"
         reply = self._exchange(message, self._wait_s)
         if reply["reason"] == "crash":  # its last words
             raise WorkerDied
