@@ -5,135 +5,93 @@ roots, factorials, binomials and functions alone are not, nor are mixed numbers,
 factorials. For a gold that is a fraction, only whole numbers and decimals count: `\frac12+\frac13` says 5/6.
 """
 
+import ast
 import re
-from collections.abc import Callable
 from fractions import Fraction
 from math import isqrt
-from typing import NamedTuple
 
-_TOKEN = re.compile(r"\\[a-zA-Z]+|\d+(?:\.\d*)?|\.\d+|\S")
-_SCALE = re.compile(r"\*10\^\{-?\d+\}|%|\\degree")  # ends a number; as does the fraction of a mixed one
-_MIXED = re.compile(r"(?<=\d) ?\\frac\{(\d+)\}\{(\d+)\}")
-_FUNCTION = re.compile(r"\\(?:(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln|exp|gcd|lcm|max|min)")
-_UNKNOWN = re.compile(r"[a-zA-Z]|\\(?:pi|theta)")
-_CLOSING = {"(": ")", "{": "}", "[": "]", "|": "|", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
-_END = frozenset(("", "+", "-", *_CLOSING.values()))
 _LARGE = Fraction(7)  # stands for a whole number that need not be computed
-
-
-class _Term(NamedTuple):
-    """`value`: None if not known to be rational. `factorials`: how many, if it is a product of them alone."""
-
-    value: Fraction | None
-    decimal: bool = False
-    factorials: int = 0
-
-    @property
-    def plain(self) -> bool:
-        return self.decimal or (self.value is not None and self.value.denominator == 1)
+_MIXED = re.compile(r"(?<=\d) ?\\frac\{(\d+)\}\{(\d+)\}")
+_FUNCTION = (
+    r"\\(?:(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln|exp|gcd|lcm|max|min|[lr](?:floor|ceil))"
+    r"(?:_\{?\w+\}?)?(?:\^\{-?\w+\})? ?(?:(?:\d+(?:\.\d+)?|\\pi(?![a-z])|\\frac\{[^{}]*\}\{[^{}]*\}|[a-z](?![a-z]))*)"
+)
+_AS_PYTHON = [(re.compile(pattern), python) for pattern, python in (
+    (r"\*10\^\{-?\d+\}|%|\\degree", ""),  # ends a number, as the fraction of a mixed one does
+    (r"\\lfloor|\\lceil", "unknown("), (r"\\rfloor|\\rceil", ")"),
+    (_FUNCTION, "unknown"), (r"\\binom\{[^{}]*\}\{[^{}]*\}", "7"), (r"\|([^|]*)\|", r"(\1)"),
+    (r"\}\{", ")/("), (r"\\frac", ""), (r"\\sqrt\[[^\[\]]*\]", "unknown"), (r"\\sqrt(?=\{)", "root"),
+    (r"\\(?:theta|pi)(?![a-z])|(?<![a-z\\])[a-zA-Z](?![a-z])", "unknown "), (r"\\([a-z]+)", r"\1"),
+    (r"\{", "("), (r"\}", ")"), (r"\^", "**"), (r"(\d+)!", r"(\1).whole "), (r"\)!", ").whole "),
+    (r"(?<![\d.])0+(?=\d)", ""), (r"(?<![a-z])\(", "group("), (r"(?<=[\d)])(?=[a-z])|(?<=\))(?=\d)", "*"),
+    (r"(?<=unknown )(?=[\da-z])|(?<=whole )(?=[\da-z])", "*"),
+)]  # fmt: skip
 
 
 def is_undone(text: str, *, whole: bool) -> bool:
     """Whether a normalised answer to a gold that is a number (`whole`: a whole one) leaves arithmetic undone."""
-    text = _MIXED.sub(lambda m: "" if int(m[1]) < int(m[2]) else m[0], _SCALE.sub("", text))
-    reader = _Reader(_TOKEN.findall(text), whole)
+    text = _MIXED.sub(lambda m: "" if int(m[1]) < int(m[2]) else m[0], text)
+    for pattern, python in _AS_PYTHON:
+        text = pattern.sub(python, text)
     try:
-        total = reader.sum()
-    except ValueError:  # no arithmetic: words, several values, something cut off
+        reader = _Reader(whole)
+        reader.read(ast.parse(text.strip(), mode="eval").body, top=True)
+    except (
+        SyntaxError,
+        ValueError,
+        RecursionError,
+        MemoryError,
+    ):  # no arithmetic: words, several values, a cut-off one
         return False
-    return not reader.tokens and (reader.undone or total.factorials > 1)
+    return reader.undone
 
 
 class _Reader:
-    """Recursive descent over the tokens of an expression; the guards bound its depth."""
+    """Reads an expression; its value is a fraction, None when it is not known to be rational."""
 
-    def __init__(self, tokens: list[str], whole: bool):
-        self.tokens, self.whole, self.undone, self.depth = tokens[::-1], whole, False, 0
+    def __init__(self, whole: bool):
+        self.whole, self.undone = whole, False
 
-    def next(self) -> str:
-        return self.tokens[-1] if self.tokens else ""
+    def read(self, node: ast.expr, *, top: bool = False, below: bool = False) -> Fraction | None:
+        """`top`: in no brackets or function. `below`: in a denominator, where factorials may stand side by side."""
+        match node:
+            case ast.Constant(value=int() | float()):
+                return Fraction(str(node.value))
+            case ast.Name(id="unknown"):
+                return None
+            case ast.UnaryOp(op=sign, operand=inner):
+                value = self.read(inner, top=top, below=below)
+                return -value if isinstance(sign, ast.USub) and value is not None else value
+            case ast.Attribute(value=inner):
+                self.read(inner)
+                return _LARGE
+            case ast.Call(func=ast.Name(id=name), args=[inner]):
+                value = self.read(inner, below=below and name == "group")
+                return value if name == "group" else _root(value, 2) if name == "root" else None
+            case ast.BinOp(left=left, op=ast.Pow(), right=right):
+                value, exponent = self.read(left), self.read(right)
+                return _LARGE if exponent is not None and _root(value, exponent.denominator) is not None else None
+            case ast.BinOp(left=left, op=ast.Div(), right=right):
+                value, under = self.read(left, top=top), self.read(right, below=True)
+                return value / under if value is not None and under else None
+            case ast.BinOp(left=left, op=ast.Add() | ast.Sub() | ast.Mult() as operator, right=right):
+                values = self.read(left, top=top, below=below), self.read(right, top=top, below=below)
+                known = [value for value in values if value is not None]
+                factorials = below and isinstance(operator, ast.Mult) and _is_factorial(left) and _is_factorial(right)
+                plain = all(_is_plain(side, value) for side, value in zip((left, right), values, strict=True))
+                self.undone |= not factorials and (
+                    (len(known) == 2 and (self.whole or plain)) or (len(known) == 1 and self.whole and top)
+                )
+                return _LARGE if len(known) == 2 else None
+        raise ValueError("no arithmetic")
 
-    def take(self) -> str:
-        if not self.tokens:
-            raise ValueError("cut off")
-        return self.tokens.pop()
 
-    def sum(self) -> _Term:
-        total = self.product()
-        while self.next() in ("+", "-"):
-            sign = -1 if self.take() == "-" else 1
-            total = self.joined(total, self.product(), lambda x, y, sign=sign: x + sign * y)
-        return total
+def _is_factorial(node: ast.expr) -> bool:
+    return isinstance(node, ast.Attribute) or (isinstance(node, ast.BinOp) and _is_factorial(node.left))
 
-    def product(self) -> _Term:
-        if self.next() in ("+", "-"):
-            sign, inner = self.take(), self.product()
-            return inner._replace(value=-inner.value) if sign == "-" and inner.value is not None else inner
-        total = self.power()
-        while self.next() not in _END:
-            operator = self.take() if self.next() in ("*", "/") else "*"
-            right = self.power()
-            if operator == "/":
-                total = self.quotient(total, right)
-            elif total.factorials and right.factorials:
-                total = _Term(_LARGE, factorials=2)
-            else:
-                total = self.joined(total, right, lambda x, y: x * y)
-        return total
 
-    def joined(self, left: _Term, right: _Term, operation: Callable[[Fraction, Fraction], Fraction]) -> _Term:
-        """A sum or a product. With one rational part of a whole result, the other is rational as well."""
-        known = [term.value for term in (left, right) if term.value is not None]
-        if len(known) == 2:
-            self.undone |= self.whole or (left.plain and right.plain)
-            return _Term(operation(known[0], known[1]))
-        self.undone |= self.whole and self.depth == 0 and len(known) == 1
-        return _Term(None)
-
-    def quotient(self, top: _Term, bottom: _Term) -> _Term:
-        self.undone |= top.factorials > 1
-        return _Term(top.value / bottom.value if top.value is not None and bottom.value else None)
-
-    def power(self) -> _Term:
-        base = self.atom()
-        while self.next() in ("^", "!"):
-            if self.take() == "!":
-                base = _Term(_LARGE, factorials=1)
-            else:
-                exponent = self.atom().value
-                root = _root(base.value, exponent.denominator) if exponent is not None else None
-                base = _Term(None if root is None else _LARGE)
-        return base
-
-    def atom(self) -> _Term:
-        token = self.take()
-        if token[0].isdigit() or token[0] == ".":
-            return _Term(Fraction(token), decimal=True)
-        if token in _CLOSING:
-            self.depth += 1
-            inner = self.sum()
-            self.depth -= 1
-            if self.take() != _CLOSING[token]:
-                raise ValueError("another bracket")
-            return inner if token in "({|" else _Term(None)
-        if token == "\\frac":
-            return self.quotient(self.atom(), self.atom())
-        if token == "\\binom":
-            self.atom()
-            self.atom()
-            return _Term(_LARGE)
-        if token == "\\sqrt":
-            index = self.atom() if self.next() == "[" else None
-            radicand = self.atom().value
-            return _Term(_root(radicand, 2) if index is None else None)
-        if _FUNCTION.fullmatch(token):
-            while self.next() in ("_", "^"):
-                self.take()
-                self.atom()
-            self.atom()
-        elif not _UNKNOWN.fullmatch(token):
-            raise ValueError("no arithmetic")
-        return _Term(None)
+def _is_plain(node: ast.expr, value: Fraction | None) -> bool:
+    return isinstance(node, ast.Constant) or (value is not None and value.denominator == 1)
 
 
 def _root(value: Fraction | None, index: int) -> Fraction | None:

@@ -75,6 +75,8 @@ class Ticket(Future[dict[str, Any]]):
         self.call, self.args, self.judged, self.pid, self.strikes = call, args, judged, os.getpid(), 0
 
     def settle(self, reply: dict[str, Any]) -> None:
+        if self.done():  # by `close`, or by a caller who saw that no thread is left
+            return
         if reply["reason"] == "error":
             self.set_exception(GraderError(reply["error"]))
         else:
