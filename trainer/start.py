@@ -183,14 +183,13 @@ def make_tracker(
 
 
 def load_models(cfg: Config, task: Task, ranks: Ranks, resumed: Path | None) -> dict[str, Any]:
-    """The fields `policy`, `reference`, `optimizer` and `layout` of a Run."""
+    """The fields `policy`, `reference` and `optimizer` of a Run."""
     has_bf16 = ranks.device.type != "cpu" and torch.cuda.is_bf16_supported()
     precision = {"auto": "bfloat16" if has_bf16 else "float32"}.get(cfg.precision, cfg.precision)
-    attention, layout = attention_and_layout(cfg.attention, precision)
     options = PolicyOptions(
         sharding=sharding_of(cfg, task.model_size, ranks.processes),
         precision=precision,
-        attention=attention,
+        attention=cfg.attention,
         gradient_checkpointing=cfg.gradient_checkpointing,
         temperature=cfg.temperature,
         vocab_size=task.vocab_size,
@@ -208,21 +207,7 @@ def load_models(cfg: Config, task: Task, ranks: Ranks, resumed: Path | None) -> 
     )
     if resumed:
         policy.load_optimizer(resumed / "optimizer.pt", optimizer)
-    return {"policy": policy, "reference": reference, "optimizer": optimizer, "layout": layout}
-
-
-def attention_and_layout(attention: str, precision: str) -> tuple[str, str]:
-    """The attention kernel, and the layout of sequences that it needs (batching.model_inputs).
-
-    auto: flash_attention_2, which computes in bfloat16 only, where it is installed.
-    """
-    if attention == "auto":
-        from transformers.utils.import_utils import is_flash_attn_2_available
-
-        if not (torch.cuda.is_available() and is_flash_attn_2_available() and precision == "bfloat16"):
-            return "sdpa_by_sequence", "by_sequence"
-        attention = "flash_attention_2"
-    return attention, "packed" if attention.startswith("flash") else "padded"
+    return {"policy": policy, "reference": reference, "optimizer": optimizer}
 
 
 def make_verifiers(cfg: Config, signals: Signals) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from tiny import VOCABULARY, make_batch, make_sample, ragged, tiny_model
 
 from configs import load
 from configs.schema import Config, Plan
+from trainer.attention import register_attention
 from trainer.batching import assign_to_ranks, group_numbers, loss_weights, make_micro_batches, make_minibatches
-from trainer.policy import LogprobModel, PolicyOptions, register_attention
+from trainer.policy import LogprobModel, PolicyOptions
 from trainer.rollout import Completion
 
 register_attention()
