@@ -195,8 +195,9 @@ class Policy:
         # From a model without weights: save_pretrained does not support sharded ones.
         with torch.device("meta"):
             shell = type(self.causal_lm)(copy.deepcopy(self.causal_lm.config))
-        shell.generation_config = self.causal_lm.generation_config
         shell.save_pretrained(folder, state_dict=weights)
+        # As it was read: transformers refuses to save some that it reads, such as a temperature without do_sample.
+        self.causal_lm.generation_config.to_json_file(folder / "generation_config.json")
 
     def full_optimizer(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Optimizer state by parameter name on the CPU of rank 0, for any number of processes; collective."""

@@ -53,7 +53,7 @@ def start(cfg: Config, plan: Plan, info: Info, clock: Clock) -> Iterator[Run]:
     """A run, resumed from its newest undamaged checkpoint; closes everything at the end.
 
     Invalid config or data and failures during training end the process with one line (stopping.exit_on_error). Raises
-    RuntimeError if processes or sharding are not as requested.
+    RuntimeError if the sharding is not as requested.
     """
     ranks, signals = start_processes(cfg), Signals()
     with ExitStack() as stack:
@@ -134,8 +134,9 @@ def start_processes(cfg: Config) -> Ranks:
     if cfg.deterministic:
         use_deterministic_algorithms()
     group = InitProcessGroupKwargs(timeout=timedelta(hours=2))
-    ranks = Ranks(Accelerator(mixed_precision="no", kwargs_handlers=[group]))
-    check_processes(ranks.accelerator)
+    with exit_on_error(ValueError, code=2):
+        ranks = Ranks(Accelerator(mixed_precision="no", kwargs_handlers=[group]))
+        check_processes(ranks.accelerator)
     return ranks
 
 

@@ -67,8 +67,8 @@ PACKED = (
     "seed_oss smollm3 starcoder2"
 ).split()
 PADDED = (
-    "bamba bloom falcon falcon_h1 gpt_oss granitemoehybrid jamba lfm2 lfm2_moe mamba mamba2 minimax nemotron nemotron_h "
-    "olmo_hybrid qwen3_5_moe_text qwen3_5_text qwen3_next stablelm zamba2"
+    "bamba bloom falcon falcon_h1 gpt_oss granitemoehybrid jamba lfm2 lfm2_moe mamba mamba2 minimax nemotron "
+    "nemotron_h olmo_hybrid qwen3_5_moe_text qwen3_5_text qwen3_next stablelm zamba2"
 ).split()
 REFUSED = "cohere cohere2 gemma2 phi recurrent_gemma".split()
 
