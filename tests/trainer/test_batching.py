@@ -145,7 +145,7 @@ def run_of(cfg: Config, *, processes: int = 1, step: int = 0) -> Any:
     """What `make_minibatches` needs of a run, on one process."""
     plan = Plan(cfg)
     ranks = SimpleNamespace(gather=lambda rows: rows, device=CPU, rank=0)
-    return SimpleNamespace(cfg=cfg, plan=plan, ranks=ranks, layout="padded", step=step)
+    return SimpleNamespace(cfg=cfg, plan=plan, ranks=ranks, policy=SimpleNamespace(layout="padded"), step=step)
 
 
 def config(**changed: object) -> Config:
