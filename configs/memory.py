@@ -29,6 +29,7 @@ OVERHEAD_GIB = 3.0  # CUDA context, NCCL, what a sleeping engine keeps: a guess
 LOGPROB_CHUNK_TOKENS = 1024  # response tokens whose logits exist at a time
 DDP_PARAMETERS = 1e9  # up to here every process holds the whole policy: weights, gradients, AdamW take 16 GB
 CPU_CACHE_SLACK = 2**24  # bytes; vLLM keeps a block to itself
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # names of their number in config.json
 ENGINE_SEQUENCES = 16  # decoded at once at the least; fewer would be no use
 
 
@@ -44,6 +45,7 @@ class Size:
     vocabulary: int  # rows of the embedding
     tied: bool
     head: int | None = None  # size of an attention head; None: hidden / heads
+    experts: int = 0  # per layer; 0: no mixture
 
     @classmethod
     def of(cls, model_config: Any) -> "Size":
@@ -54,10 +56,11 @@ class Size:
             config.num_hidden_layers,
             config.num_attention_heads,
             getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-            config.intermediate_size,
+            getattr(config, "intermediate_size", None) or 4 * config.hidden_size,  # GPT-2, BLOOM: not named
             config.vocab_size,
             bool(model_config.tie_word_embeddings),
             getattr(config, "head_dim", None),
+            max(getattr(config, name, None) or 0 for name in EXPERTS),
         )
 
     @property

@@ -59,7 +59,7 @@ def part_of_a_run(cfg: Config, plan: Plan, policy: Policy, recorder: Recorder, a
     """What `collate` and `optimize` need of a run; the rest is left out."""
     parts: dict[str, Any] = dict.fromkeys(field.name for field in fields(Run))
     parts |= {"cfg": cfg, "plan": plan, "policy": policy, "optimizer": recorder, "ranks": Ranks(accelerator)}
-    return Run(**{**parts, "state": State(), "layout": "by_sequence", "rule": find_rule(cfg)})
+    return Run(**{**parts, "state": State(), "rule": find_rule(cfg)})
 
 
 def main(out: str, sharding: str, *models: str) -> None:
@@ -73,7 +73,7 @@ def write_gradients(model: str, out: Path, sharding: str, accelerator: Accelerat
     options = PolicyOptions(
         sharding=sharding,
         precision="float32",
-        attention="sdpa_by_sequence",
+        attention="auto",
         gradient_checkpointing=os.environ.get("CHECKPOINTING") == "1",
         temperature=1.0,
         vocab_size=VOCABULARY,

@@ -10,7 +10,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from data import Problem
 from data.toy import make_tokenizer
 from rewards import Grade
-from trainer.batching import model_inputs
+from trainer.attention import model_inputs
 from trainer.rollout import Completion
 from trainer.types import MicroBatch, Sample
 

@@ -4,7 +4,6 @@
 
     shares = assign_to_ranks(lengths, groups, ranks=8)          # indices of each rank's sequences
     parts = make_micro_batches(lengths, groups, zeros, ...)     # indices of the sequences of each micro-batch
-    inputs = model_inputs(prompts, responses, layout="padded")  # input tensors of one micro-batch
 
 Every rank runs the same number of micro-batches, because their collectives pair up. Masks come from lengths, never from
 token ids: the pad token may be the end token too.
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.attention import model_inputs
 from trainer.run import Run
 from trainer.types import MicroBatch, Sample
 
@@ -49,7 +49,7 @@ def make_minibatches(run: Run, samples: list[Sample]) -> list[list[MicroBatch]]:
 def split_minibatch(run: Run, minibatch: list[Sample]) -> list[list[Sample]]:
     """This rank's micro-batches of a minibatch, as many as every other rank has."""
     lengths = [len(s.prompt) + len(s.completion.token_ids) for s in minibatch]
-    groups = group_numbers(minibatch) if run.layout == "by_sequence" else list(range(len(minibatch)))
+    groups = group_numbers(minibatch) if run.policy.layout == "by_sequence" else list(range(len(minibatch)))
     zeros = [s.advantage == 0 for s in minibatch]
     shares = assign_to_ranks(lengths, groups, run.plan.processes)
 
@@ -59,7 +59,7 @@ def split_minibatch(run: Run, minibatch: list[Sample]) -> list[list[Sample]]:
             [groups[i] for i in share],
             [zeros[i] for i in share],
             budget=run.cfg.micro_batch_tokens,
-            padded=run.layout != "packed",
+            padded=run.policy.layout != "packed",
             at_least=at_least,
         )
         return [[share[i] for i in part] for part in parts]
@@ -162,7 +162,10 @@ def micro_batch(run: Run, samples: list[Sample], *, sequences: int, tokens: int)
         advantages=concat([s.token_advantages for s in samples]).to(device),
         loss_weights=per_token(weights),
         **model_inputs(
-            [s.prompt for s in samples], [s.completion.token_ids for s in samples], layout=run.layout, device=device
+            [s.prompt for s in samples],
+            [s.completion.token_ids for s in samples],
+            layout=run.policy.layout,
+            device=device,
         ),
     )
 
@@ -195,54 +198,3 @@ def loss_weights(
         f"loss_aggregation: {aggregation!r} is not known; use seq-mean-token-mean, token-mean or "
         "seq-mean-token-sum-norm"
     )
-
-
-def model_inputs(
-    prompts: Sequence[list[int]], responses: Sequence[list[int]], *, layout: str, device: torch.device
-) -> dict[str, Any]:
-    """The input tensors of a `MicroBatch`. The last token of a response predicts nothing and is not an input.
-
-    padded: (n, L), for any attention. packed: end to end, for an attention that finds the sequences by their positions.
-    by_sequence: end to end, for attention_by_sequence (policy.py); a prompt that follows itself is packed once.
-    """
-    inputs = [r[:-1] for r in responses]
-    width = max(len(p) + len(r) for p, r in zip(prompts, inputs, strict=True))
-    pieces: list[list[int]] = []  # tokens, in order
-    starts: list[int] = []  # position of each piece in its sequence
-    places: list[Tensor] = []  # (length,) flat position of each token of a sequence
-    end = 0
-    for i, (p, r) in enumerate(zip(prompts, inputs, strict=True)):
-        if layout == "by_sequence" and i and p == prompts[i - 1]:
-            of_prompt = places[-1][: len(p)]
-        else:
-            of_prompt = torch.arange(end, end + len(p))
-            end += len(p)
-            pieces.append(p)
-            starts.append(0)
-        places.append(torch.cat([of_prompt, torch.arange(end, end + len(r))]))
-        end += len(r)
-        pieces.append(r)
-        starts.append(len(p))
-        if layout == "padded":
-            pieces.append([0] * ((i + 1) * width - end))
-            starts.append(len(p) + len(r))
-            end = (i + 1) * width
-    shape = (len(inputs), width) if layout == "padded" else (1, end)
-    position_ids = torch.cat([torch.arange(s, s + len(piece)) for s, piece in zip(starts, pieces, strict=True)])
-    tensors: dict[str, Tensor | None] = {
-        "input_ids": torch.tensor([token for piece in pieces for token in piece]).view(shape),
-        "position_ids": position_ids.view(shape),
-        "predictors": torch.cat([place[len(p) - 1 :] for p, place in zip(prompts, places, strict=True)]),
-        "targets": torch.tensor([token for r in responses for token in r]),
-        "attention_mask": None,
-    }
-    if layout == "padded":
-        lengths = torch.tensor([len(place) for place in places])
-        tensors["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
-    elif layout == "by_sequence":
-        first = torch.empty(end, dtype=torch.long)
-        for i in reversed(range(len(places))):
-            first[places[i]] = torch.arange(i * width, i * width + len(places[i]))
-        tensors["sequences"] = torch.nn.utils.rnn.pad_sequence(places, batch_first=True)  # (n, L)
-        tensors["places"] = first
-    return {name: None if tensor is None else tensor.to(device) for name, tensor in tensors.items()}

@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from bandpo.logprobs import token_logprobs
+from trainer.attention import set_attention
 from trainer.preflight import refuse_missing_weights
 from trainer.types import MicroBatch
 
@@ -43,58 +44,16 @@ torch.backends.cuda.enable_cudnn_sdp(False)
 
 @dataclass(frozen=True)
 class PolicyOptions:
-    """How to load and run the policy: the Config keys of the same names, with `auto` resolved."""
+    """How to load and run the policy: the Config keys of the same names."""
 
     sharding: str  # none | ddp | fsdp2
     precision: str  # float32 | bfloat16: of the forward and backward; master weights are float32
-    attention: str  # a transformers attn_implementation, or sdpa_by_sequence
+    attention: str  # auto, or a transformers attn_implementation
     gradient_checkpointing: bool
     temperature: float
     vocab_size: int  # tokens of the tokenizer; further rows of the head are masked
     chunk_tokens: int  # response tokens per chunk of logits
     trust_remote_code: bool
-
-
-def attention_by_sequence(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: None,
-    *,
-    sequences: torch.Tensor,
-    places: torch.Tensor,
-    sliding_window: int | None = None,
-    **settings: Any,
-) -> tuple[torch.Tensor, None]:
-    """PyTorch's attention for packed positions: (1, heads, P, d) to padded sequences and back to (1, P, heads, d).
-
-    The rest of a layer, nearly all of its work, computes no padding, and a prompt once for all its samples. Padding is
-    on the right, where causal attention does not look.
-    """
-
-    def unpack(states: torch.Tensor) -> torch.Tensor:
-        # An embedding lookup is an index whose backward pass is fast on a CPU too.
-        rows = nn.functional.embedding(sequences, states[0].transpose(0, 1).flatten(1))  # (N, L, heads * d)
-        return rows.unflatten(-1, states.shape[1::2]).transpose(1, 2)  # (N, heads, L, d)
-
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    mask = None
-    if sliding_window is not None and sequences.shape[1] > sliding_window:
-        position = torch.arange(sequences.shape[1], device=query.device)
-        distance = position[:, None] - position
-        mask = (distance >= 0) & (distance < sliding_window)
-    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    out, _ = sdpa(module, unpack(query), unpack(key), unpack(value), mask, **settings)  # (N, L, heads, d)
-    return nn.functional.embedding(places, out.flatten(0, 1).flatten(1)).unflatten(-1, out.shape[2:])[None], None
-
-
-def register_attention() -> None:
-    """Register `sdpa_by_sequence` as an attn_implementation of transformers."""
-    from transformers.modeling_utils import AttentionInterface
-
-    AttentionInterface.register("sdpa_by_sequence", attention_by_sequence)
 
 
 class LogprobModel(nn.Module):
@@ -135,7 +94,10 @@ class LogprobModel(nn.Module):
 class Policy:
     """A model and everything that depends on its sharding over processes."""
 
-    def __init__(self, model: nn.Module, causal_lm: Any, options: PolicyOptions, accelerator: "Accelerator"):
+    def __init__(
+        self, model: nn.Module, causal_lm: Any, options: PolicyOptions, accelerator: "Accelerator", layout: str
+    ):
+        self.layout = layout  # of sequences in a micro-batch (attention.model_inputs)
         self.model = model  # LogprobModel, inside DDP or sharded in place
         self.causal_lm = causal_lm  # the transformers model inside it
         self.options = options
@@ -150,10 +112,10 @@ class Policy:
         Weights become float32 group by group on the device: the host holds only the mapped files, once for all ranks.
         Raises ValueError if weights are missing or not finite, RuntimeError if the sharding is not as requested.
         """
-        register_attention()
         causal_lm = _read(path, options)
         check_finite(causal_lm, path)
         causal_lm.eval().requires_grad_(trainable)
+        layout = set_attention(causal_lm, options.attention, options.precision)
         disable_dropout(causal_lm)
         if options.gradient_checkpointing and trainable:
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -172,7 +134,7 @@ class Policy:
                 f"sharding: {options.sharding} was requested, the model has {got} on {accelerator.num_processes} "
                 "process(es); ddp needs several, none is for one, fsdp2 is for both"
             )
-        return cls(model, causal_lm, options, accelerator)
+        return cls(model, causal_lm, options, accelerator, layout)
 
     def text(self) -> str:
         """One line with size, sharding, precision and the memory that a rank needs for training."""
@@ -233,8 +195,9 @@ class Policy:
         # From a model without weights: save_pretrained does not support sharded ones.
         with torch.device("meta"):
             shell = type(self.causal_lm)(copy.deepcopy(self.causal_lm.config))
-        shell.generation_config = self.causal_lm.generation_config
         shell.save_pretrained(folder, state_dict=weights)
+        # As it was read: transformers refuses to save some that it reads, such as a temperature without do_sample.
+        self.causal_lm.generation_config.to_json_file(folder / "generation_config.json")
 
     def full_optimizer(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Optimizer state by parameter name on the CPU of rank 0, for any number of processes; collective."""
@@ -299,7 +262,7 @@ def _read(path: str, options: PolicyOptions) -> Any:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
-            attn_implementation=options.attention,
+            attn_implementation="eager",  # every model has it; set_attention chooses
             trust_remote_code=options.trust_remote_code,
             output_loading_info=True,
         )
@@ -333,21 +296,26 @@ def check_finite(causal_lm: nn.Module, path: str) -> None:
         )
 
 
+class DecoderOutput(tuple[torch.Tensor]):
+    """Hidden states as any decoder returns them: at index 0 and by name; no caches or router logits."""
+
+    def __getattr__(self, name: str) -> torch.Tensor | None:
+        return self[0] if name == "last_hidden_state" else None
+
+
 def check_head(causal_lm: Any, path: str) -> None:
     """Raise ValueError if the model's logits are not the plain product of hidden states and head.
 
     token_logprobs computes that product, without bias, scale or soft cap. It is compared with the model's own forward
     pass, with the decoder replaced by hidden states whose logits are at most 20.
     """
-    from transformers.modeling_outputs import MoeModelOutputWithPast
-
     decoder, head = causal_lm.get_decoder(), causal_lm.get_output_embeddings()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         hidden = torch.randn(1, 2, head.weight.shape[1]).to(head.weight.dtype)
         hidden *= 20 / (hidden @ head.weight.T).abs().max()
         expected = (hidden @ head.weight.T).float()
-        decoder.forward = lambda *_, **__: MoeModelOutputWithPast(last_hidden_state=hidden)
+        decoder.forward = lambda *_, **__: DecoderOutput((hidden,))
         try:
             logits = causal_lm(input_ids=torch.zeros(1, 2, dtype=torch.long)).logits.float()
         finally:

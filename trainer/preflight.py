@@ -103,9 +103,15 @@ def read_config(model: str, *, trust_remote_code: bool) -> Any:
         if path.is_file():
             read_json_object(path)
     try:
-        return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     except (StrictDataclassError, ValueError, OSError) as error:
         raise ValueError(f"model: {folder / 'config.json'}: {format_error(error, 250)}") from None
+    if getattr(config, "quantization_config", None):
+        raise ValueError(
+            f"model: {model} is quantized (quantization_config in its config.json), and training needs float weights; "
+            "choose the model that it was made from"
+        )
+    return config
 
 
 def read_tokenizer(model: str, *, trust_remote_code: bool) -> Any:
@@ -231,13 +237,16 @@ def check_compiler() -> None:
         ) from None
 
 
-def cache_error(cfg: Config, size: Size) -> str:
-    """An error message if vLLM's KV cache cannot hold one sequence, else "".
+def engine_error(cfg: Config, size: Size) -> str:
+    """An error message if vLLM cannot run the model here, else "".
 
-    The free memory is estimated high: on a GPU, the engine's share minus the weights.
+    Its KV cache must hold one sequence. The free memory is estimated high: on a GPU, the engine's share minus the
+    weights. vLLM's CPU build breaks the weights of experts at every reload (vllm 42577).
     """
     if cfg.engine != "vllm":
         return ""
+    if size.experts and not torch.cuda.is_available():
+        return f"engine: vllm cannot sync the weights of experts on a CPU ({cfg.model} has them); use engine: hf"
     tokens = cfg.max_prompt_tokens + cfg.max_response_tokens
     if torch.cuda.is_available():
         bytes_per_number, key = (4 if cfg.precision == "float32" else 2), "engine_memory_share"
@@ -257,7 +266,7 @@ def cache_error(cfg: Config, size: Size) -> str:
 
 
 def check_processes(accelerator: "Accelerator") -> None:
-    """Raise RuntimeError if Accelerate runs another number of processes than the launcher, or shards by itself.
+    """Raise ValueError if Accelerate runs another number of processes than the launcher, or shards by itself.
 
     Accelerate does not report a launch of CPU processes that it does not recognize: each process would train alone and
     overwrite the files of the others, or a single one would start.
@@ -265,20 +274,20 @@ def check_processes(accelerator: "Accelerator") -> None:
     promised = int(os.environ.get("WORLD_SIZE", 1))
     cpu_launch = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N ..."
     if accelerator.num_processes != promised:
-        raise RuntimeError(
-            f"the launcher started {promised} processes, Accelerate sees {accelerator.num_processes}. On CPUs start "
-            f"with: {cpu_launch}"
+        raise ValueError(
+            f"WORLD_SIZE: the launcher started {promised} processes, Accelerate sees {accelerator.num_processes}. On "
+            f"CPUs start with: {cpu_launch}; without a launcher unset WORLD_SIZE and RANK"
         )
     # accelerate launch sets MASTER_PORT for one process only if several were requested.
     launched_alone = "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ
     if launched_alone and "MASTER_PORT" in os.environ:
-        raise RuntimeError(
+        raise ValueError(
             "several processes were asked for, accelerate launch started one. On GPUs add --multi_gpu; on CPUs start "
             f"with: {cpu_launch} (MASTER_PORT is set: unset it if one process was meant)"
         )
     for plugin in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{plugin}") == "true":
-            raise RuntimeError(
+            raise ValueError(
                 f"the accelerate configuration asks for {plugin}; sharding is the key `sharding` here: set "
                 "distributed_type: MULTI_GPU, as configs/accelerate/ does"
             )

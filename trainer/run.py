@@ -51,7 +51,6 @@ class Run:
     verifier: Verifier  # grades for rewards
     eval_verifier: Verifier  # grades for evaluations: always the tolerant verifier
     rule: Rule  # clipping rule of the loss
-    layout: str  # of sequences in a micro-batch, for the attention kernel (batching.model_inputs)
     state: State
     saved_step: int  # of the newest checkpoint; 0: none yet
 

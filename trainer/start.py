@@ -53,7 +53,7 @@ def start(cfg: Config, plan: Plan, info: Info, clock: Clock) -> Iterator[Run]:
     """A run, resumed from its newest undamaged checkpoint; closes everything at the end.
 
     Invalid config or data and failures during training end the process with one line (stopping.exit_on_error). Raises
-    RuntimeError if processes or sharding are not as requested.
+    RuntimeError if the sharding is not as requested.
     """
     ranks, signals = start_processes(cfg), Signals()
     with ExitStack() as stack:
@@ -134,8 +134,9 @@ def start_processes(cfg: Config) -> Ranks:
     if cfg.deterministic:
         use_deterministic_algorithms()
     group = InitProcessGroupKwargs(timeout=timedelta(hours=2))
-    ranks = Ranks(Accelerator(mixed_precision="no", kwargs_handlers=[group]))
-    check_processes(ranks.accelerator)
+    with exit_on_error(ValueError, code=2):
+        ranks = Ranks(Accelerator(mixed_precision="no", kwargs_handlers=[group]))
+        check_processes(ranks.accelerator)
     return ranks
 
 
@@ -183,14 +184,13 @@ def make_tracker(
 
 
 def load_models(cfg: Config, task: Task, ranks: Ranks, resumed: Path | None) -> dict[str, Any]:
-    """The fields `policy`, `reference`, `optimizer` and `layout` of a Run."""
+    """The fields `policy`, `reference` and `optimizer` of a Run."""
     has_bf16 = ranks.device.type != "cpu" and torch.cuda.is_bf16_supported()
     precision = {"auto": "bfloat16" if has_bf16 else "float32"}.get(cfg.precision, cfg.precision)
-    attention, layout = attention_and_layout(cfg.attention, precision)
     options = PolicyOptions(
         sharding=sharding_of(cfg, task.model_size, ranks.processes),
         precision=precision,
-        attention=attention,
+        attention=cfg.attention,
         gradient_checkpointing=cfg.gradient_checkpointing,
         temperature=cfg.temperature,
         vocab_size=task.vocab_size,
@@ -208,21 +208,7 @@ def load_models(cfg: Config, task: Task, ranks: Ranks, resumed: Path | None) -> 
     )
     if resumed:
         policy.load_optimizer(resumed / "optimizer.pt", optimizer)
-    return {"policy": policy, "reference": reference, "optimizer": optimizer, "layout": layout}
-
-
-def attention_and_layout(attention: str, precision: str) -> tuple[str, str]:
-    """The attention kernel, and the layout of sequences that it needs (batching.model_inputs).
-
-    auto: flash_attention_2, which computes in bfloat16 only, where it is installed.
-    """
-    if attention == "auto":
-        from transformers.utils.import_utils import is_flash_attn_2_available
-
-        if not (torch.cuda.is_available() and is_flash_attn_2_available() and precision == "bfloat16"):
-            return "sdpa_by_sequence", "by_sequence"
-        attention = "flash_attention_2"
-    return attention, "packed" if attention.startswith("flash") else "padded"
+    return {"policy": policy, "reference": reference, "optimizer": optimizer}
 
 
 def make_verifiers(cfg: Config, signals: Signals) -> dict[str, Any]:

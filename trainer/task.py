@@ -34,12 +34,12 @@ from rewards import NOT_CHECKED, GraderError, Verifier, check_golds
 from trainer.checkpoint import safe_run_dir
 from trainer.clock import gc_paused
 from trainer.preflight import (
-    cache_error,
     check_context,
     check_kernels,
     check_model,
     check_weights,
     describe_changes,
+    engine_error,
     files_hash,
     find_rule,
     fingerprint_of_data,
@@ -87,7 +87,7 @@ def load_task(cfg: Config, info: Info, ranks: Ranks) -> Task:
         with trying_reward(cfg):
             check_local(cfg, info)
             model = read_model(cfg)
-        if error := cache_error(cfg, Size.of(model.config)):
+        if error := engine_error(cfg, Size.of(model.config)):
             raise ValueError(error)
         return model, {"model": files_hash(cfg.model), **function_files({"reward": cfg.reward, "rule": cfg.rule})}
 
@@ -125,7 +125,7 @@ def dry_run(cfg: Config, processes: int, info: Info) -> int:
             size = Size.of(model.config)
         except HubUnreachable:
             unreachable.append(f"model {cfg.model}: its tokenizer, chat template and stop token ids")
-    error = cache_error(cfg, size) if size else ""
+    error = engine_error(cfg, size) if size else ""
     if error and torch.cuda.is_available():
         raise ValueError(error)
     if error:  # the run may be for another machine
@@ -185,7 +185,7 @@ def read_data(
         for line in report.lines:
             info(line)
         problems = drop_bad_golds(report.problems, cfg, info)
-        return prompts_of(cfg, sets, problems, model.builder, info) if model else [(each, []) for each in problems]
+        return prompts_of(cfg, sets, problems, model, info) if model else [(each, []) for each in problems]
 
     together = unreachable is None or isinstance(cfg.train_data, str)  # else each set by itself: some can be checked
     parts = [read("train_data", sets) for sets in ([cfg.train_data] if together else cfg.train_data)]
@@ -212,9 +212,16 @@ def eval_sets(cfg: Config) -> list[str]:
     return [cfg.eval_data] if isinstance(cfg.eval_data, str) else cfg.eval_data
 
 
-def prompts_of(cfg: Config, sets: str | list[str], problems: list[Problem], builder: PromptBuilder, info: Info) -> Rows:
-    """Problems with their prompts, without those longer than max_prompt_tokens."""
+def prompts_of(cfg: Config, sets: str | list[str], problems: list[Problem], model: Model, info: Info) -> Rows:
+    """Problems with their prompts, without those longer than max_prompt_tokens. Raises ValueError."""
+    builder, rows = model.builder, model.config.get_text_config().vocab_size
     kept, dropped = build_prompts(problems, builder, max_prompt_tokens=cfg.max_prompt_tokens)
+    largest = max(token for _, ids in kept for token in ids)
+    if largest >= rows:
+        raise ValueError(
+            f"model: prompts of {sets} have the token {model.tokenizer.decode(largest)!r} with the id {largest}, and "
+            f"the embedding of {cfg.model} has {rows} rows; resize it to the tokenizer (resize_token_embeddings)"
+        )
     if dropped:
         info(f"{sets}: {dropped} prompts longer than max_prompt_tokens {cfg.max_prompt_tokens} dropped")
     spelled = list(filter(None, (builder.control_tokens_in(problem) for problem, _ in kept)))

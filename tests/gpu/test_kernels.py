@@ -16,14 +16,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from bandpo.logprobs import token_logprobs
-from trainer.policy import LogprobModel, Policy, PolicyOptions, register_attention
+from trainer.attention import register_attention
+from trainer.policy import LogprobModel, Policy, PolicyOptions
 
 register_attention()
 
 OPTIONS = PolicyOptions(
     sharding="none",
     precision="bfloat16",
-    attention="sdpa_by_sequence",
+    attention="auto",
     gradient_checkpointing=False,
     temperature=1.0,
     vocab_size=48,
@@ -115,8 +116,8 @@ def test_fsdp2_on_one_rank_has_the_gradient_of_none(device: str, tmp_path: Path)
 def test_a_reference_that_waits_leaves_the_card(device: str, tmp_path: Path):
     tiny_model(tied=True).save_pretrained(tmp_path)
     accelerator = Accelerator(cpu=device == "cpu")
-    batch = make_batch([[1, 2]], [[3, 4, 5]], layout="by_sequence", device=str(accelerator.device))
     reference = Policy.load(str(tmp_path), OPTIONS, accelerator, trainable=False)
+    batch = make_batch([[1, 2]], [[3, 4, 5]], layout=reference.layout, device=str(accelerator.device))
     found = []
     for _ in range(2):
         with torch.no_grad(), reference.on_device():

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from launching import ROOT
-from transformers import AutoConfig, Qwen2Config
+from transformers import AutoConfig, AutoTokenizer, Qwen2Config
 
 import rewards
 import train
@@ -23,7 +24,7 @@ from configs.memory import MODELS, Size
 from configs.names import stems
 from configs.schema import Config
 from rewards import check
-from trainer.preflight import cache_error, check_context
+from trainer.preflight import check_context, engine_error
 from trainer.ranks import Ranks
 from trainer.task import load_task
 
@@ -256,10 +257,18 @@ def test_a_cache_that_does_not_hold_one_sequence(toy_model, monkeypatch):
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=total))
 
     machine(24 * 1024)
-    assert cache_error(cfg, size) == ""
+    assert engine_error(cfg, size) == ""
     machine(24 * 1024 - 1)
-    assert cache_error(cfg, size).startswith("max_response_tokens: one sequence of max_prompt_tokens + ")
-    assert cache_error(replace(cfg, engine="hf"), size) == ""
+    assert engine_error(cfg, size).startswith("max_response_tokens: one sequence of max_prompt_tokens + ")
+    assert engine_error(replace(cfg, engine="hf"), size) == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="vLLM's CPU build alone breaks them")
+def test_experts_need_the_other_engine_on_a_cpu(toy_model):
+    size = replace(Size.of(AutoConfig.from_pretrained(toy_model)), experts=4)
+    cfg = load(Config, ["--config", "demo_band", "--engine", "vllm"])
+    assert engine_error(cfg, size).startswith("engine: vllm cannot sync the weights of experts on a CPU")
+    assert engine_error(replace(cfg, engine="hf"), size) == ""
 
 
 @pytest.mark.parametrize(
@@ -334,6 +343,7 @@ def edited(model: str, folder: Path, file: str, **values: object) -> str:
             "has 12 weights that config.json does not describe, such as model.layers.1.",
         ),
         ("config.json", {"hidden_act": "none"}, "cannot be loaded (KeyError: 'none')"),
+        ("config.json", {"quantization_config": {"quant_method": "fp8"}}, "is quantized (quantization_config in its"),
         ("tokenizer.json", {"added_tokens": 3}, "its tokenizer cannot be read (TypeError: "),
     ],
 )
@@ -343,6 +353,31 @@ def test_a_model_whose_files_do_not_belong_together(capsys, toy_model, tmp_path,
     assert told in line and len(line) < 600
     (again,) = refused(capsys, model, tmp_path, "--dry_run")
     assert again == line
+
+
+def test_a_token_beyond_the_embedding(capsys, toy_model, tmp_path):
+    """An added token in the chat template whose row the embedding lacks."""
+    model = shutil.copytree(toy_model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["<begin>"], special_tokens=True)
+    tokenizer.chat_template = "<begin>{{ messages[-1]['content'] }}"
+    tokenizer.save_pretrained(model)
+    for dry in ([], ["--dry_run"]):
+        (line,) = refused(capsys, str(model), tmp_path, "--chat_template", "true", "--max_prompt_tokens", 16, *dry)
+        assert (
+            "have the token '<begin>' with the id 22, and the embedding of" in line and "has 22 rows; resize it" in line
+        )
+
+
+def test_variables_of_a_launcher_that_is_gone(tmp_path, toy_model):
+    """Some clusters leave them in the environment."""
+    argv = ["--config", "demo_band", "--model", toy_model, "--output_dir", str(tmp_path), "--sharding", "ddp"]
+    for left in ({}, {"LOCAL_RANK": "0"}):
+        environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "0", **left}
+        line = [sys.executable, "train.py", *argv]
+        done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=100)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert done.stderr.splitlines()[-1].startswith("error: ")
 
 
 @pytest.mark.parametrize(

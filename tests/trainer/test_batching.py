@@ -16,8 +16,9 @@ from tiny import VOCABULARY, make_batch, make_sample, ragged, tiny_model
 
 from configs import load
 from configs.schema import Config, Plan
+from trainer.attention import register_attention
 from trainer.batching import assign_to_ranks, group_numbers, loss_weights, make_micro_batches, make_minibatches
-from trainer.policy import LogprobModel, PolicyOptions, register_attention
+from trainer.policy import LogprobModel, PolicyOptions
 from trainer.rollout import Completion
 
 register_attention()
@@ -144,7 +145,7 @@ def run_of(cfg: Config, *, processes: int = 1, step: int = 0) -> Any:
     """What `make_minibatches` needs of a run, on one process."""
     plan = Plan(cfg)
     ranks = SimpleNamespace(gather=lambda rows: rows, device=CPU, rank=0)
-    return SimpleNamespace(cfg=cfg, plan=plan, ranks=ranks, layout="padded", step=step)
+    return SimpleNamespace(cfg=cfg, plan=plan, ranks=ranks, policy=SimpleNamespace(layout="padded"), step=step)
 
 
 def config(**changed: object) -> Config:

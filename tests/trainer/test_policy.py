@@ -1,5 +1,7 @@
 """The policy on one process: what it loads, gives out, takes back and refuses. Several: test_distributed.py."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -281,11 +283,11 @@ def test_what_was_asked_for_and_not_obtained_is_refused(
     check_processes(accelerator)
     with (
         monkeypatch.context() as m,
-        pytest.raises(RuntimeError, match="launcher started 2 processes, Accelerate sees 1"),
+        pytest.raises(ValueError, match="launcher started 2 processes, Accelerate sees 1"),
     ):
         m.setenv("WORLD_SIZE", "2")
         check_processes(accelerator)
-    with monkeypatch.context() as m, pytest.raises(RuntimeError, match="asks for FSDP; sharding is the key `sharding`"):
+    with monkeypatch.context() as m, pytest.raises(ValueError, match="asks for FSDP; sharding is the key `sharding`"):
         m.setenv("ACCELERATE_USE_FSDP", "true")
         check_processes(accelerator)
 
@@ -339,3 +341,15 @@ def test_a_broken_log_prob_is_not_skipped(folder: str, accelerator: Accelerator)
     assert loss.isnan() and not torch.autograd.grad(loss, logprobs, retain_graph=True)[0].isnan().any()
     policy.backward(loss, logprobs, entropy, always=False)
     assert not policy.clip_gradients(1.0).isfinite()
+
+
+def test_a_generation_config_that_transformers_refuses_to_save_is_kept(
+    folder: str, accelerator: Accelerator, tmp_path: Path
+):
+    strange = {"do_sample": False, "temperature": 0.6, "top_p": 0.9, "early_stopping": True, "eos_token_id": [1, 2]}
+    start = shutil.copytree(folder, tmp_path / "start")
+    (start / "generation_config.json").write_text(json.dumps(strange))
+    policy = Policy.load(str(start), options(), accelerator)
+    policy.write(tmp_path / "policy", policy.full_weights())
+    assert strange.items() <= json.loads((tmp_path / "policy" / "generation_config.json").read_text()).items()
+    assert Policy.load(str(tmp_path / "policy"), options(), accelerator).causal_lm.generation_config.top_p == 0.9

@@ -11,7 +11,6 @@ from launching import ROOT
 from data import HubUnreachable
 from trainer.preflight import check_compiler, check_model
 from trainer.rollout import EngineError, engine_errors
-from trainer.start import attention_and_layout
 
 
 @pytest.mark.parametrize("model", ["here/model", "build/toy_model", "runs/x", "./a/b", "/a/b", "~/a", "gpt2", "a b/c"])
@@ -30,15 +29,6 @@ def test_a_hub_id_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for model in ("owner/model", "Owner_1/Model-2.5.x"):
         with pytest.raises(HubUnreachable, match=f"model: {model} could not be fetched"):
             check_model(model)
-
-
-def test_flash_attention_is_chosen_for_bfloat16_only(monkeypatch: pytest.MonkeyPatch):
-    """As if a GPU and flash attention were there."""
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("transformers.utils.import_utils.is_flash_attn_2_available", lambda: True)
-    assert attention_and_layout("auto", "bfloat16") == ("flash_attention_2", "packed")
-    assert attention_and_layout("auto", "float32") == ("sdpa_by_sequence", "by_sequence")
-    assert attention_and_layout("sdpa", "float32") == ("sdpa", "padded")
 
 
 def test_a_compiler_with_pythons_headers_passes():
