@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 Rows = Sequence[tuple[Problem, list[int]]]  # problem, prompt token ids
 HUB_TIMEOUT_S = 10.0
-OWN_FOLDERS = ("build", "runs")  # paths, also before they exist
 JSON_FILES = (
     "config.json generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json "
     "model.safetensors.index.json"
@@ -59,8 +58,8 @@ DATA_CHANGE = "problems, gold answers, their order, or token ids of the prompts"
 def check_model(model: str) -> None:
     """Raise ValueError if `model` is neither a model's folder nor a hub id, HubUnreachable if it cannot be fetched.
 
-    A hub id is OWNER/NAME where OWNER is no folder here. One request with a timeout: the libraries would retry for
-    minutes.
+    A hub id is OWNER/NAME where OWNER is neither `build` nor a folder here. One request with a timeout: the libraries
+    would retry for minutes.
     """
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]  (of its own client)
@@ -70,7 +69,7 @@ def check_model(model: str) -> None:
             raise ValueError(f"model: {model} has no config.json; name a folder in Hugging Face format")
         return
     match = re.fullmatch(r"(\w[\w.-]*)/\w[\w.-]*", model)
-    if not match or match[1] in OWN_FOLDERS or Path(match[1]).is_dir():
+    if not match or match[1] == "build" or Path(match[1]).is_dir():
         raise ValueError(
             f"model: {model} is not a folder that exists, nor a hub id such as Qwen/Qwen2.5-3B-Instruct; correct the "
             "path"

@@ -135,7 +135,7 @@ def test_a_gold_that_does_not_verify_is_dropped_with_a_line(capsys, toy_model, t
     lines = dry_run_lines(capsys, toy_model, tmp_path, "--train_data", data)
     (line,) = [line for line in lines if line.startswith("dropped ")]
     assert line.startswith("dropped good/80: gold ") and r"\\frac{1}{" in line
-    assert "1 problems dropped whose gold does not verify against itself" in lines
+    assert "1 problems dropped whose gold answer does not verify against itself" in lines
 
 
 def test_a_long_gold_is_named_in_a_short_line(capsys, toy_model, tmp_path, data):

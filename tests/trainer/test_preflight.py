@@ -13,7 +13,7 @@ from trainer.preflight import check_compiler, check_model
 from trainer.rollout import EngineError, engine_errors
 
 
-@pytest.mark.parametrize("model", ["here/model", "build/toy_model", "runs/x", "./a/b", "/a/b", "~/a", "gpt2", "a b/c"])
+@pytest.mark.parametrize("model", ["here/model", "build/toy_model", "./a/b", "/a/b", "~/a", "gpt2", "a b/c"])
 def test_a_path_without_a_folder_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
