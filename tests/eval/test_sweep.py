@@ -20,6 +20,7 @@ from eval.sweep import cells, compare_finished, main, options, plan
 SMALL = {
     **{"engine": "hf", "wandb": "disabled", "max_steps": 2, "eval_every": 2, "eval_samples": 2, "save_every": 1},
     **{"prompts_per_step": 8, "samples_per_prompt": 4, "minibatches": 2, "epochs": 1, "lr": 1e-3},
+    **{"verifier_workers": 1},
 }
 
 

@@ -23,7 +23,6 @@ from bench.chaos import (
     difference,
     left_behind,
     rows,
-    undisturbed,
     wandb_unreachable,
     workers_killed,
 )
@@ -271,13 +270,14 @@ def test_a_grader_that_cannot_be_loaded_is_a_mistake_told_before_the_model_is_lo
 # ---- processes and network ----
 
 
-def test_killed_grading_processes_change_no_grade(toy_model: str, tmp_path: Path):
+def test_killed_grading_processes_change_no_grade(toy_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "grader.py").write_text(GRADER)
-    keys: dict[str, object] = {"reward": f"{tmp_path / 'grader.py'}:grade"}
-    left_alone, trial = Trial(tmp_path / "alone", "hf", keys), Trial(tmp_path / "killed", "hf", keys)
-    undisturbed(left_alone)
+    keys: dict[str, object] = {"reward": f"{tmp_path / 'grader.py'}:grade", "eval_every": 3}
+    assert train.main(argv(toy_model, tmp_path / "alone", **keys)) == 0
+    trial = Trial(tmp_path / "killed", "hf", keys)
+    monkeypatch.setattr("bench.chaos.MOST_KILLS", 6)
     workers_killed(trial)
-    assert difference(trial.folder, left_alone.folder) == "", trial.events
+    assert difference(trial.folder, tmp_path / "alone") == "", trial.events
     assert left_behind(str(trial.folder)) == []
 
 

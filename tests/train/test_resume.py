@@ -48,18 +48,18 @@ def alone(toy_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("engine", ["hf", "vllm"])
 def test_the_same_seed_is_the_same_run_on_a_busy_machine(engine: str, toy_model: str, tmp_path: Path):
-    """Four steps of the demo with all threads, twice, in each other's way: every metric and every weight."""
+    """Two steps of the demo with all threads, twice, in each other's way: every metric and every weight."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     environment |= {"OMP_WAIT_POLICY": "passive"}  # twice as fast beside others
     runs = []
     for name in ("one", "other"):
         keys = {"config": "demo_band", "model": toy_model, "output_dir": tmp_path, "run_name": name}
-        keys |= {"engine": engine, "max_steps": 4, "eval_every": 2, "eval_samples": 2, "kl_coef": 0.01}
+        keys |= {"engine": engine, "max_steps": 2, "eval_every": 2, "eval_samples": 2, "kl_coef": 0.01}
         keys |= {"wandb": "disabled"}
         words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
         runs.append(subprocess.Popen([sys.executable, "train.py", *words], cwd=ROOT, env=environment))
     assert [run.wait(timeout=400) for run in runs] == [0, 0]
-    assert difference(tmp_path / "one", tmp_path / "other", 4) == ""
+    assert difference(tmp_path / "one", tmp_path / "other", 2) == ""
 
 
 # ---- random numbers ----
@@ -215,7 +215,7 @@ def test_a_stop_before_the_first_step_leaves_a_run_that_starts(
 def test_asked_to_stop_while_grades_are_collected_a_run_does_not_wait_for_them(
     toy_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Each of the 256 grades takes a second, on four processes."""
+    """Each of the 256 grades takes a second."""
     grader, collect, sent_s = tmp_path / "grader.py", Verifier.collect, []
     grader.write_text("import time\ndef grade(completion, gold):\n    time.sleep(1)\n    return True\n")
 
