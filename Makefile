@@ -85,7 +85,7 @@ gpu: $(STAMP) ## the acceptance on an NVIDIA GPU (docs/gpu.md); PART=kernels, en
 	@$(BIN)/python -m pytest -v -rs --tb=short --durations=10 $(if $(PART),tests/gpu/test_$(PART).py,tests/gpu)
 
 check: $(STAMP) ## lint, format, types
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell && $(BIN)/pyright
 
 fuzz: $(STAMP) ## the verifier under two minutes of random input
 	@$(BIN)/python -m rewards.fuzz --minutes 2
