@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from launching import ACCELERATE, ONE_PROCESS, ROOT, metrics
+from launching import ACCELERATE, ONE_PROCESS, ROOT, metrics, together
 
 import train
 from bench.chaos import SMALL, STEPS, Trial, difference, killed_run, left_behind, two_processes, undisturbed
@@ -318,9 +318,8 @@ def test_killed_runs_end_as_if_nothing_had_been(toy_model: str, tmp_path: Path, 
 def test_two_processes_killed_and_stopped_end_as_if_nothing_had_been(toy_model: str, tmp_path: Path):
     """One rank dies by SIGKILL; later the launcher is asked to stop; then the run is left to end. bench.chaos does the
     same with vLLM, and with ddp."""
-    left_alone, trial = (two_processes(tmp_path / name, "hf", "fsdp2") for name in ("alone", "disturbed"))
-    left_alone.launch()
-    assert left_alone.code() == 0, left_alone.console()[-3000:]
+    left_alone, trial = tmp_path / "alone", two_processes(tmp_path / "disturbed", "hf", "fsdp2")
+    together(2, "train.py", *argv(toy_model, left_alone, sharding="fsdp2"))
 
     trial.launch()
     assert trial.wait_until(lambda: trial.steps() > 3)
@@ -338,7 +337,7 @@ def test_two_processes_killed_and_stopped_end_as_if_nothing_had_been(toy_model: 
 
     trial.launch()
     assert trial.code() == 0, trial.console()[-3000:]
-    assert difference(trial.folder, left_alone.folder) == ""
+    assert difference(trial.folder, left_alone) == ""
 
 
 @pytest.mark.parametrize("ctrl_c", [False, True])
