@@ -212,6 +212,7 @@ def test_a_stop_before_the_first_step_leaves_a_run_that_starts(
     assert difference(run, alone) == ""
 
 
+@pytest.mark.promise("SIGTERM while slow grades are waited for")
 def test_asked_to_stop_while_grades_are_collected_a_run_does_not_wait_for_them(
     toy_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -341,6 +342,7 @@ def test_two_processes_killed_and_stopped_end_as_if_nothing_had_been(toy_model: 
 
 
 @pytest.mark.parametrize("ctrl_c", [False, True])
+@pytest.mark.promise("the launcher stopped or killed later")
 def test_a_stopped_launcher_takes_the_trainer_along_and_nothing_is_lost(toy_model: str, tmp_path: Path, ctrl_c: bool):
     """SIGTERM to `accelerate launch`, which dies of it at once; Ctrl-C to all processes of the terminal."""
     grader = tmp_path / "grader.py"
@@ -368,6 +370,7 @@ def test_a_stopped_launcher_takes_the_trainer_along_and_nothing_is_lost(toy_mode
     assert checkpoint.step_of(newest) == metrics(trial.folder)[-1]["step"] + pending_metrics
 
 
+@pytest.mark.promise("SIGTERM to the first process of a container")
 def test_the_first_process_of_a_container_saves_when_it_is_asked_to_stop(toy_model: str, tmp_path: Path):
     """`python train.py` as number 1 of a PID namespace, where the kernel ignores a signal that has no handler."""
     unshare = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -384,6 +387,7 @@ def test_the_first_process_of_a_container_saves_when_it_is_asked_to_stop(toy_mod
     assert newest and not warnings and checkpoint.step_of(newest) == metrics(trial.folder)[-1]["step"]
 
 
+@pytest.mark.promise("the launcher killed while the trainer still imports")
 def test_an_orphan_of_the_first_seconds_trains_no_step(toy_model: str, tmp_path: Path):
     """The launcher is killed while the trainer is still importing, before the trainer could ask to be told of it."""
     trial = Trial(tmp_path / "run", "hf", launcher=(ACCELERATE, "launch", *ONE_PROCESS))
@@ -396,6 +400,7 @@ def test_an_orphan_of_the_first_seconds_trains_no_step(toy_model: str, tmp_path:
     assert trial.steps() == 0
 
 
+@pytest.mark.promise("the launcher killed while the trainer still imports")
 def test_a_launcher_is_known_by_torch_or_by_what_it_hands_down():
     assert is_launcher(os.getpid())  # has torch loaded
     for given, expected in (
