@@ -45,8 +45,9 @@ SMALL = {
     "eval_samples": 4,
     "save_every": 2,
     "wandb": "disabled",
+    "verifier_workers": 1,
 }
-DEMO = {"prompts_per_step": 64, "minibatches": 8, "epochs": 4, "lr": "1e-4"}  # the batch of the demo
+DEMO = {"prompts_per_step": 64, "minibatches": 8, "epochs": 4, "lr": "1e-4", "verifier_workers": 4}  # as in the demo
 FILE_LIMIT_BYTES = 200_000  # below the size of the toy model's weights
 MARK = "BANDPO_CHAOS_RUN"  # in the environment of a run's processes
 MOST_KILLS = 40

@@ -55,7 +55,7 @@ def main() -> int:
     print(machine(), flush=True)
     failed = 0
     if "operator" in options.parts:
-        found = operator()
+        found = operator(1 << 20)
         print("bounds of a million tokens, ms: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()), flush=True)
         keep(options.out, "operator", {f"{name}_ms": value for name, value in found.items()})
     with tempfile.TemporaryDirectory() as folder:
@@ -108,10 +108,10 @@ def machine() -> str:
     return f"{device}; Python {platform.python_version()}, {', '.join(versions)}"
 
 
-def operator() -> dict[str, float]:
-    """Milliseconds to compute the bounds of a million tokens, by method of bench/band.py."""
+def operator(tokens: int) -> dict[str, float]:
+    """Milliseconds to compute the bounds of this many tokens, by method of bench/band.py."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    old = torch.rand(1 << 20, device=device).log()
+    old = torch.rand(tokens, device=device).log()
     return {method: 1e3 * seconds(partial(bounds_of(method), old)) for method in METHODS}
 
 

@@ -1,6 +1,6 @@
 """The gradients of an update by the trainer's own code, on however many processes the launcher started.
 
-    [tests/ranks.py 2] tests/gradient_script.py OUTPUT_FOLDER SHARDING MODEL_FOLDER...
+    [tests/ranks.py 2] tests/gradient_script.py OUTPUT_FOLDER SHARDING[,SHARDING] MODEL_FOLDER...
 
 Collates and backpropagates the sequences of tiny.ragged through train.py's `collate` and `optimize`, for every loss
 aggregation and several `micro_batch_tokens`; rank 0 writes the full gradients, and the policy as a checkpoint would.
@@ -8,9 +8,9 @@ Half of the sequences have no advantage: without a KL term they need no backward
 """
 
 import math
-import os
 import sys
 from dataclasses import fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,10 @@ def part_of_a_run(cfg: Config, plan: Plan, policy: Policy, recorder: Recorder, a
     return Run(**{**parts, "state": State(), "rule": find_rule(cfg)})
 
 
-def main(out: str, sharding: str, *models: str) -> None:
+def main(out: str, shardings: str, *models: str) -> None:
     accelerator = Accelerator()
     check_processes(accelerator)
-    for model in models:
+    for sharding, model in product(shardings.split(","), models):
         write_gradients(model, Path(out), sharding, accelerator)
 
 
@@ -74,7 +74,7 @@ def write_gradients(model: str, out: Path, sharding: str, accelerator: Accelerat
         sharding=sharding,
         precision="float32",
         attention="auto",
-        gradient_checkpointing=os.environ.get("CHECKPOINTING") == "1",
+        gradient_checkpointing=sharding == "fsdp2",  # must change nothing
         temperature=1.0,
         vocab_size=VOCABULARY,
         chunk_tokens=16,

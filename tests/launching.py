@@ -19,7 +19,7 @@ ONE_PROCESS = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision
 SMALL = "--prompts_per_step 8 --samples_per_prompt 4 --minibatches 2 --epochs 1 --micro_batch_tokens 128"
 # A reward that differs inside every group, lengths that differ, and a reference policy.
 LIVELY = "--temperature 2.0 --overlong_buffer_tokens 15 --kl_coef 0.01"
-QUIET = "--eval_every 0 --wandb disabled"
+QUIET = "--eval_every 0 --wandb disabled --verifier_workers 1"
 
 # Of a short run on one GPU.
 GPU_KEYS = {

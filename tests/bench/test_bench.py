@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from launching import ROOT
 
-from bench import step
+from bench import gpu, step
+from bench.band import METHODS
 
 TOY = ["--size", "1m", "--prompts", "4", "--samples", "2", "--tokens", "32", "--prompt_tokens", "20"]
 
@@ -16,18 +17,23 @@ TOY = ["--size", "1m", "--prompts", "4", "--samples", "2", "--tokens", "32", "--
 @pytest.mark.slow
 def test_the_script_for_a_gpu_runs_at_toy_size(tmp_path: Path):
     figures = tmp_path / "figures.jsonl"
-    line = ["-m", "bench.gpu", *TOY, "--mean", "16", "--variants", "attention=sdpa", "--out", str(figures)]
-    done = subprocess.run([sys.executable, *line], cwd=ROOT, capture_output=True, text=True, check=False)
+    line = ["-m", "bench.gpu", *TOY, "--parts", "phases", "steps", "--mean", "16", "--variants", "attention=sdpa"]
+    done = subprocess.run(
+        [sys.executable, *line, "--out", str(figures)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-    operator, rest = done.stdout.split("\nphases without")
-    padded, whole = rest.split("\nwhole steps with vLLM")
-    assert "band kl" in operator
+    padded, whole = done.stdout.split("\nphases without")[1].split("\nwhole steps with vLLM")
     assert "real tokens 100.0%" in whole and "real tokens 100.0%" not in padded
     assert all("model TFLOP/s" in part for part in (padded, whole)) and "mean length 32.0" in whole
     rows = [json.loads(line) for line in figures.read_text().splitlines()]
     of_steps = {row["figure"]: row["value"] for row in rows if row["part"].startswith("whole steps")}
     assert of_steps["length_mean"] == 32 and 0 < of_steps["sync_weights_s"] < of_steps["sync_s"]
-    assert len({row["part"] for row in rows}) == 3 and all("torch" in row["on"] for row in rows)
+    assert len({row["part"] for row in rows}) == 2 and all("torch" in row["on"] for row in rows)
+
+
+def test_the_operator_is_timed_by_every_method():
+    found = gpu.operator(64)
+    assert found.keys() == set(METHODS) and min(found.values()) > 0
 
 
 @pytest.mark.slow

@@ -158,6 +158,7 @@ def test_other_settings_are_refused(config: EvalConfig, metrics: dict[str, float
         (b"[]", "TypeError"),
     ],
 )
+@pytest.mark.promise("broken lines in labelled answers, stored answers, logged metrics and samples")
 def test_stored_files_that_cannot_be_read_are_named(tmp_path: Path, line: bytes, told: str) -> None:
     (tmp_path / "one.jsonl").write_bytes(b'{"set": "easy", "problem": "0", "sample": 0}\n' + line + b"\n")
     with pytest.raises(ValueError, match=f"one.jsonl, line 2: no answer of an evaluation .*{told}.*; take"):
@@ -167,6 +168,7 @@ def test_stored_files_that_cannot_be_read_are_named(tmp_path: Path, line: bytes,
         check_settings(tmp_path / "settings.json", {"seed": 0})
 
 
+@pytest.mark.promise("a gold of 10 MB")
 def test_a_long_gold_is_told_in_a_short_line(capsys: pytest.CaptureFixture[str]) -> None:
     with Verifier(workers=1, timeout_s=2.0, memory_gib=2.0, grader="math") as verifier:
         warn_of_golds(verifier, [Job("easy", "easy/0", "x" * 10_000_000, [1], [0])])

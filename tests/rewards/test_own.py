@@ -44,6 +44,7 @@ def test_the_documented_examples_run(tmp_path, example):
             assert verifier.collect([ticket]) == [Grade(True, None, "match", 2.0, {"right": 1.0, "short": 1.0})]
 
 
+@pytest.mark.promise("a reward that returns numbers of NumPy")
 def test_numbers_of_other_kinds_are_numbers(tmp_path):
     body = """
         from fractions import Fraction
@@ -76,6 +77,8 @@ def test_numbers_of_other_kinds_are_numbers(tmp_path):
         ("helper()", r"my_rewards.py:5: ZeroDivisionError: division by zero"),
     ],
 )
+@pytest.mark.promise("a reward that returns no number or raises")
+@pytest.mark.promise("a reward's number or text that is too long to show")
 def test_a_reward_that_fails_ends_the_grading(tmp_path, returns, told):
     body = f"\ndef reward(completion, gold):\n    return {returns}\ndef helper():\n    return 1 / 0\n"
     with own_verifier(tmp_path, body) as verifier:
@@ -156,6 +159,7 @@ def test_further_numbers_come_back_in_parts(tmp_path):
         ("FILE:swapped", "asks for answer, which is not known here"),
     ],
 )
+@pytest.mark.promise("a reward that is no function, or whose file does not load")
 def test_a_reward_that_cannot_be_used_is_refused_at_once(tmp_path, grader, told):
     (tmp_path / "good.py").write_text(
         textwrap.dedent(

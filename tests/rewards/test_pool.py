@@ -191,6 +191,7 @@ def test_close_while_a_worker_is_starting():
     assert not any(thread.is_alive() for thread in verifier._threads)
 
 
+@pytest.mark.promise("the same answer that times out, many times over")
 def test_equal_answers_are_judged_once_also_when_they_time_out():
     """Sixteen would take sixteen seconds of processor time; another bomb costs its own."""
     with math_verifier(timeout_s=1.0) as verifier:
@@ -215,12 +216,14 @@ def test_equal_answers_are_judged_once_also_when_they_time_out():
         ({"timeout_s": 1e-6}, "verifier_timeout_s 1e-06: too short"),
     ],
 )
+@pytest.mark.promise("limits in which no verifier can work: 0.01 GiB, 1e12 s")
 def test_limits_that_cannot_be_worked_in_are_refused_at_once(limits, told):
     with pytest.raises(ValueError, match=told):
         Verifier(**{"workers": 1, "timeout_s": 1.0, "memory_gib": 2.0, "grader": "math", **limits})
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.promise("the threads that grade have ended")
 def test_grading_that_nobody_is_left_to_do_is_an_error():
     with math_verifier() as verifier:
         verifier.grade(*HARD)

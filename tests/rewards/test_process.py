@@ -47,6 +47,7 @@ def grader_that(tmp_path: Path, when: str, does: str, tries: int) -> str:
 
 @pytest.mark.parametrize(("when", "kills"), [("load", 5), ("call", 9)])
 @pytest.mark.parametrize("number", ["KILL", "TERM"])
+@pytest.mark.promise("a grading process killed from outside, also while it starts")
 def test_a_kill_from_outside_is_no_fault_of_the_item(tmp_path, when, kills, number):
     """The kernel does not say who sent a signal, so the process may send it to itself here."""
     body = grader_that(tmp_path, when, f"os.kill(os.getpid(), signal.SIG{number})", kills)
@@ -93,6 +94,7 @@ def test_processor_time_counts_and_not_the_clock(tmp_path):
         assert 1.0 <= time.monotonic() - start < 10
 
 
+@pytest.mark.promise("all processes suspended and continued")
 def test_a_run_that_is_suspended_and_continued_loses_no_grade(tmp_path):
     """Two seconds stopped, one and a half on the clock for the item."""
     (tmp_path / "slow.py").write_text(
@@ -130,6 +132,7 @@ def test_a_run_that_is_suspended_and_continued_loses_no_grade(tmp_path):
 
 
 @pytest.mark.parametrize("pidfd", [True, False])  # elsewhere than on Linux there is none
+@pytest.mark.promise("what a reward has started")
 def test_what_a_reward_has_started_ends_with_its_worker(tmp_path, monkeypatch, pidfd):
     if not pidfd:
         (tmp_path / "sitecustomize.py").write_text("import os\ndel os.pidfd_open\n")
@@ -152,6 +155,7 @@ def test_what_a_reward_has_started_ends_with_its_worker(tmp_path, monkeypatch, p
     assert wait_until_gone([int(pid) for pid in pids.read_text().split()])
 
 
+@pytest.mark.promise("what a reward has started, when the trainer is killed by SIGKILL")
 def test_what_a_reward_has_started_ends_with_a_trainer_that_is_killed(tmp_path):
     (tmp_path / "mine.py").write_text(
         "import subprocess\n"

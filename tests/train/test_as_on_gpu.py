@@ -59,7 +59,7 @@ def test_training_by_the_road_of_a_gpu(tmp_path: Path):
         "output_dir": tmp_path,
         "reward": f"{tmp_path / 'odd.py'}:score",
         **{"prompts_per_step": 4, "samples_per_prompt": 4, "max_response_tokens": 8, "max_steps": 2, "lr": 1e-2},
-        **{"minibatches": 2, "epochs": 1, "eval_every": 0, "wandb": "disabled"},
+        **{"minibatches": 2, "epochs": 1, "eval_every": 0, "wandb": "disabled", "verifier_workers": 1},
     }
     as_on_gpu("train.py", *(word for key, value in keys.items() for word in (f"--{key}", value)))
     first, second = metrics(tmp_path / "demo_band")

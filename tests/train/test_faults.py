@@ -23,7 +23,6 @@ from bench.chaos import (
     difference,
     left_behind,
     rows,
-    undisturbed,
     wandb_unreachable,
     workers_killed,
 )
@@ -170,6 +169,7 @@ def test_without_a_good_checkpoint_the_run_is_not_begun_anew(
     assert rows(run) == rows(four_steps)
 
 
+@pytest.mark.promise("checkpoints on a disk that is not mounted at one launch")
 def test_checkpoints_that_are_not_there_cost_no_line_of_metrics(
     four_steps: Path, toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -188,6 +188,7 @@ def test_checkpoints_that_are_not_there_cost_no_line_of_metrics(
     assert difference(run, four_steps, step=4) == ""
 
 
+@pytest.mark.promise("rows of metrics.jsonl missing, doubled, cut, altered at a resume")
 def test_lines_of_metrics_that_were_lost_are_back_after_a_resume(
     four_steps: Path, toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -203,6 +204,7 @@ def test_lines_of_metrics_that_were_lost_are_back_after_a_resume(
     assert difference(run, four_steps, step=4) == ""
 
 
+@pytest.mark.promise("the run's folder deleted, moved or taken over while it trains")
 def test_a_run_whose_folder_is_deleted_while_it_trains_ends_with_one_line(
     toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -227,6 +229,7 @@ def test_a_run_that_never_saved_starts_from_step_0(four_steps: Path, toy_model: 
     assert difference(run, four_steps, step=4) == ""
 
 
+@pytest.mark.promise("other content behind the same settings in a whole run")
 def test_other_content_behind_the_same_settings_is_refused(
     toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -271,13 +274,14 @@ def test_a_grader_that_cannot_be_loaded_is_a_mistake_told_before_the_model_is_lo
 # ---- processes and network ----
 
 
-def test_killed_grading_processes_change_no_grade(toy_model: str, tmp_path: Path):
+def test_killed_grading_processes_change_no_grade(toy_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "grader.py").write_text(GRADER)
-    keys: dict[str, object] = {"reward": f"{tmp_path / 'grader.py'}:grade"}
-    left_alone, trial = Trial(tmp_path / "alone", "hf", keys), Trial(tmp_path / "killed", "hf", keys)
-    undisturbed(left_alone)
+    keys: dict[str, object] = {"reward": f"{tmp_path / 'grader.py'}:grade", "eval_every": 3}
+    assert train.main(argv(toy_model, tmp_path / "alone", **keys)) == 0
+    trial = Trial(tmp_path / "killed", "hf", keys)
+    monkeypatch.setattr("bench.chaos.MOST_KILLS", 6)
     workers_killed(trial)
-    assert difference(trial.folder, left_alone.folder) == "", trial.events
+    assert difference(trial.folder, tmp_path / "alone") == "", trial.events
     assert left_behind(str(trial.folder)) == []
 
 
@@ -288,6 +292,7 @@ def test_a_wandb_that_is_not_there_stops_nothing(toy_model: str, tmp_path: Path)
     assert left_behind(str(trial.folder)) == []
 
 
+@pytest.mark.promise("a learning rate after which the policy cannot be sampled from")
 def test_weights_that_are_no_numbers_end_the_run_with_one_line(
     toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -296,6 +301,7 @@ def test_weights_that_are_no_numbers_end_the_run_with_one_line(
     assert line == "error: the policy's logits are not finite: lower lr, or go back to an earlier checkpoint"
 
 
+@pytest.mark.promise("a start model with NaN or infinite weights")
 def test_a_model_whose_weights_are_no_numbers_is_a_mistake_told_before_training(
     toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -309,6 +315,7 @@ def test_a_model_whose_weights_are_no_numbers_is_a_mistake_told_before_training(
     assert metrics(tmp_path / "run") == []
 
 
+@pytest.mark.promise("a learning rate that makes weights infinite")
 def test_weights_that_are_infinite_are_named_as_such(
     toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -316,6 +323,7 @@ def test_weights_that_are_infinite_are_named_as_such(
     assert "the policy's weights are not finite" in line and "lower lr" in line
 
 
+@pytest.mark.promise("max_rollout_kl exceeded")
 def test_an_engine_that_is_not_the_policy_ends_the_run_with_one_line(
     toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

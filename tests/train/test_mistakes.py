@@ -74,6 +74,8 @@ def test_all_mistakes_at_once(capsys, toy_model, tmp_path):
         ("rule", "bnad", "rule: 'bnad' is not known; use FILE.py:FUNCTION, or one of abc, "),
     ],
 )
+@pytest.mark.promise("two evaluation files of the same name")
+@pytest.mark.promise("eval_data: [], sharding: ddp on one process, seed from 2^32, lr: -1")
 def test_a_value_that_cannot_be_meant(capsys, toy_model, tmp_path, key: str, value: object, told: str):
     (line,) = refused(capsys, toy_model, tmp_path, f"--{key}", value)
     assert line.startswith(("config error: ", "error: ")) and told in line
@@ -92,6 +94,7 @@ def test_sets_of_the_same_file_name_under_names_of_their_own():
         ({"WORLD_SIZE": "2", "RANK": "2"}, "environment: RANK: '2' is not a whole number from 0 and below 2, "),
     ],
 )
+@pytest.mark.promise("WORLD_SIZE=0, RANK=x")
 def test_variables_that_no_launcher_sets(capsys, monkeypatch, given: dict[str, str], told: str):
     for name, value in given.items():
         monkeypatch.setenv(name, value)
@@ -138,6 +141,7 @@ def test_a_gold_that_does_not_verify_is_dropped_with_a_line(capsys, toy_model, t
     assert "1 problems dropped whose gold answer does not verify against itself" in lines
 
 
+@pytest.mark.promise("a gold of 10 MB")
 def test_a_long_gold_is_named_in_a_short_line(capsys, toy_model, tmp_path, data):
     with data.open("a") as file:
         file.write(json.dumps({"problem": "1+1+1+1=", "gold": "x" * 10_000_000, "id": "i" * 1000}) + "\n")
@@ -146,6 +150,7 @@ def test_a_long_gold_is_named_in_a_short_line(capsys, toy_model, tmp_path, data)
     assert len(line) < 1000
 
 
+@pytest.mark.promise("a slow machine drops a gold that a fast one keeps")
 def test_a_gold_that_uses_up_its_limits_is_neither_kept_nor_dropped(capsys, toy_model, tmp_path, data, monkeypatch):
     """A faster machine would have kept it."""
     gold = "+".join(f"\\sqrt{{{n}+x^{{{n}}}}}" for n in range(2, 30))  # a third of a second
@@ -171,6 +176,7 @@ def test_prompts_that_are_too_long(capsys, toy_model, tmp_path, data):
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry_run"]])
+@pytest.mark.promise("a copy of training problems as evaluation data")
 def test_training_problems_that_are_held_out_too_are_counted(capsys, toy_model, tmp_path, data, dry: list[str]):
     """A copy of the training file under another name; the command ends at a mistake that is looked for later."""
     rows = data.read_text().splitlines()
@@ -191,6 +197,7 @@ def test_training_problems_that_are_held_out_too_are_counted(capsys, toy_model, 
     )
 
 
+@pytest.mark.promise("the number of problems with control tokens")
 def test_control_tokens_in_problems_are_counted(capsys, toy_model, tmp_path, data):
     with data.open("a") as file:
         file.write(json.dumps({"problem": "1+<|endoftext|>1=", "gold": "2"}) + "\n")
@@ -208,6 +215,7 @@ def test_control_tokens_in_problems_are_counted(capsys, toy_model, tmp_path, dat
         (b'{"a": }', "line 1: not JSON (Expecting value)"),
     ],
 )
+@pytest.mark.promise("half of a surrogate pair, JSON nested too deeply, text that is not UTF-8, a line that is no JSON")
 def test_a_row_that_cannot_be_read(capsys, toy_model, tmp_path, row: bytes, told: str):
     (tmp_path / "mine.jsonl").write_bytes(row)
     (line,) = refused(capsys, toy_model, tmp_path, "--train_data", tmp_path / "mine.jsonl")
@@ -216,6 +224,7 @@ def test_a_row_that_cannot_be_read(capsys, toy_model, tmp_path, row: bytes, told
 
 @pytest.mark.parametrize("dry", [[], ["--dry_run"]])
 @pytest.mark.parametrize("place, told", [("a_file", "a_file is a file"), ("/proc/nowhere", "[Errno")])
+@pytest.mark.promise("output_dir cannot be written, or is a file")
 def test_an_output_folder_that_cannot_be_written(capsys, toy_model, tmp_path, place: str, told: str, dry: list[str]):
     (tmp_path / "a_file").touch()
     argv = ["--config", "demo_band", "--model", toy_model, "--output_dir", str(tmp_path / place), *dry]
@@ -227,6 +236,7 @@ def test_an_output_folder_that_cannot_be_written(capsys, toy_model, tmp_path, pl
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry_run"]])
+@pytest.mark.promise("a response longer than the model's context")
 def test_a_response_beyond_the_models_context(capsys, toy_model, tmp_path, dry: list[str]):
     keys = ["--max_prompt_tokens", 12, "--micro_batch_tokens", 2048]
     (line,) = refused(capsys, toy_model, tmp_path, "--max_response_tokens", 501, *keys, *dry)
@@ -246,6 +256,7 @@ def test_a_context_that_a_factor_lengthens():
             check_context(fits, config)
 
 
+@pytest.mark.promise("a cache that holds no sequence")
 def test_a_cache_that_does_not_hold_one_sequence(toy_model, monkeypatch):
     """The toy: 2 layers, 64 numbers of keys and of values a token, float32: 1,024 bytes; 8 + 16 tokens a sequence."""
     if torch.cuda.is_available():
@@ -281,6 +292,7 @@ def test_experts_need_the_other_engine_on_a_cpu(toy_model):
         ("def reward(answer, gold): exit()", "ended in a crash on a synthetic response to toy_train/0", []),
     ],
 )
+@pytest.mark.promise("a reward that returns no number or raises, before the start")
 def test_a_reward_that_gives_no_number(capsys, toy_model, tmp_path, reward: str, told: str, dry: list[str]):
     (tmp_path / "my_reward.py").write_text(reward + "\n")
     (line,) = refused(capsys, toy_model, tmp_path, "--reward", f"{tmp_path}/my_reward.py:reward", *dry)
@@ -300,6 +312,7 @@ def test_a_reward_that_gives_no_number(capsys, toy_model, tmp_path, reward: str,
         (b"def rule(view):\n    return view\n", "'view' is not an input; write `def rule(ratio, advantages, *, "),
     ],
 )
+@pytest.mark.promise("a rule whose file is no Python or raises, or that raises when it is tried")
 def test_a_rule_of_the_users_that_raises(capsys, toy_model, tmp_path, rule: bytes, told: str, dry: list[str]):
     (tmp_path / "my_rule.py").write_bytes(rule)
     (line,) = refused(capsys, toy_model, tmp_path, "--rule", f"{tmp_path}/my_rule.py:rule", *dry)
@@ -347,6 +360,8 @@ def edited(model: str, folder: Path, file: str, **values: object) -> str:
         ("tokenizer.json", {"added_tokens": 3}, "its tokenizer cannot be read (TypeError: "),
     ],
 )
+@pytest.mark.promise("a model file without a weight that the model needs")
+@pytest.mark.promise("vocab_size or hidden_size that do not fit the weights")
 def test_a_model_whose_files_do_not_belong_together(capsys, toy_model, tmp_path, file: str, values: dict, told: str):
     model = edited(toy_model, tmp_path / "model", file, **values)
     (line,) = refused(capsys, model, tmp_path)
@@ -389,6 +404,7 @@ def test_variables_of_a_launcher_that_is_gone(tmp_path, toy_model):
         (-1, "cannot be loaded (SafetensorError: Error while deserializing header"),
     ],
 )
+@pytest.mark.promise("weights missing or cut short")
 def test_weights_that_are_not_whole(capsys, toy_model, tmp_path, bytes_left: int | None, told: str):
     weights = Path(edited(toy_model, tmp_path / "model", "config.json")) / "model.safetensors"
     content = weights.read_bytes()
@@ -397,6 +413,7 @@ def test_weights_that_are_not_whole(capsys, toy_model, tmp_path, bytes_left: int
     assert told in line
 
 
+@pytest.mark.promise("weights missing or cut short")
 def test_a_shard_that_is_not_there(capsys, toy_model, tmp_path):
     model = Path(edited(toy_model, tmp_path / "model", "config.json"))
     (model / "model.safetensors").rename(model / "one.safetensors")

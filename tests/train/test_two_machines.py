@@ -66,12 +66,14 @@ def machines(toy_model: str, tmp_path: Path, request: pytest.FixtureRequest) -> 
     both.kill()
 
 
-@pytest.mark.parametrize("machines", [(2, "vllm")], indirect=True)
+@pytest.mark.parametrize("machines", [(2, "hf")], indirect=True)
 def test_two_machines_train_as_one_with_two_processes(machines: Machines, toy_model: str, tmp_path: Path):
     given = yaml.safe_load(CONFIG.read_text())
     assert (given["num_machines"], given["num_processes"], given["distributed_type"]) == (2, 16, "MULTI_GPU")
     assert [launcher.wait(timeout=200) for launcher in machines.launchers] == [0, 0], machines.outputs[0].read_text()
-    together(2, "train.py", *small_run(toy_model, tmp_path / "one", "run", "fsdp2", 2), *LIVELY.split())
+    together(
+        2, "train.py", *small_run(toy_model, tmp_path / "one", "run", "fsdp2", 2), *LIVELY.split(), "--engine", "hf"
+    )
     assert without_clock(metrics(tmp_path / "run")) == without_clock(metrics(tmp_path / "one" / "run"))
     ours, theirs = weights(tmp_path / "run", 2), weights(tmp_path / "one" / "run", 2)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

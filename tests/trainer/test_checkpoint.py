@@ -179,6 +179,7 @@ def test_a_full_disk_while_committing_leaves_the_old_and_nothing_of_the_new(tmp_
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.promise("disk full inside torch.save, which hides why")
 def test_a_full_disk_is_recognised_by_what_torch_and_safetensors_raise(tmp_path):
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
@@ -278,6 +279,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["deleted", "moved", "another's"])
+@pytest.mark.promise("the run's folder deleted, moved or taken over while it trains")
 def test_a_run_notices_that_its_folder_is_not_its_own_any_more(tmp_path, how):
     folder = tmp_path / "run"
     lock = RunLock(folder)
@@ -293,12 +295,14 @@ def test_a_run_notices_that_its_folder_is_not_its_own_any_more(tmp_path, how):
 
 
 @pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "config.yaml", "environment.json"])
+@pytest.mark.promise("metrics.jsonl, config.yaml or .lock is a folder")
 def test_a_folder_where_a_run_keeps_a_file_is_named(tmp_path, name):
     (tmp_path / "run" / name).mkdir(parents=True)
     with pytest.raises(ValueError, match=rf"output_dir: {tmp_path}/run/{name} "):
         RunLock(tmp_path / "run")
 
 
+@pytest.mark.promise("checkpoints is a link to nowhere")
 def test_checkpoints_on_a_disk_that_is_not_there_are_named(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "unmounted")
@@ -306,6 +310,7 @@ def test_checkpoints_on_a_disk_that_is_not_there_are_named(tmp_path):
         RunLock(tmp_path / "run")
 
 
+@pytest.mark.promise("output_dir cannot be written, or is a file")
 def test_an_output_folder_that_cannot_be_is_refused_before_anything_is_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="output_dir: .*/file is a file, not a folder"):
@@ -324,6 +329,7 @@ def read_only_folder_script(folder: Path) -> str:
     return f'mount -t tmpfs -o ro none {folder} && exec {sys.executable} -c "{line}"'
 
 
+@pytest.mark.promise("output_dir on a read-only disk")
 def test_a_read_only_disk_is_refused_before_anything_is_made(tmp_path):
     unshared = ["unshare", "--mount", "sh", "-c"]
     if subprocess.run([*unshared, f"mount -t tmpfs -o ro none {tmp_path}"], check=False).returncode:
@@ -337,6 +343,7 @@ def test_a_read_only_disk_is_refused_before_anything_is_made(tmp_path):
     )
 
 
+@pytest.mark.promise("a checkpoint renamed or copied")
 def test_a_checkpoint_under_another_name_is_passed_over(tmp_path):
     good = save(tmp_path, 2)
     shutil.copytree(good, tmp_path / "step_000005")

@@ -67,6 +67,7 @@ def tracker(run_dir: Path, lock: RunLock | None, rows: bytes = b"") -> Tracker:
 # ---- the record and the console ----
 
 
+@pytest.mark.promise("NaN and infinities in metrics.jsonl")
 def test_a_step_is_a_row_to_the_last_bit_and_a_line_on_the_console(tmp_path, lock, capsys):
     it = tracker(tmp_path, lock)
     it.log(0, {"x": 0.1 + 0.2, "y": math.inf, "z": math.nan})
@@ -151,6 +152,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("how", CHANGES)
 @pytest.mark.parametrize("last", [False, True])
+@pytest.mark.promise("metrics.jsonl replaced, emptied or deleted while the run writes")
 def test_metrics_that_others_touched_while_the_run_wrote_them_are_written_anew(tmp_path, lock, capsys, how, last):
     it = tracker(tmp_path, lock)
     it.log(0, {})
@@ -164,6 +166,7 @@ def test_metrics_that_others_touched_while_the_run_wrote_them_are_written_anew(t
     assert said.count(warning) == (how != "saved by an editor")
 
 
+@pytest.mark.promise("the run's folder deleted, moved or taken over while it trains")
 def test_a_run_whose_folder_is_gone_ends(tmp_path, lock):
     it = tracker(tmp_path, lock)
     (tmp_path / ".lock").unlink()
@@ -189,6 +192,7 @@ FOUND = {
 
 
 @pytest.mark.parametrize("found", FOUND)
+@pytest.mark.promise("rows of metrics.jsonl missing, doubled, cut, altered at a resume")
 def test_a_resumed_log_has_the_rows_of_the_checkpoint_and_tells_what_was_not_so(tmp_path, lock, found):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(found)
@@ -274,6 +278,7 @@ def test_a_launch_with_other_threads_or_packages_than_the_one_before_is_told(tmp
 
 
 @pytest.mark.parametrize("text", ["", "{garbage", "[1]", "{}", '{"earlier_launches": null}'])
+@pytest.mark.promise("environment.json empty, garbage or no object")
 def test_an_environment_that_cannot_be_read_is_set_aside(tmp_path, text):
     (tmp_path / "environment.json").write_text(text)
     (line,) = logging.write_environment(tmp_path)
@@ -559,6 +564,7 @@ def test_a_server_that_refuses_the_key_is_offline(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.promise("a wandb server whose answers drip")
 def test_a_server_whose_answers_drip_holds_up_neither_start_nor_end(tmp_path):
     server = Server(resumed=None, refuses=False)
     server.drips = True

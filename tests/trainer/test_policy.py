@@ -181,6 +181,7 @@ def test_dropout_of_the_configuration_is_off(accelerator: Accelerator, tmp_path:
         assert len(calls) == (2 if checkpointing else 1)  # computed again in backward
 
 
+@pytest.mark.promise("a model file without a weight that the model needs")
 def test_a_model_that_lacks_a_weight_is_refused(accelerator: Accelerator, tmp_path: Path):
     model = tiny_model(tied=True)
     weights = {name: value for name, value in model.state_dict().items() if "layers.1.mlp.up" not in name}
