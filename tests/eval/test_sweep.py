@@ -156,7 +156,7 @@ def test_a_sweep_trains_resumes_and_reports_a_failure(
     assert "Difference from 'grpo'" in said
     assert {"comparison.md", "comparison.png", "comparison_entropy.png"} <= {path.name for path in out.iterdir()}
     assert [row["step"] for row in metrics(out / "band_seed0")] == [0, 1, 2]
-    # The broken model is mended: only its run is trained.
+    # The broken model is repaired: only its run is trained.
     shutil.copy(tiny_model / "model.safetensors", broken)
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("*/metrics.jsonl")}
     assert main([str(grid), "--out", str(out)]) == 0
