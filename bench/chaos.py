@@ -353,7 +353,7 @@ def workers_killed(trial: Trial) -> None:
     killed = 0
     while trial.running() and killed < MOST_KILLS:
         time.sleep(0.5)
-        for pid in trial.children(b"rewards.worker"):
+        for pid in trial.children(b"rewards.pool.worker"):
             os.kill(pid, signal.SIGKILL)
             killed += 1
     assert killed, "no worker was met"
@@ -429,7 +429,7 @@ def suspended(trial: Trial) -> None:
     for row in (1, 3, 5):
         assert trial.wait_until(lambda row=row: trial.steps() >= row, 0.1)
         for number in (signal.SIGSTOP, signal.SIGCONT):
-            for pid in [trial.process.pid, *trial.children(b"rewards.worker")]:
+            for pid in [trial.process.pid, *trial.children(b"rewards.pool.worker")]:
                 os.kill(pid, number)
             time.sleep(5.0 if number == signal.SIGSTOP else 0.0)
     _expect(trial, 0)

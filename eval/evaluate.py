@@ -13,7 +13,7 @@ Axes: P problems of a set, K samples of each.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +60,7 @@ def evaluate(
     samples: K, answers to each problem. progress: called with 1 as each answer of this rank finishes.
     Grading goes on in the verifier's processes while the engine still samples.
     """
-    grading = Grading(verifier)
+    grading = Grading(verifier, prompts)
     generate(engine, share(jobs(prompts, samples), rank, world), sampling, seed, grading.submit, progress)
     return grading.collect()
 
@@ -162,12 +162,16 @@ def generate(
 class Grading:
     """Both graders over a stream of rows: submit while others are still sampled, collect at the end."""
 
-    def __init__(self, verifier: Verifier):
+    def __init__(self, verifier: Verifier, prompts: Prompts):
         self.verifier = verifier
+        self.about = {
+            (name, problem.id): {"problem": asdict(problem)} for name, pairs in prompts.items() for problem, _ in pairs
+        }
         self.pending: list[tuple[Row, Ticket | Grade]] = []
 
     def submit(self, row: Row) -> None:
-        self.pending.append((row, self.verifier.submit(row["text"], row["gold"])))
+        about = self.about[row["set"], row["problem"]]
+        self.pending.append((row, self.verifier.submit(row["text"], row["gold"], about)))
 
     def collect(self) -> list[Row]:
         """Every submitted row with its verdicts: correct, extracted, reason, vote (None: no answer), strict."""

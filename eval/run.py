@@ -194,7 +194,7 @@ def run(config: EvalConfig) -> dict[str, float]:
     )
     with verifier, progress_bar(sum(len(job.samples) for job in every)) as bar:
         warn_of_golds(verifier, every)
-        grading = Grading(verifier)
+        grading = Grading(verifier, prompts)
         with closing(sample(missing, work, folder)) as fresh:
             for row in chain(stored.values(), fresh):
                 grading.submit(row)

@@ -91,6 +91,15 @@ def test_bandpo_needs_torch_alone():
         assert not extra, f"{path.name} imports {extra}"
 
 
+def test_the_mathematics_knows_no_process():
+    """rewards/math imports only itself; rewards/pool imports itself and rewards/math."""
+    for part, siblings in (("math", set()), ("pool", {"math"})):
+        for path in sorted((ROOT / "rewards" / part).glob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and node.level > 1:
+                    assert (node.module or "").partition(".")[0] in siblings, f"{path} imports {node.module}"
+
+
 def test_rewards_never_imports_torch():
     for path in files_of("rewards"):
         assert "torch" not in imported_by(path)

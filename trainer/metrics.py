@@ -187,7 +187,7 @@ def response_metrics(cfg: Config, samples: list[Sample]) -> dict[str, Pair]:
         "response/length_mean": [len(s.completion.token_ids) for s in samples],
         "response/truncated": [s.truncated for s in samples],
     }
-    for reason in ("timeout", "crash", "guard", "no_answer", "contradiction"):
+    for reason in ("timeout", "crash", "guard", "no_answer", "contradiction", "echo"):
         per_response[f"reward/{reason}"] = [s.grade.reason == reason for s in samples]
     per_group = {
         "reward/solved_all": [all(s.grade.correct for s in group) for group in groups],

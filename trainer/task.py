@@ -30,8 +30,7 @@ from data import (
     stop_token_ids,
     vocabulary_size,
 )
-from rewards import GraderError, Verifier, check_golds
-from rewards.golds import NOT_CHECKED
+from rewards import NOT_CHECKED, GraderError, Verifier, check_golds
 from trainer.checkpoint import safe_run_dir
 from trainer.clock import gc_paused
 from trainer.preflight import (
