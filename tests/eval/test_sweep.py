@@ -155,7 +155,7 @@ def test_a_sweep_trains_resumes_and_reports_a_failure(
     assert "safetensors" in said.split("FAILED")[1]
     assert "- broken_seed0: failed, left out" in said
     assert [row["step"] for row in metrics(out / "grpo_seed0")] == [0, 1, 2]
-    # The broken model is mended: only its run is trained.
+    # The broken model is repaired: only its run is trained.
     shutil.copy(tiny_model / "model.safetensors", broken)
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("*/metrics.jsonl")}
     assert main([str(grid), "--out", str(out)]) == 0
