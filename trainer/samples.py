@@ -55,7 +55,7 @@ def _short(number: float) -> float | None:
 
 
 def _row(run: Run, sample: Sample, of_tokens: dict[str, list[Any]]) -> dict[str, Any]:
-    completion, decode = sample.completion, run.task.tokenizer.decode
+    completion = sample.completion
     return {
         "problem": sample.problem.problem,
         "answer": completion.text,
@@ -69,7 +69,20 @@ def _row(run: Run, sample: Sample, of_tokens: dict[str, list[Any]]) -> dict[str,
         "truncated": sample.truncated,
         "prompt_id": hashlib.sha256(repr(sample.prompt).encode()).hexdigest()[:12],
         "token_ids": completion.token_ids,
-        "token_texts": [decode([token]) for token in completion.token_ids],
+        "token_texts": [token_text(run.task.tokenizer, token) for token in completion.token_ids],
         "rollout_logprobs": [_short(x) for x in completion.logprobs],
         **of_tokens,
     }
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """Text of one token; of a token that is part of a character, its bytes in hex, such as "<F0 9F>"."""
+    text = tokenizer.decode([token])
+    if "\N{REPLACEMENT CHARACTER}" not in text:
+        return text
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}  # of byte-level BPE
+    letters = tokenizer.convert_ids_to_tokens(token)
+    known = all(letter in byte_of for letter in letters)
+    return f"<{' '.join(f'{byte_of[letter]:02X}' for letter in letters)}>" if known else text
