@@ -32,9 +32,9 @@ class Level:
 
 
 SETS = {  # name -> its difficulty, problems, and whether it is held out
-    "arith_train": (Level((1,), 9, 5, 0.5), 1024, False),
-    "arith_eval": (Level((1,), 9, 5, 0.5), 64, True),
-    "arith_hard": (Level((2,), 20, 6, 0.5), 64, True),
+    "arith_train": (Level((1,), 9, 5, 0.4), 512, False),
+    "arith_eval": (Level((1,), 9, 5, 0.4), 64, True),
+    "arith_hard": (Level((2,), 20, 6, 0.4), 64, True),
 }
 
 
