@@ -91,8 +91,7 @@ def _from_package(out: Path) -> str:
     where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     quantized = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     config = quantized.config
-    if hasattr(config, "quantization_config"):  # save_pretrained refuses a model that was loaded from GGUF
-        del config.quantization_config
+    vars(config).pop("quantization_config", None)  # save_pretrained refuses a model that was loaded from GGUF
     model = LlamaForCausalLM(config)
     model.load_state_dict(quantized.state_dict())
     model.generation_config = quantized.generation_config

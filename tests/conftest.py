@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,8 +60,18 @@ def real_model() -> Path:
                 assert gguf
                 tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)  # about 25 s
             tokenizer.save_pretrained(folder)
-            sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-            ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "vocab_size": len(tokenizer)}
+            sizes: dict[str, Any] = {
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+            }
+            ids: dict[str, Any] = {
+                "bos_token_id": 1,
+                "eos_token_id": 2,
+                "pad_token_id": 2,
+                "vocab_size": len(tokenizer),
+            }
             config = LlamaConfig(**sizes, **ids, num_key_value_heads=1, tie_word_embeddings=True)
             with torch.random.fork_rng():
                 torch.manual_seed(0)
