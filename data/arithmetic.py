@@ -62,7 +62,7 @@ def _draw(rng: random.Random, level: Level, steps: int) -> tuple[str, int]:
     value = first * groups if groups else first
     moves = []  # signed changes
     for _ in range(steps - bool(groups)):
-        change = rng.randint(1, level.largest)
+        change = rng.randint(2, level.largest)  # "1 pens" is no English
         if value >= change and rng.random() < 0.5:
             change = -change
         moves.append(change)
