@@ -23,18 +23,19 @@ QUESTIONS = ("What is {}?", "Calculate {}.", "Find {}.", "How much is {}?")
 
 @dataclass(frozen=True)
 class Level:
-    """One difficulty: numbers of steps to draw from, the largest operand, the largest factor, share of stories."""
+    """One difficulty: numbers of steps to draw from, range of the first operand, largest factor, share of stories."""
 
     steps: tuple[int, ...]
+    smallest: int
     largest: int
     factor: int
     stories: float
 
 
 SETS = {  # name -> its difficulty, problems, and whether it is held out
-    "arith_train": (Level((1,), 9, 5, 0.4), 512, False),
-    "arith_eval": (Level((1,), 9, 5, 0.4), 64, True),
-    "arith_hard": (Level((2,), 20, 6, 0.4), 64, True),
+    "arith_train": (Level((1,), 2, 9, 5, 0.4), 512, False),
+    "arith_eval": (Level((1,), 2, 9, 5, 0.4), 64, True),
+    "arith_hard": (Level((1,), 10, 20, 5, 0.4), 64, True),
 }
 
 
@@ -56,7 +57,7 @@ def arithmetic_problems(name: str) -> tuple[Problem, ...]:
 
 def _draw(rng: random.Random, level: Level, steps: int) -> tuple[str, int]:
     """(problem, answer)."""
-    first, groups = rng.randint(2, level.largest), 0
+    first, groups = rng.randint(level.smallest, level.largest), 0
     if rng.random() < 1 / 3:
         groups = rng.randint(2, level.factor)
     value = first * groups if groups else first
