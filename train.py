@@ -214,9 +214,7 @@ def reward_of(cfg: Config, completion: Completion, grade: Grade) -> float:
         truncated=completion.finish_reason == "length",
         right=cfg.reward_correct,
         wrong=cfg.reward_incorrect,
-        format_bonus=0.0,
         overlong_buffer_tokens=cfg.overlong_buffer_tokens,
-        overlong_penalty=1.0,
         max_response_tokens=cfg.max_response_tokens,
     )
 

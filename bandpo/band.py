@@ -1,4 +1,4 @@
-"""The Band operator: the interval of probability ratios that an f-divergence trust region leaves to a token.
+"""The Band operator: clip bounds of the importance ratio from an f-divergence trust region.
 
     lower, upper = band_bounds(old_logprobs, delta=0.05, divergence="kl", cap=10.0)
 
@@ -28,8 +28,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ROUNDING = 1e-3  # nats; a log-prob this far above 0 is rounding, further up it is a mistake
-CHUNK_TOKENS = 1 << 13  # on a CPU, at a time and per thread: a dozen buffers of it stay in a core's L2 cache
+ROUNDING = 1e-3  # nats; a log-prob up to this far above 0 is rounding, above it an error
+CHUNK_TOKENS = 1 << 13  # tokens per thread at a time on a CPU: a dozen such buffers fit into a core's L2 cache
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ def band_bounds(
     equally wide in two divergences. cap: largest `upper`, at least 1.
 
     Both results have no gradient, the broadcast shape, and are float32 (float64 for float64 input). They satisfy
-    0 <= lower <= 1 <= upper <= 1/p. A p below e^-80 (float64: e^-700) is taken for that, so that no bound is infinite.
+    0 <= lower <= 1 <= upper <= 1/p. A p below e^-80 (float64: e^-700) counts as e^-80, so that every bound is finite.
 
     Raises ValueError for an unknown divergence, delta <= 0, cap < 1, log-probs above 0. Values inside tensors are
-    looked at on a CPU only; elsewhere that would stall the device, and a wrong value becomes a NaN bound.
+    checked on a CPU only: on a GPU a check would wait for the device, and a wrong value gives a NaN bound.
     """
     if cap is not None and not cap >= 1:
         raise ValueError(f"cap: {cap} would forbid the ratio 1; use a number of at least 1, or None for no cap")
@@ -179,7 +179,7 @@ DIVERGENCES: dict[str, Divergence] = {
 }
 
 
-# ---- what they share ----
+# ---- shared by both operators ----
 
 
 def _checked(logprobs: Tensor, delta: float | Tensor, divergence: str) -> tuple[Divergence, Tensor, Tensor]:
@@ -201,7 +201,7 @@ def _checked(logprobs: Tensor, delta: float | Tensor, divergence: str) -> tuple[
         wrong = not 0 < delta < math.inf
     if wrong:
         raise ValueError(f"delta: {delta} is no radius; use finite numbers above 0")
-    # One fast reduction decides, unless a NaN hides what else there is.
+    # One fast reduction decides, except where a NaN hides the other values.
     if readable and logprobs.numel() and not logprobs.amax() <= ROUNDING and (logprobs > ROUNDING).any():
         raise ValueError(f"old_logprobs: {logprobs.nan_to_num().max():.4g} is above 0; a log-prob is at most 0")
     if not readable:
@@ -211,11 +211,11 @@ def _checked(logprobs: Tensor, delta: float | Tensor, divergence: str) -> tuple[
 
 
 def _finite(logprobs: Tensor) -> Tensor:
-    """Log-probs kept off p = 0 and p = 1 by a mass that is as good as none: e^-80 in float32, e^-700 in float64."""
+    """Log-probs at a distance of e^-80 (float64: e^-700) from p = 0 and p = 1, which changes no bound noticeably."""
     floor = -700.0 if logprobs.dtype == torch.float64 else -80.0
     return logprobs.clamp(min=floor, max=-math.exp(floor))
 
 
 def _rest(logprobs: Tensor) -> Tensor:
-    """1 - p, exact to rounding: next to p = 1, only the log-prob knows how far away 1 is."""
+    """1 - p, exact to rounding also next to p = 1, where p itself has lost the difference."""
     return -torch.expm1(logprobs)

@@ -173,13 +173,15 @@ def bapo(
     Checked: the paper's text; the authors' code, which differs (lower bound first, other ranges)
     """
     count = int((high_to - high_from) / high_step + 1e-9) + 1
-    highs = high_from + high_step * torch.arange(count, device=ratio.device, dtype=torch.float64)
-    positive = (torch.minimum(ratio, highs[:, None]) * advantages.clamp(min=0)).sum(dim=1)  # (count,)
+    highs = [high_from + high_step * k for k in range(count)]
+    gains = advantages.clamp(min=0)
+    positive = torch.stack([(ratio.clamp(max=high) * gains).sum(dtype=torch.float64) for high in highs])
     negative = (ratio.clamp(min=low_from) * -advantages.clamp(max=0)).sum(dtype=torch.float64)
     # Raising the lower bound adds to A < 0 alone, so where no upper bound suffices both go to their ends.
     k = (positive / (positive + negative) < target).sum(dim=0, keepdim=True)  # upper bounds that do not suffice
     lower = torch.full_like(ratio, low_from).masked_fill(k == count, low_to)
-    return lower, highs[k.clamp(max=count - 1)].to(ratio.dtype).expand_as(ratio)
+    upper = high_from + high_step * k.clamp(max=count - 1).double()
+    return lower, upper.to(ratio.dtype).expand_as(ratio)
 
 
 @register

@@ -7,7 +7,7 @@
 
 Parts: `operator`; `phases` on answers that are made up (geometric lengths with mean --mean), with what is configured by
 default and then with each of --variants; `steps` with vLLM: rollout, sleep and wake, sync, memory. Every measurement is
-a process of its own whose output is shown as it comes; one that fails is reported and the next one starts. Figures are
+a process of its own; one that fails is reported and the next one starts. Figures are
 appended to --out as well, a JSON line each, with hardware and versions.
 
 Aims on an H200 at 3B: update at least 300 model TFLOP/s, old log-probs 350, sync .25 s.
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -75,21 +76,16 @@ def main() -> int:
 
 
 def measured(name: str, words: list[str], out: Path) -> bool:
-    """bench.step in a process of its own, its output as it comes; whether it ended well."""
+    """Run bench.step in a process of its own and print its table; whether it succeeded."""
     print(f"\n{name}", flush=True)
-    done = subprocess.run(
-        [sys.executable, "-u", "-m", "bench.step", *words, "--json"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    line = [sys.executable, "-m", "bench.step", "--json", *words]
+    done = subprocess.run(line, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         print(f"failed with exit code {done.returncode}: {name}", flush=True)
         return False
-    figures = json.loads(done.stdout.splitlines()[-1])
-    print(table(figures), flush=True)
-    keep(out, name, figures)
+    result = json.loads(done.stdout.splitlines()[-1])
+    print(table(result), flush=True)
+    keep(out, name, result)
     return True
 
 
@@ -116,8 +112,7 @@ def operator() -> dict[str, float]:
     """Milliseconds to compute the bounds of a million tokens, by method of bench/band.py."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     old = torch.rand(1 << 20, device=device).log()
-    bounds = {method: bounds_of(method) for method in METHODS}
-    return {method: 1e3 * seconds(lambda method=method: bounds[method](old)) for method in METHODS}
+    return {method: 1e3 * seconds(partial(bounds_of(method), old)) for method in METHODS}
 
 
 def seconds(function: Callable[[], object]) -> float:

@@ -83,7 +83,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     cfg = load(Config, arguments(options, folder))
     spent: dict[str, float] = dict.fromkeys(CALLS, 0.0)
     rows: list[dict[str, float]] = []
-    with instrumented(options, spent) as positions:
+    with instrumented(options) as positions:
         with start.start(cfg, Plan(cfg), lambda line: None, Clock()) as run:
             time_calls(run, spent)
             for _ in range(options.steps + 1):
@@ -129,16 +129,14 @@ def arguments(options: argparse.Namespace, folder: Path) -> list[str]:
 
 
 @contextmanager
-def instrumented(options: argparse.Namespace, spent: dict[str, float]) -> Iterator[list[int]]:
+def instrumented(options: argparse.Namespace) -> Iterator[list[int]]:
     """Patch the loop's entry points; yields the positions of each micro-batch of a step."""
-    import torch
 
     import train
     from trainer import start
 
     positions: list[int] = []
     load_task, make_engine, make_minibatches = start.load_task, start.make_engine, train.make_minibatches
-    backward = torch.Tensor.backward
 
     def loaded(*given: Any) -> Any:
         """One end token of 24, as in TRL's run; chat templates have a second one."""
@@ -153,18 +151,17 @@ def instrumented(options: argparse.Namespace, spent: dict[str, float]) -> Iterat
     start.load_task, train.make_minibatches = loaded, counted
     if options.synthetic:
         start.make_engine = lambda _, given, **keys: SyntheticEngine(options.synthetic, given.dtype)
-    torch.Tensor.backward = timed(backward, spent, "backward")
     try:
         yield positions
     finally:
         start.load_task, start.make_engine, train.make_minibatches = load_task, make_engine, make_minibatches
-        torch.Tensor.backward = backward
 
 
 def time_calls(run: Any, spent: dict[str, float]) -> None:
     for name in ("generate", "sleep", "wake", "sync_weights"):
         setattr(run.engine, name, timed(getattr(run.engine, name), spent, name))
     run.policy.model.forward = timed(run.policy.model.forward, spent, "forward")
+    run.policy.backward = timed(run.policy.backward, spent, "backward")
 
 
 def timed(function: Callable[..., Any], spent: dict[str, float], name: str) -> Callable[..., Any]:
@@ -193,7 +190,7 @@ def summary(
     length = statistics.mean(row["response/length_mean"] for row in rows)
     result = {"parameters": float(parameters(options.model))}
     result |= {f"{phase}_s": median(f"time/{phase}_s") for phase in PHASES}
-    result |= {f"{part}_s": median(part) for part in ("sleep", "wake", "sync_weights")}
+    result |= {f"{part}_s": median(part) for part in CALLS}
     tflop = 2 * result["parameters"] * positions / 1e12  # of one forward pass over the step's sequences
     return result | {
         "step_s": median("time/step_s"),

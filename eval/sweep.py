@@ -51,6 +51,7 @@ from trainer.checks import find_model, find_rule
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS: dict[str, type] = {"base": str, "overrides": dict, "runs": dict, "grid": dict, "seeds": list, "metric": str}
+WORDS = {str: "text", list: "a list [a, b]", dict: "a mapping {name: value}"}
 OWN_KEYS = ("config", "run_name", "output_dir", "seed")  # set by the sweep
 LAUNCH = "--num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0 --num_processes".split()
 LAST_LINES = 12  # of a failed run's console, shown again
@@ -98,24 +99,22 @@ def read_grid(path: Path) -> dict[str, Any]:
     if not isinstance(grid, dict):
         raise ValueError(f"{path}: is not a list of keys; write lines such as base: demo_band.yaml")
     problems = []
-    for key, value in grid.items():
-        if key not in KEYS:
-            near = get_close_matches(key, KEYS, 1)
-            fix = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(KEYS)}"
-            problems.append(f"{key}: is not a key; {fix}")
-        elif not isinstance(value, KEYS[key]) or not value:
-            kind = {str: "text", list: "a list [a, b]", dict: "a mapping {name: value}"}[KEYS[key]]
-            problems.append(f"{key}: is not {kind} (got {str(value)!r:.60})")
+    for key in grid.keys() - KEYS.keys():
+        near = get_close_matches(key, KEYS, 1)
+        fix = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(KEYS)}"
+        problems.append(f"{key}: is not a key; {fix}")
     problems += [f"{key}: is missing" for key in ("base", "seeds") if key not in grid]
     if not grid.keys() & {"runs", "grid"}:
         problems.append("runs, grid: both are missing; name configurations or axes")
-    if isinstance(seeds := grid.get("seeds"), list) and len(set(seeds)) < len(seeds):
-        problems.append(f"seeds: a seed is listed twice (got {', '.join(seeds)})")
-    for part in ("runs", "grid"):
-        kind, word = (dict, "a mapping of keys") if part == "runs" else (list, "a list of values")
-        for name, value in grid[part].items() if isinstance(grid.get(part), dict) else ():
-            if not isinstance(value, kind) and (value or part == "grid"):  # `grpo:` alone is the base itself
-                problems.append(f"{part}: {name} is not {word} (got {value!r:.60})")
+    checks = [(key, value, KEYS[key]) for key, value in grid.items() if key in KEYS]
+    for part, kind in (("runs", dict), ("grid", list)):
+        entries = grid[part].items() if isinstance(grid.get(part), dict) else ()
+        # `grpo:` alone is the base itself
+        checks += [(f"{part}: {name}", value, kind) for name, value in entries if part == "grid" or value]
+    checks += [("seeds", seed, str) for seed in grid.get("seeds", ()) if not isinstance(grid["seeds"], str)]
+    for where, value, kind in checks:
+        if not isinstance(value, kind) or not value:
+            problems.append(f"{where}: is not {WORDS[kind]} (got {str(value)!r:.60})")
     if problems:
         raise ValueError("\n".join(f"{path}: {line}" for line in problems))
     return grid
@@ -203,10 +202,10 @@ class Runner:
     jobs: int
     processes: int
     running: list[subprocess.Popen[str]] = field(default_factory=list)
+    slots: Queue[int] = field(default_factory=Queue)
     stopped: bool = False
 
     def __post_init__(self) -> None:
-        self.slots: Queue[int] = Queue()
         for slot in range(self.jobs):
             self.slots.put(slot)
 
@@ -285,18 +284,18 @@ def run_all(jobs: Sequence[Job], runner: Runner) -> dict[Path, str]:
     return failed
 
 
-def compare_finished(jobs: Sequence[Job], failed: Mapping[Path, str], metric: str, out: Path) -> str:
-    """Tables of the finished runs, written with the figures to OUT/comparison.*; "" when none is finished."""
+def compare_finished(jobs: Sequence[Job], failed: Mapping[Path, str], metric: str, out: Path) -> None:
+    """Print the tables of the finished runs and write them with the figures to OUT/comparison.*."""
     groups = []
     for label in dict.fromkeys(job.label for job in jobs):
         runs = [job.folder for job in jobs if job.label == label and job.folder not in failed]
         groups += [Group(label, tuple(map(load_record, runs)))] if runs else []
     if not groups:
-        return ""
+        return
     text = tables(groups, metric)
     text += "".join(f"\n- {folder.name}: failed, left out of all tables" for folder in failed)
+    print(text, flush=True)
     save(groups, text, out / "comparison.png")
-    return text
 
 
 def main(argv: Sequence[str]) -> int:
@@ -323,13 +322,14 @@ def main(argv: Sequence[str]) -> int:
             print(f"{job.folder.name}: {'finished' if is_finished else f'step {job.steps()}'} of {job.cfg.max_steps}")
         return 0
     runner = Runner(args.jobs, args.processes)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background job starts with it ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         failed = run_all(jobs, runner)
     except KeyboardInterrupt:
         print("stopped; the same command resumes", file=sys.stderr)
         return 130
-    print(compare_finished(jobs, failed, metric, out))
+    compare_finished(jobs, failed, metric, out)
     return 1 if failed else 0
 
 

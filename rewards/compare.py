@@ -260,7 +260,7 @@ def _units(a: str, g: str, leaf: Leaf):
     if "degree" in (x.unit, y.unit) and not (x.unit and y.unit) and "\\pi" in x.core + y.core:
         radians = [f"\\frac{{({m.core})*\\pi}}{{180}}" if m.unit else m.core for m in (x, y)]
         return _expressions(radians[0], radians[1], leaf)
-    percent = x.core[-1:] != y.core[-1:] and "%" in (x.core[-1:], y.core[-1:])  # a unit as well, and another one
+    percent = (x.core[-1:] == "%") != (y.core[-1:] == "%") and (x.unit or y.unit)  # a unit as well, and another one
     bare = not y.unit or (not x.unit and y.unit not in NOT_OPTIONAL)
     return not percent and (bare or x.unit == y.unit) and equal(x.core, y.core, leaf)
 

@@ -3,7 +3,7 @@ r"""Find the final answer of a completion: string code only, linear in the lengt
 Only what follows the last `</think>` is read; a `<think>` left open has no answer. The last `\boxed{...}` is the
 answer, else the last "Answer:" line (GSM8K's `#### 19` and R1-Zero's `<answer>19</answer>` are such lines). Nothing
 else counts: no "last number in the text", which would pay for an echoed question. An empty or cut-off last box is no
-answer, whatever stands before it. A sign, factor, power or unit next to the box belongs to the answer.
+answer, even after an earlier complete one. A sign, factor, power or unit next to the box belongs to the answer.
 Several final answers side by side (`\boxed{1} or \boxed{2}`, two "Answer:" lines in a row, a box and then another
 "Answer:") all count, and must agree. A box that the text later corrects, builds upon or replaces by a box announced as
 the final answer does not.

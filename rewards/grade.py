@@ -43,23 +43,17 @@ def shape_reward(
     *,
     right: float,
     wrong: float,
-    format_bonus: float,
     overlong_buffer_tokens: int,
-    overlong_penalty: float,
     max_response_tokens: int,
 ) -> float:
     """The reward of one response.
 
-    right, wrong: what a verdict is worth (the paper: +1, -1); a score in between (a user's own grader) lies on the line
-    through them. format_bonus: added when the response has one final answer, right or wrong (0: off).
-    overlong_buffer_tokens: the soft punishment of DAPO (arXiv 2503.14476, equation 13) grows linearly from 0 to
-    `overlong_penalty` over that many tokens before `max_response_tokens` and is paid in full by a truncated response
-    (0: off).
+    right, wrong: the value of a verdict (the paper: +1, -1); a score in between (a user's own grader) is interpolated.
+    overlong_buffer_tokens: length of DAPO's soft overlong punishment (arXiv 2503.14476, equation 13; 0: off). It grows
+    linearly from 0 to 1 over that many tokens before `max_response_tokens`, and is 1 for a truncated response.
     """
     reward = wrong + (right - wrong) * grade.score
-    if grade.reason not in ("no_answer", "contradiction"):
-        reward += format_bonus
     if overlong_buffer_tokens > 0:
         over = response_tokens - (max_response_tokens - overlong_buffer_tokens)
-        reward -= overlong_penalty * (1.0 if truncated else min(max(over / overlong_buffer_tokens, 0.0), 1.0))
+        reward -= 1.0 if truncated else min(max(over / overlong_buffer_tokens, 0.0), 1.0)
     return reward

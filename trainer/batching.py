@@ -1,4 +1,4 @@
-"""From samples to micro-batches: assign sequences to ranks, cut by a token budget, pad or pack into tensors.
+"""From samples to micro-batches: assign sequences to ranks, split by a token budget, pad or pack into tensors.
 
     minibatches = make_minibatches(run, samples)                # list[list[MicroBatch]]
 
@@ -26,8 +26,8 @@ from trainer.types import MicroBatch, Sample
 def make_minibatches(run: Run, samples: list[Sample]) -> list[list[MicroBatch]]:
     """One minibatch per update of an epoch, each a list of this rank's micro-batches, one per forward pass; collective.
 
-    A sample's minibatch follows from its `index`. Within a minibatch sequences are assigned to ranks anew: about the
-    same number of tokens and the same number of micro-batches for each. Denominators of the loss are those of the whole
+    A sample's minibatch follows from its `index`. Within a minibatch, sequences are reassigned to ranks: about the same
+    number of tokens and the same number of micro-batches for each. Denominators of the loss are those of the whole
     minibatch over all ranks. Raises ValueError for a minibatch with fewer sequences than ranks.
     """
     minibatches: list[list[Sample]] = [[] for _ in range(run.plan.minibatches)]

@@ -8,8 +8,7 @@
 All of it is collective: every rank calls it, with the same keys.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -39,15 +38,6 @@ class Ranks:
         stacked = torch.stack([torch.as_tensor(n, dtype=torch.float64, device=self.device) for n in numbers])
         added: Any = self.accelerator.reduce(stacked, "sum")
         return dict(zip(pairs, map(tuple, added.view(-1, 2).tolist()), strict=True))
-
-    def mean(self, values: Sequence[torch.Tensor]) -> float:
-        """Mean over all elements of all ranks, in float64; NaN where there are none."""
-        total, count = self.add({"": (sum(v.double().sum() for v in values), sum(map(len, values)))})[""]
-        return total / count if count else math.nan
-
-    def add_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Each tensor added over all ranks, on the device."""
-        return {name: cast(torch.Tensor, self.accelerator.reduce(t, "sum")) for name, t in tensors.items()}
 
     def largest(self, values: Mapping[str, Number]) -> dict[str, float]:
         """Maximum of each entry over all ranks."""

@@ -740,6 +740,11 @@ def writes_to_input(ratio: Tensor, advantages: Tensor) -> Tensor:
     return ratio * advantages.clamp_(min=0)
 
 
+@torch.no_grad()
+def decorated(ratio: Tensor) -> Tensor:
+    return ratio @ torch.ones(3)
+
+
 WRONG: dict[str, tuple[Callable[..., object], str]] = {
     "a number": (lambda ratio: 1.0, r"w is a float; return a weight \(T,\), or a tuple"),
     "a list": (lambda ratio: [ratio, ratio], "w is a list; return a weight"),
@@ -756,6 +761,7 @@ WRONG: dict[str, tuple[Callable[..., object], str]] = {
     "nan upper": (lambda ratio: (ratio * 0, ratio * math.nan), "upper is nan at"),
     "gradient": (lambda ratio: ratio.clone().requires_grad_(), r"w has a gradient; call .detach\(\)"),
     "exception": (lambda ratio: ratio @ torch.ones(3), r"failed on a synthetic batch: .*test_rules.py:\d+: RuntimeE"),
+    "exception below a decorator": (decorated, r"failed on a synthetic batch: .*test_rules.py:\d+: RuntimeError"),
     "write": (writes_to_input, "writes to its input advantages; compute a new tensor"),
 }
 

@@ -34,9 +34,10 @@ def test_the_script_for_a_gpu_runs_at_toy_size(tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_step_of_fixed_lengths_has_the_tokens_it_says():
-    result = json.loads(output_of("bench.step", *TOY, "--steps", "1", "--json", "--set", "engine=hf").splitlines()[-1])
+    result = json.loads(output_of("bench.step", *TOY, "--steps", "1", "--json", "--engine", "hf").splitlines()[-1])
     assert result["tokens_per_step"] == 4 * 2 * 32 and result["real_token_share"] == 1
     assert 0 < result["outside_share"] < 1
+    assert 0 < result["backward_s"] < result["update_s"] and 0 < result["forward_s"]
     # Four updates of one prompt with two answers, which share it.
     shared, own = 20, 31
     flop = 6 * result["parameters"] * 4 * (shared + 2 * own)

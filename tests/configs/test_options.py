@@ -12,6 +12,7 @@ from launching import ROOT
 from bandpo.rule import RULES, load_rule, synthetic_batch
 from configs import ConfigError, help_text, load
 from configs.schema import FIXED_VLLM_ARGUMENTS, OWN_VLLM_ARGUMENTS, RULES_AT_RATIO_1, Config, Plan
+from trainer import rollout
 from trainer.rollout import EngineOptions, engine_arguments
 
 # Options that have an effect in every accepted combination.
@@ -24,7 +25,7 @@ mask_truncated kl_coef entropy_coef old_policy tis minibatches epochs micro_batc
 adam_betas grad_clip eval_every save_every keep_last
 """.split()
 # Option -> a setting that the other options leave without effect, and one next to it in which it has an effect.
-# The first is refused or warned about by name; the second is accepted without a word about the option.
+# The first is refused or warned about by name; the second is accepted, and no line names the option.
 CONDITIONAL: dict[str, list[tuple[str, str]]] = {
     "rule": [
         ("--rule fixed --minibatches 1", "--rule fixed --minibatches 2"),
@@ -176,8 +177,9 @@ def test_what_makes_sense_is_accepted_without_a_word(monkeypatch, argv: str):
     assert load(Config, [*head.split(), *(["{" + mapping] if mapping else [])]).warnings() == []
 
 
-def test_arguments_of_vllm_that_have_an_option_or_are_fixed_are_refused():
+def test_arguments_of_vllm_that_have_an_option_or_are_fixed_are_refused(monkeypatch):
     """Except those that a user may tune: engine_arguments sets them as well, and `vllm` overrides them."""
+    monkeypatch.setattr(rollout, "only_tokenizer_rows", lambda _: None)  # imports vLLM, which takes seconds
     options = EngineOptions("vllm", "bfloat16", 9, 9, 9, 0.5, 2**28, 1, {}, False)
     ours = set(engine_arguments("m", options, world=2, device="cuda"))
     tunable = {"max_num_seqs", "enforce_eager", "disable_log_stats"}

@@ -75,11 +75,13 @@ INVALID = [
     ({"base": None}, "base: is missing"),
     ({"seeds": None}, "seeds: is missing"),
     ({"seeds": 3}, "seeds: is not a list [a, b] (got '3')"),
-    ({"seeds": [1, 1]}, "seeds: a seed is listed twice"),
+    ({"seeds": [1, 1]}, "g.yaml: grpo, band: two configurations have this name; rename one"),
+    ({"seeds": [[1]]}, "seeds: is not text"),
+    ({"grid": {"lr": []}}, "grid: lr: is not a list"),
     ({"seeds": ["x"]}, "seed: must be a whole number from 0"),
     ({"runs": None}, "runs, grid: both are missing"),
-    ({"runs": {"grpo": "fixed"}}, "runs: grpo is not a mapping of keys (got 'fixed')"),
-    ({"grid": {"lr": 1e-3}}, "grid: lr is not a list of values"),
+    ({"runs": {"grpo": "fixed"}}, "runs: grpo: is not a mapping {name: value} (got 'fixed')"),
+    ({"grid": {"lr": 1e-3}}, "grid: lr: is not a list [a, b]"),
     ({"base": "demo_bnad.yaml"}, "g.yaml: grpo, band: config: no such file (got 'demo_bnad.yaml')"),
     ({"runs": {"x": {"learning": 1}}}, "g.yaml: x: learning: is not an option"),
     ({"runs": {"x": {"lr": -1}}}, "g.yaml: x: lr: must be a number from 0 (got '-1')"),
@@ -202,4 +204,5 @@ def test_each_slot_has_its_own_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_finished_is_nothing_to_compare(tmp_path: Path) -> None:
-    assert compare_finished([], {}, "", tmp_path) == "" and not list(tmp_path.iterdir())
+    compare_finished([], {}, "", tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -48,10 +48,15 @@ def test_labelled_set_is_large_and_has_many_negatives():
     assert len(kinds) >= 15 and min(kinds.values()) >= 10
 
 
+# The cases added last are not all graded correctly, and some of their golds are not readable; the others must be.
+FIRST_CASES = pytest.param(1818, id="first 1,818")
+ALL_CASES = pytest.param(None, id="all", marks=pytest.mark.xfail(reason="see above", strict=True))
+
+
 @pytest.mark.slow
-@pytest.mark.xfail(reason="the cases added last are not all graded correctly yet", strict=True)
-def test_labelled_set_accuracy_and_no_false_positive(verifier):
-    cases = read_cases(CASES)
+@pytest.mark.parametrize("count", [FIRST_CASES, ALL_CASES])
+def test_labelled_set_accuracy_and_no_false_positive(verifier, count: int | None):
+    cases = read_cases(CASES)[:count]
     grades = verifier.collect([verifier.submit(case.completion, case.gold) for case in cases])
     right = sum(grade.correct == case.expected for grade, case in zip(grades, cases, strict=True))
     false_positives = [case for grade, case in zip(grades, cases, strict=True) if grade.correct and not case.expected]
@@ -70,10 +75,10 @@ def test_labels_have_reasons_and_hold_when_computed():
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="some golds added last are not readable yet", strict=True)
-def test_labelled_golds_pass_the_gold_check(verifier):
+@pytest.mark.parametrize("count", [FIRST_CASES, ALL_CASES])
+def test_labelled_golds_pass_the_gold_check(verifier, count: int | None):
     """All but two, which only the very same spelling could ever match."""
-    golds = sorted({case.gold for case in read_cases(CASES)})
+    golds = sorted({case.gold for case in read_cases(CASES)[:count]})
     troubles = [gold for gold, why in zip(golds, verifier.check_golds(golds), strict=True) if why]
     assert troubles == ["2\\text{ hours }30\\text{ minutes}", "C(n,2)"]
 
@@ -358,16 +363,14 @@ def test_golds_that_cannot_be_matched_are_named(verifier):
 
 
 def shaped(grade: Grade, tokens: int, truncated: bool = False, **changes: Any) -> float:
-    knobs = dict(
-        right=1.0, wrong=-1.0, format_bonus=0.0, overlong_buffer_tokens=0, overlong_penalty=1.0, max_response_tokens=100
-    )
+    knobs = dict(right=1.0, wrong=-1.0, overlong_buffer_tokens=0, max_response_tokens=100)
     return shape_reward(grade, tokens, truncated, **{**knobs, **changes})
 
 
 def test_shaping_by_hand():
     right, wrong, none = Grade(True, "1", "match"), Grade(False, "2", "mismatch"), Grade(False, None, "no_answer")
     assert shaped(right, 50) == 1.0 and shaped(wrong, 50) == -1.0
-    assert shaped(wrong, 50, format_bonus=0.25) == -0.75 and shaped(none, 50, format_bonus=0.25) == -1.0
+    assert shaped(none, 50) == -1.0
     assert shaped(Grade(True, None, "match", own_score=0.25), 50) == -0.5  # a quarter of the way from -1 to 1
     soft: dict[str, Any] = {"overlong_buffer_tokens": 20}
     assert [shaped(right, n, **soft) for n in (80, 85, 90, 100)] == [1.0, 0.75, 0.5, 0.0]

@@ -88,6 +88,7 @@ def test_wandb_has_the_same_numbers(band_run: Path):
             if "_step" in items:
                 logged.setdefault(items["_step"], {}).update(items)
     ours = metrics(band_run)
+    assert sorted(logged) == [row["step"] for row in ours]
     for row in ours:
         theirs = logged[row.pop("step")]
         assert all(theirs[key] == pytest.approx(value) for key, value in row.items())
