@@ -13,31 +13,31 @@ GAIN, LOSS = ("buys", "finds", "gets"), ("gives", "loses", "sells")
 
 def answer_of(text: str) -> int:
     """The answer, worked out from the text alone."""
-    if expression := re.search(r"\d[\d +*-]*\d", text) if " has " not in text else None:
+    if " has " not in text:
+        expression = re.search(r"\d+ [+*-] \d+", text)
+        assert expression
         return eval(expression[0])
-    start, *moves = text.split(". ")[:-1]
-    numbers = [int(n) for n in re.findall(r"\d+", start)]
-    value = numbers[0] * (numbers[1] if len(numbers) > 1 else 1)
-    for move in moves:
-        _, verb, *_ = move.split()
-        assert verb in GAIN + LOSS
-        value += int(re.findall(r"\d+", move)[0]) * (1 if verb in GAIN else -1)
-    return value
+    a, b = map(int, re.findall(r"\d+", text))
+    if " each" in text:
+        return a * b
+    verb = text.split(". ")[1].split()[1]
+    assert verb in GAIN + LOSS
+    return a + b if verb in GAIN else a - b
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_every_answer_follows_from_the_text(name: str) -> None:
     problems = load_problems(name).problems
-    assert len(problems) == SETS[name][1] == len({problem.problem for problem in problems})
+    assert len(problems) == SETS[name][2] == len({problem.problem for problem in problems})
     assert [answer_of(problem.problem) for problem in problems] == [int(problem.gold) for problem in problems]
-    assert all(int(problem.gold) >= 0 and problem.level in SETS[name][0].steps for problem in problems)
+    assert all(int(problem.gold) >= 0 for problem in problems)
     assert len({" has " in problem.problem for problem in problems}) == 2, "stories and plain questions"
 
 
 def test_no_evaluation_problem_is_trained_on_or_shown_solved() -> None:
     sets = {name: {problem.problem for problem in arithmetic_problems(name)} for name in SETS}
-    assert not sets["arith_train"] & (sets["arith_eval"] | sets["arith_hard"])
-    assert not {problem for problem, _ in FEW_SHOT} & set.union(*sets.values())
+    evaluated = sets["arith_eval"] | sets["arith_hard"]
+    assert not evaluated & (sets["arith_train"] | {problem for problem, _ in FEW_SHOT})
 
 
 def test_the_problems_are_the_same_on_every_machine() -> None:
@@ -47,7 +47,7 @@ def test_the_problems_are_the_same_on_every_machine() -> None:
     assert (first.id, first.problem, first.gold) == FIRST
 
 
-FIRST = ("arith_train/0", "What is 4 * 5?", "20")
+FIRST = ("arith_train/0", "Eva has 6 apples. She sells 5 apples. How many apples does Eva have now?", "1")
 
 
 def test_the_solved_examples_are_correct() -> None:
