@@ -31,9 +31,13 @@ LLM_CORES_PER_RUN, LLM_GIB_PER_RUN = 2, 8
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description="Train GRPO and the Band from the same start model and compare them.")
+    parser = argparse.ArgumentParser(
+        description="Train GRPO and the Band from the same start model and compare them.",
+        epilog="Further --key value are keys of both configs, such as --max_steps 2.",
+    )
     parser.add_argument("--llm", action="store_true", help="SmolLM2-135M on arithmetic in English, not the tiny model")
-    llm = parser.parse_args(argv).llm
+    arguments, keys = parser.parse_known_args(argv)
+    llm = arguments.llm
     started = time.perf_counter()
     name = "demo_llm" if llm else "demo"
     configs = (f"{name}_grpo", f"{name}_band")
@@ -49,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     at_once = llm_runs_at_once() if llm else min(len(configs), os.cpu_count() or 1)
     how = "side by side" if at_once > 1 else "one after the other"
     title(f"2. Training {' and '.join(configs)}, {how}: accelerate launch train.py --config NAME.yaml")
-    train_all(configs, at_once, threads=max(1, (os.cpu_count() or 1) // at_once) if llm else 1)
+    train_all(configs, at_once, keys, threads=max(1, (os.cpu_count() or 1) // at_once) if llm else 1)
     title("3. Comparison of the two runs")
     runs = [RUNS / config for config in configs]
     figure, page = RUNS / f"{name}.png", RUNS / f"{name}.html"
@@ -70,11 +74,11 @@ def llm_runs_at_once() -> int:
     return 2 if (os.cpu_count() or 1) >= 2 * LLM_CORES_PER_RUN and memory_gib >= 2 * LLM_GIB_PER_RUN else 1
 
 
-def train_all(configs: Sequence[str], at_once: int, *, threads: int) -> None:
+def train_all(configs: Sequence[str], at_once: int, keys: Sequence[str], *, threads: int) -> None:
     """Train the configs, `at_once` of them at a time with `threads` each; exits when a run fails."""
     with ThreadPoolExecutor(at_once) as pool:
         try:
-            codes = dict(zip(configs, pool.map(lambda config: train(config, threads), configs), strict=True))
+            codes = dict(zip(configs, pool.map(lambda config: train(config, keys, threads), configs), strict=True))
         except KeyboardInterrupt:  # the runs have it too, and save what they have
             pool.shutdown(cancel_futures=True)
             raise SystemExit("stopped; the same command resumes") from None
@@ -82,11 +86,11 @@ def train_all(configs: Sequence[str], at_once: int, *, threads: int) -> None:
         raise SystemExit(f"{', '.join(failed)}; the lines above say why")
 
 
-def train(config: str, threads: int) -> int:
+def train(config: str, keys: Sequence[str], threads: int) -> int:
     """Train one config in a process of its own and print its lines behind its name; returns the exit code."""
     accelerate = shutil.which("accelerate", path=str(Path(sys.executable).parent)) or "accelerate"
     line = [accelerate, "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
-    line += ["--dynamo_backend", "no", "train.py", "--config", f"{config}.yaml"]
+    line += ["--dynamo_backend", "no", "train.py", "--config", f"{config}.yaml", *keys]
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     with subprocess.Popen(
         line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
