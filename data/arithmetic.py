@@ -26,7 +26,7 @@ STORY_SHARE, LARGEST_FACTOR = 0.4, 5
 SETS = {  # name -> smallest first operand, largest operand, number of problems, whether they are held out
     "arith_train": (2, 9, 512, False),
     "arith_eval": (2, 9, 64, True),
-    "arith_hard": (10, 20, 64, True),
+    "arith_hard": (6, 12, 64, True),
 }
 
 

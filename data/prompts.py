@@ -42,9 +42,6 @@ FEW_SHOT = (
     ("Ann has 4 pens. She buys 3 more pens. How many pens does Ann have now?", r"4 + 3 = \boxed{7}"),
     ("What is 9 - 5?", r"9 - 5 = \boxed{4}"),
     ("Eva has 3 bags with 5 eggs each. How many eggs does Eva have?", r"3 * 5 = \boxed{15}"),
-    ("What is 8 + 6?", r"8 + 6 = \boxed{14}"),
-    ("Ben has 8 coins. He loses 6 coins. How many coins does Ben have now?", r"8 - 6 = \boxed{2}"),
-    ("What is 2 * 10?", r"2 * 10 = \boxed{20}"),
 )
 
 TEMPLATES: dict[str, Template] = {
@@ -68,7 +65,7 @@ TEMPLATES: dict[str, Template] = {
         "DeepSeek-R1-Zero, as used for base models in arXiv 2503.20783",
     ),
     "plain": Template("{problem}", "default", False, "the problem alone; the synthetic task"),
-    "few_shot": Template("{problem}", "none", False, "six solved problems, for small models; ours", FEW_SHOT),
+    "few_shot": Template("{problem}", "none", False, "three solved problems, for small models; ours", FEW_SHOT),
 }
 
 
