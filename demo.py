@@ -91,7 +91,8 @@ def train(config: str, keys: Sequence[str], threads: int) -> int:
     accelerate = shutil.which("accelerate", path=str(Path(sys.executable).parent)) or "accelerate"
     line = [accelerate, "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
     line += ["--dynamo_backend", "no", "train.py", "--config", f"{config}.yaml", *keys]
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    # Passive: threads that wait for each other do not spin, which is several times faster beside other programs.
+    environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", **os.environ}
     with subprocess.Popen(
         line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
