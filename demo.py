@@ -1,7 +1,7 @@
 """GRPO's fixed clip against the Band, from the same start model, then the comparison of the two runs.
 
     make demo            # or: python demo.py           a tiny model on the synthetic task (data/toy.py), minutes
-    make demo-llm        # or: python demo.py --llm     SmolLM2-135M on arithmetic in English, half an hour on two cores
+    make demo-llm        # or: python demo.py --llm     SmolLM2-135M on arithmetic in English, long on a CPU
 
 Prepares the start model, trains a config with fixed clip bounds and one with the Band through the command line that
 trains a 7B model, and prints the findings. Each run is in runs/CONFIG. An interrupted run resumes, a finished run is
