@@ -35,7 +35,7 @@ from data import next_problems
 from eval.evaluate import evaluate_policy
 from eval.plots import plot_run
 from eval.report import write_report
-from rewards import Grade, Ticket, shape_reward
+from rewards import Grade, GraderError, Ticket, shape_reward
 from trainer.batching import make_minibatches
 from trainer.clock import Clock
 from trainer.metrics import MAX_SKIPPED, Stats, TokenStats, check_rollout_logprobs, raise_not_finite, step_metrics
@@ -237,7 +237,7 @@ def group_advantages(rewards: Tensor, kind: str) -> Tensor:
     rloo:       r - mean of the others: arXiv 2402.14740
     maxrl:      (r - mean) / mean, 0 where the mean is 0, for rewards from 0: arXiv 2602.02710, algorithm 1
 
-    Raises ValueError for an unknown kind, and for maxrl with a reward below 0.
+    Raises ValueError for an unknown kind, GraderError for maxrl with a reward below 0.
     """
     mean, equal = rewards.mean(dim=1, keepdim=True), (rewards == rewards[:, :1]).all(dim=1, keepdim=True)
     centred = (rewards - mean).masked_fill(equal, 0.0)  # rounding of the mean would leave advantages of 1e-10
@@ -249,7 +249,7 @@ def group_advantages(rewards: Tensor, kind: str) -> Tensor:
         return centred * rewards.shape[1] / (rewards.shape[1] - 1)
     if kind == "maxrl":
         if (rewards < 0).any():
-            raise ValueError(
+            raise GraderError(
                 f"advantage: maxrl needs rewards from 0 (got {rewards.min():g}); use group_std or group_mean"
             )
         return centred / mean.where(mean > 0, 1.0)
@@ -298,7 +298,8 @@ def grpo_loss(
 
     logprobs, entropy: (T,), of the current policy, with gradient. The policy term of a token is the PPO clip with the
     rule's bounds, max(-r A, -clip(r, lower, upper) A), at most -dual_clip A for A < 0 (arXiv 1912.09729). For a rule
-    that gives a gradient weight w it is -w A logprob. Tokens with |ln r| > 20 get no gradient.
+    that gives a gradient weight w it is -w A logprob, 0 for A < 0 and w > dual_clip. Tokens with |ln r| > 20 get no
+    gradient.
     """
     A = batch.advantages
     old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
@@ -307,21 +308,22 @@ def grpo_loss(
     inputs = {"logprobs": logprobs.detach(), "entropy": entropy.detach(), "old_logprobs": old_logprobs, "advantages": A}
     bounds = rule(**inputs, sequence_ids=batch.sequence_ids)  # (lower, upper), or a gradient weight
 
+    weight = ratio.detach() if isinstance(bounds, tuple) else bounds
     dual_clip = math.inf if cfg.dual_clip is None else cfg.dual_clip
-    no_gradient = (log_ratio.abs() > MAX_LOG_RATIO) | ((A < 0) & (ratio > dual_clip))
+    no_gradient = (log_ratio.abs() > MAX_LOG_RATIO) | ((A < 0) & (weight > dual_clip))
     if isinstance(bounds, tuple):
         lower, upper = bounds
         clipped = ((A > 0) & (ratio > upper)) | ((A < 0) & (ratio < lower))
-        weight = ratio.detach().masked_fill(clipped | no_gradient, 0.0)
+        weight = weight.masked_fill(clipped | no_gradient, 0.0)
         loss = torch.maximum(-ratio * A, -ratio.clamp(lower, upper) * A)
         if cfg.dual_clip is not None:
             loss = torch.where(A < 0, torch.minimum(loss, -cfg.dual_clip * A), loss)
         stats: TokenStats = {"band/lower_mean": lower, "band/upper_mean": upper}
     else:
-        clipped = (bounds == 0) & (A != 0)
+        clipped = bounds == 0
         weight = bounds.masked_fill(no_gradient, 0.0)
         loss, stats = -weight * A * logprobs, {}
-    stats |= {"clip/up": (clipped, A > 0), "clip/down": (clipped, A < 0), "clip/fraction": clipped | no_gradient}
+    stats |= {"clip/up": (clipped, A > 0), "clip/down": (clipped, A < 0), "clip/fraction": (weight == 0) & (A != 0)}
     stats |= {"clip/weight_mean": weight, "ratio/mean": ratio}
 
     if cfg.tis != "none":

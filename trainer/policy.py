@@ -272,8 +272,9 @@ class Policy:
         found = zip(outputs, torch.autograd.grad(loss, outputs, allow_unused=True), strict=True)
         used = [(output, gradient) for output, gradient in found if gradient is not None]
         if not always:
-            nonzero = torch.stack([gradient.ne(0).any() for _, gradient in used]).any()  # NaN is not 0 either
-            total: Any = self.accelerator.reduce(nonzero.float(), "sum")
+            # A clamp gives NaN the gradient 0: a loss that is not finite goes through the model as well.
+            needed = torch.stack([gradient.ne(0).any() for _, gradient in used] + [~loss.isfinite()]).any()
+            total: Any = self.accelerator.reduce(needed.float(), "sum")
             if total.item() == 0:
                 return
         torch.autograd.backward([output for output, _ in used], [gradient for _, gradient in used])

@@ -324,3 +324,15 @@ def test_backward_is_skipped_where_every_gradient_is_zero(folder: str, accelerat
     logprobs, entropy = policy(BATCH)
     policy.backward((one * logprobs).sum(), logprobs, entropy, always=False)
     assert any(g is not None and g.any() for g in gradients(policy))
+
+
+def test_a_broken_log_prob_is_not_skipped(folder: str, accelerator: Accelerator):
+    """A clamp gives NaN the gradient 0, so that alone would let the update pass."""
+    policy = Policy.load(folder, options(), accelerator)
+    with torch.no_grad():
+        policy.causal_lm.get_input_embeddings().weight[BATCH.input_ids.flatten()[0]] = float("nan")
+    logprobs, entropy = policy(BATCH)
+    loss = (logprobs - logprobs.detach()).clamp(-20, 20).sum()
+    assert loss.isnan() and not torch.autograd.grad(loss, logprobs, retain_graph=True)[0].isnan().any()
+    policy.backward(loss, logprobs, entropy, always=False)
+    assert not policy.clip_gradients(1.0).isfinite()
