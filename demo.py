@@ -135,7 +135,7 @@ def findings(grpo: list[dict[str, float]], band: list[dict[str, float]]) -> str:
             f"Speed: mean reward 0.5 was reached at: fixed clip {reached(grpo, 0.5)}, Band {reached(band, 0.5)}.",
             f"Entropy after the last step: fixed clip {grpo[-1]['train/entropy']:.3f}, Band "
             f"{band[-1]['train/entropy']:.3f} nats per token.",
-            "One seed each: a difference of this size can be luck; docs/study.md and docs/llm_study.md use several.",
+            "One seed each; docs/results.md has several seeds and what does not hold.",
         ]
     )
 

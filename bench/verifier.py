@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator
 
 from math_verify import parse, verify
 
-from rewards import Verifier, compare
-from rewards.extract import final_answers
+from rewards import Verifier
+from rewards.math import compare
+from rewards.math.extract import final_answers
 
 Item = tuple[str, str]
 
@@ -90,7 +91,7 @@ def main() -> None:
     seconds = options.seconds
     logging.disable(logging.CRITICAL)
 
-    from rewards import symbolic  # only a worker imports this otherwise
+    from rewards.math import symbolic  # only a worker imports this otherwise
 
     leaf = compare.Leaf(symbolic.equal_expressions)
 

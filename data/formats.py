@@ -60,7 +60,7 @@ def clean_gold(value: Any) -> str:
     gold = str(value).strip()
     while inner := re.fullmatch(r"(\$\$?)([^$]*)(?<!\\)\1", gold):
         gold = inner[2].strip()
-    integer = re.fullmatch(r"([+-]?)([0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)(?:\.0*)?", gold)
+    integer = re.fullmatch(r"([+-]?)([0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)(?:\.0*)?", gold)
     if integer:
         digits = integer[2].replace(",", "").lstrip("0")
         gold = ("-" if integer[1] == "-" and digits else "") + (digits or "0")
@@ -75,25 +75,53 @@ def strip_wrapper(text: str) -> str:
     return text.strip().removeprefix(DAPO_PREFIX).removesuffix(DAPO_SUFFIX).strip()
 
 
-def last_boxed(text: str) -> str:
-    r"""What the last \boxed{...} (or \fbox{...}) holds, braces matched, "" when there is none.
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
+_NOTE = re.compile(r"\b(?:Note|Remark)\b")
+_SEVERAL = re.compile(r"(?i)\b(?:all|both|each|values|solutions|roots|pairs|answers|commas|respectively)\b")
+_SINGLE = re.compile(r"(?i)\bhow many\b|\b(?:number|sum|product|average|mean|difference|probability|\w+est|m\w+mum) ")
+_JOINING = re.compile(
+    r"(?:[\s$,;.&]|\\[,; ()\[\]]|\\q?quad|\b(?:and|or|also)\b|\\text\{ ?(?:and|or) ?\}|[a-z](?:_\d)? ?=)*"
+)
 
-    >>> last_boxed(r"so \boxed{1} or rather \boxed{\frac{1}{2}}"), last_boxed(r"\boxed 2 apples")
-    ('\\frac{1}{2}', '2')
+
+def boxed_answer(text: str, problem: str) -> str:
+    r"""The answer of a solution: what its last \boxed{...} (or \fbox{...}) holds, "" when there is none.
+
+    Several answers are joined by commas: boxes side by side, or all boxes of a problem that asks for several values. A
+    box in a closing note is no answer.
+
+    >>> solutions = r"\boxed{1}, so \boxed{\frac12}", r"$x=\boxed{-2}$ or $x=\boxed{1}$.", r"\boxed{3}. Note: \boxed{4}"
+    >>> [boxed_answer(solution, "Find x.") for solution in solutions]
+    ['\\frac12', '-2, 1', '3']
+    >>> boxed_answer(r"First, $x=\boxed{5}$; if $y<0$, then $x=\boxed{7}$.", "Find all values of x.")
+    '5, 7'
     """
-    starts = [match.end() for match in re.finditer(r"\\(?:boxed|fbox)(?![a-zA-Z])", text)]
-    if not starts:
+    boxes: list[tuple[str, int, int]] = []
+    for start in _BOX.finditer(text):
+        content, end = _braced(text, start.end())
+        if boxes and _NOTE.search(text, boxes[-1][2], start.start()):
+            break
+        boxes.append((content, start.start(), end))
+    if not boxes or not boxes[-1][0]:
         return ""
-    rest = text[starts[-1] :].lstrip()
-    if not rest.startswith("{"):  # two rows of MATH write "\boxed 2"
-        bare = re.match(r"[^\s$.]+", rest)
-        return bare[0] if bare else ""
+    several = _SEVERAL.search(problem) and not _SINGLE.search(problem)
+    found = [boxes.pop()]
+    while boxes and (several or _JOINING.fullmatch(text, boxes[-1][2], found[0][1])):
+        found.insert(0, boxes.pop())
+    return ", ".join(dict.fromkeys(content for content, _, _ in found))
+
+
+def _braced(text: str, start: int) -> tuple[str, int]:
+    """(content, end) of the group in braces at `start`, or of the word there: two rows of MATH write "\\boxed 2"."""
+    if not text.startswith("{", start):
+        bare = re.compile(r"[^\s$.]+").match(text, start)
+        return (bare[0], bare.end()) if bare else ("", start)
     depth = 0
-    for token in re.finditer(r"\\.|[{}]", rest, re.DOTALL):  # "\{" is a printed brace, not a group
+    for token in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):  # "\{" is a printed brace, not a group
         depth += {"{": 1, "}": -1}.get(token[0], 0)
         if depth == 0:
-            return rest[1 : token.start()].strip()
-    return ""
+            return text[start + 1 : token.start()].strip(), token.end()
+    return "", len(text)
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:
@@ -187,8 +215,8 @@ def _parse_question(row: Mapping[str, Any]) -> Parsed:
 
 
 def _parse_solution(row: Mapping[str, Any]) -> Parsed:
-    gold = clean_gold(last_boxed(_text(row, "solution")))
     problem, note = _problem(row, "problem")
+    gold = clean_gold(boxed_answer(_text(row, "solution"), problem))
     return Parsed(problem, gold, row.get("unique_id"), _level(row.get("level")), note)
 
 

@@ -257,8 +257,19 @@ def stop_token_ids(model: str, tokenizer: "PreTrainedTokenizerBase") -> list[int
 
 def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
     """One more than the tokenizer's largest id. A model often has more rows (Qwen2.5: 151,665 of 151,936); those ids
-    have no text and must be masked in sampler and trainer alike, or refused."""
+    have no text and must be masked in engine and trainer alike, or refused."""
     return max(tokenizer.get_vocab().values()) + 1
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """Text of one token; of a token that is part of a character, its bytes in hex, such as "<F0 9F>"."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    text, letters = tokenizer.decode([token]), tokenizer.convert_ids_to_tokens(token)
+    byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}  # of byte-level BPE
+    if "\N{REPLACEMENT CHARACTER}" not in text or not byte_of.keys() >= set(letters):
+        return text
+    return f"<{' '.join(f'{byte_of[letter]:02X}' for letter in letters)}>"
 
 
 def _adds_bos(tokenizer: Any) -> bool:

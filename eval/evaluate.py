@@ -13,7 +13,7 @@ Axes: P problems of a set, K samples of each.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,14 +60,14 @@ def evaluate(
     samples: K, answers to each problem. progress: called with 1 as each answer of this rank finishes.
     Grading goes on in the verifier's processes while the engine still samples.
     """
-    grading = Grading(verifier)
+    grading = Grading(verifier, prompts)
     generate(engine, share(jobs(prompts, samples), rank, world), sampling, seed, grading.submit, progress)
     return grading.collect()
 
 
 def evaluate_policy(run: "Run") -> tuple[dict[str, float], float]:
     """mean@k, pass@k, maj@k on every evaluation set, at the sampling settings of training; and the mean over sets of
-    mean@k, which ranks checkpoints. Collective; raises Stopped.
+    mean@k, which ranks checkpoints. Collective; raises Interrupted.
 
     Rank 0 writes the share of correct responses per problem to evals/step_000010.json: {set: {problem id: share}}.
     """
@@ -75,18 +75,18 @@ def evaluate_policy(run: "Run") -> tuple[dict[str, float], float]:
     mine = {"rank": run.plan.rank, "world": run.plan.processes}
     rows: list[Row] = []
     answers = sum(map(len, sets.values())) * k // run.plan.processes
-    with run.may_stop(), run.tracker.progress(answers, f"step {run.step} evaluation", "answers") as bar:
+    with run.interruptible(), run.tracker.progress(answers, f"step {run.step} evaluation", "answers") as bar:
 
         def one_more(count: int) -> None:
             bar.update(count)
-            run.check_stop()
+            run.raise_if_interrupted()
 
         rows = evaluate(
             run.engine, run.eval_verifier, sets, run.sampling, samples=k, seed=cfg.seed, progress=one_more, **mine
         )
     rows = in_order(run.ranks.gather(rows), sets)
     if run.ranks.is_main:
-        write_scores(run.folder / "evals" / f"step_{run.step:06d}.json", rows, run.tracker.say)
+        write_scores(run.folder / "evals" / f"step_{run.step:06d}.json", rows, run.tracker.info)
     metrics = summarize(rows, k, (k,))
     return metrics, sum(metrics[f"eval/{name}/mean@{k}"] for name in sets) / len(sets)
 
@@ -152,20 +152,26 @@ def generate(
                 "text": completion.text,
             }
         )
+        if progress:
+            progress(1)
 
     seeds = [[sample_seed(seed, job.set, job.problem, sample) for sample in job.samples] for job in wanted]
-    engine.generate([job.prompt for job in wanted], sampling, seeds=seeds, on_finish=finished, progress=progress)
+    engine.generate([job.prompt for job in wanted], sampling, seeds=seeds, on_finish=finished)
 
 
 class Grading:
     """Both graders over a stream of rows: submit while others are still sampled, collect at the end."""
 
-    def __init__(self, verifier: Verifier):
+    def __init__(self, verifier: Verifier, prompts: Prompts):
         self.verifier = verifier
+        self.about = {
+            (name, problem.id): {"problem": asdict(problem)} for name, pairs in prompts.items() for problem, _ in pairs
+        }
         self.pending: list[tuple[Row, Ticket | Grade]] = []
 
     def submit(self, row: Row) -> None:
-        self.pending.append((row, self.verifier.submit(row["text"], row["gold"])))
+        about = self.about[row["set"], row["problem"]]
+        self.pending.append((row, self.verifier.submit(row["text"], row["gold"], about)))
 
     def collect(self) -> list[Row]:
         """Every submitted row with its verdicts: correct, extracted, reason, vote (None: no answer), strict."""

@@ -1,35 +1,32 @@
 """Rewards: is this completion right? Strings in, a Grade out. Imports neither torch nor the trainer.
 
-    math_reward(completion, gold)           one verdict (starts one shared worker when it needs computer algebra)
+    math_reward(completion, gold, problem)  one verdict (starts one shared worker when it needs computer algebra)
     answer_line_reward(completion, gold)    the paper's strict "Answer:" rule
     Verifier(workers, ...)                  many at once, submitted while generation goes on
     check_golds(golds)                      golds that must not be trained on, with the reason
     shape_reward(grade, ...)                the grade as a reward
 
-extract.py finds the final answer, normalize.py gives it one spelling, guards.py refuses what is too large, parts.py
-takes it apart (exact.py: numbers; units.py; regions.py: sets of reals), compare.py compares kind by kind, symbolic.py
-compares expressions inside worker.py, own.py calls a user's function there, pool.py keeps the workers (process.py: one
-of them). Policies: docs/verifier.md.
+math/ holds the mathematics, pool/ the processes. Policies: docs/verifier.md.
 Command line: `python -m rewards.check FILE.jsonl`, `python -m rewards.fuzz --minutes 2`.
 """
 
 import os
 import threading
 
-from .answer_line import answer_line_reward
-from .compare import UNDECIDED
-from .exact import number
-from .extract import extract_answer
-from .golds import Undecided, trouble_with
-from .grade import REASONS, Grade, Reason, shape_reward
-from .guards import MAX_CHARS
-from .normalize import normalize
-from .own import ABOUT
-from .pool import GraderError, Ticket, Verifier
+from .math.answer_line import answer_line_reward
+from .math.compare import UNDECIDED
+from .math.exact import number
+from .math.extract import extract_answer
+from .math.golds import NOT_CHECKED, Undecided, trouble_with
+from .math.grade import REASONS, Grade, Reason, shape_reward
+from .math.guards import MAX_CHARS
+from .math.normalize import normalize
+from .pool.own import ABOUT
+from .pool.verifier import GraderError, Ticket, Verifier
 
 __all__ = [
-    "ABOUT", "REASONS", "Grade", "GraderError", "Reason", "Ticket", "Verifier", "answer_line_reward", "check_gold",
-    "check_golds", "extract_answer", "math_reward", "shape_reward", "vote_key",
+    "ABOUT", "NOT_CHECKED", "REASONS", "Grade", "GraderError", "Reason", "Ticket", "Verifier", "answer_line_reward",
+    "check_gold", "check_golds", "extract_answer", "math_reward", "shape_reward", "vote_key",
 ]  # fmt: skip
 
 _shared: Verifier | None = None
@@ -54,9 +51,12 @@ def _shared_verifier() -> Verifier:
         return _shared
 
 
-def math_reward(completion: str, gold: str) -> Grade:
-    """Whether the final answer of a completion equals the gold. Blocks, at most a few seconds."""
-    return _shared_verifier().grade(completion, gold)
+def math_reward(completion: str, gold: str, problem: str = "") -> Grade:
+    """Whether the final answer of a completion equals the gold and is not copied from the problem, where that is given.
+
+    Blocks, at most a few seconds.
+    """
+    return _shared_verifier().grade(completion, gold, {"problem": {"problem": problem}})
 
 
 def check_gold(gold: str) -> str | None:

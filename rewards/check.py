@@ -2,7 +2,8 @@
 
     python -m rewards.check tests/rewards/verifier_cases.jsonl [--grader math|answer_line|FILE.py:FUNCTION]
 
-Each line of the file: {"completion": str, "gold": str, "expected": bool, "kind": str (optional)}. Exit status 1 when
+Each line of the file: {"completion": str, "gold": str, "expected": bool}, and perhaps "kind" and "problem", the text of
+the problem. Exit status 1 when
 there was a false positive: paying for a wrong answer is the mistake that a policy learns to repeat; 2 when the file or
 an option is wrong.
 """
@@ -23,6 +24,11 @@ class Case(NamedTuple):
     gold: str
     expected: bool
     kind: str
+    problem: str
+
+    def about(self) -> dict[str, dict[str, str]]:
+        """What `Verifier.submit` may be given about the case."""
+        return {"problem": {"problem": self.problem}}
 
 
 def read_cases(path: Path) -> list[Case]:
@@ -45,7 +51,8 @@ def read_cases(path: Path) -> list[Case]:
             isinstance(row["completion"], str) and isinstance(row["gold"], str) and row["expected"] in (True, False)
         ):
             raise ValueError(f"{path} line {number}: completion and gold are texts, expected is true or false")
-        cases.append(Case(row["completion"], row["gold"], bool(row["expected"]), row.get("kind", "-")))
+        kind, problem = row.get("kind", "-"), row.get("problem", "")
+        cases.append(Case(row["completion"], row["gold"], bool(row["expected"]), kind, problem))
     return cases
 
 
@@ -87,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
         return 2
     try:
         with verifier:
-            grades = verifier.collect([verifier.submit(case.completion, case.gold) for case in cases])
+            grades = verifier.collect([verifier.submit(case.completion, case.gold, case.about()) for case in cases])
     except GraderError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from data import Problem, PromptBuilder, stop_token_ids, vocabulary_size
-from data.prompts import FEW_SHOT
+from data.prompts import FEW_SHOT, token_text
 from trainer.batching import model_inputs
-from trainer.samples import token_text
 
 USER, ASSISTANT, END = "<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>\n"
 

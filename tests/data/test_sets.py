@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import data
-from data.formats import DAPO_PREFIX, DAPO_SUFFIX, clean_gold, last_boxed, strip_wrapper
+from data.formats import DAPO_PREFIX, DAPO_SUFFIX, boxed_answer, clean_gold, strip_wrapper
 
 
 def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -225,6 +225,7 @@ def test_ids_stay_unique_when_the_file_repeats_them(tmp_path: Path) -> None:
         (42, "42"),
         ("1,000,000", "1000000"),
         ("1,00", "1,00"),
+        ("0,111", "0,111"),
         ("0.50", "0.50"),
         ("27.05", "27.05"),
         (" $ 12 $ \n", "12"),
@@ -280,8 +281,26 @@ def test_the_wrapper_comes_off_whole(problem: str) -> None:
         ("", ""),
     ],
 )
-def test_last_boxed(text: str, inside: str) -> None:
-    assert last_boxed(text) == inside
+def test_the_answer_is_in_the_last_box(text: str, inside: str) -> None:
+    assert boxed_answer(text, "Find x.") == inside
+
+
+@pytest.mark.parametrize(
+    ("problem", "text", "gold"),
+    [
+        ("Find all values of $x$.", r"so $x=\boxed{-2}$. If $y<0$, then $x=\boxed{1}$.", "-2, 1"),
+        ("Solve for $x$.", r"$x=\boxed{-2}$ or $x=\boxed{1}$.", "-2, 1"),
+        ("Solve for $x$.", r"The roots are $\boxed{-2}$, $\boxed{0}$ and $\boxed{1}$.", "-2, 0, 1"),
+        ("Find $x$.", r"First $x=\boxed{-2}$, so that $y=\boxed{1}$.", "1"),
+        ("Find the sum of all values of $x$.", r"so $x=\boxed{-2}$. Then the sum is $\boxed{1}$.", "1"),
+        ("How many solutions are there?", r"Of the $\boxed{4}$ only $\boxed{3}$ are real.", "3"),
+        ("Find all values of $x$.", r"so $x=\boxed{7}$. The other case: again $\boxed{7}$.", "7"),
+        ("Find $x$.", r"so $\boxed{7}$. Note: with $y$ it is $\boxed{8}$.", "7"),
+        ("Find all values.", r"so $\boxed{7}$ and $\boxed{9}$. Note that $\boxed{8}$ is none.", "7, 9"),
+    ],
+)
+def test_several_boxes(problem: str, text: str, gold: str) -> None:
+    assert boxed_answer(text, problem) == gold
 
 
 # --- mixtures, splits, leaks -----------------------------------------------------------------------------------------

@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import Grade, Verifier, answer_line_reward, extract_answer, vote_key
-from rewards.compare import UNDECIDED, compare
-from rewards.extract import final_answers
 from rewards.fuzz import FRAGMENTS, fuzz
-from rewards.golds import Undecided, trouble_with
+from rewards.math.compare import UNDECIDED, compare
+from rewards.math.extract import final_answers
+from rewards.math.golds import Undecided, trouble_with
 
 any_text = st.text(st.characters(codec=None), max_size=60)
 latex = st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join)

@@ -6,6 +6,7 @@ that refuses everything fails here too.
 """
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from math import comb, factorial, gcd
@@ -320,6 +321,170 @@ def hedges(rng: random.Random) -> Pair:
     return str(n), str(n), frame % tuple(values)
 
 
+# ---- what models write around and instead of a value ----
+
+
+def labels(rng: random.Random) -> Pair:
+    """A label above a displayed box announces the box; a value beside the label must agree with it."""
+    n = rng.randint(2, 900)
+    m = other(rng, n)
+    label = rng.choice(["**Final Answer:**", "Answer:", "### Final answer:", "**Answer:**", "Let us box the answer:"])
+    opening, closing = rng.choice([("\\[", "\\]"), ("\\(", "\\)"), ("$$", "$$"), ("\\begin{align*}", "\\end{align*}")])
+    frame = rng.choice(["%s\n\n%s\n\\boxed{%d}\n%s", "%s\n%s\n\\boxed{x = %d}.\n%s\n\n---", "%s %s\n\\boxed{%d}\n%s"])
+    wrong = rng.choice([frame % (label, opening, m, closing), f"Answer: {m}\n\\boxed{{{n}}}", f"\\boxed{{{m}}}"])
+    return str(n), frame % (label, opening, n, closing), wrong
+
+
+def sentences_after(rng: random.Random) -> Pair:
+    """A box, and a sentence after it that says the same or another value, or only checks it."""
+    n = rng.randint(2, 900)
+    m = other(rng, n)
+    frame = rng.choice([
+        "so $\\boxed{%d}$.\nFinal Answer: The final answer is $%d$. I hope it is correct.",
+        "\\boxed{%d}\n**Answer:** %d",
+        "Thus $\\boxed{%d}$.\n\nFinal answer: the value is %d.", "\\boxed{%d}\nAnswer: There are %d ways.",
+    ])  # fmt: skip
+    check = f"\\boxed{{{n}}}. We may check our answer: {n}+{m} = {n + m}."
+    return str(n), rng.choice([frame % (n, n), check]), frame % rng.choice([(n, m), (m, n)])
+
+
+def around_the_box(rng: random.Random) -> Pair:
+    n = rng.randint(2, 99)
+    right = [f"$x = \\boxed{{{n}}}$", f"$9-k=\\boxed{{{n}}}$", f"- \\boxed{{{n}}}", f"$\\boxed{{{n}}}$ cm"]
+    wrong = [
+        f"$x = -\\boxed{{{n}}}$", f"$3\\boxed{{{n}}}$", f"$\\boxed{{{n}}}^2$", f"$\\boxed{{{n}}}\\pi$",
+        f"$\\frac{{\\boxed{{{n}}}}}{{2}}$", f"$\\boxed{{{n}}}/2$", f"$\\sqrt{{\\boxed{{{n}}}}}$",
+        f"$\\sqrt2\\boxed{{{n}}}$", f"$2^{{\\boxed{{{n}}}}}$",
+    ]  # fmt: skip
+    return str(n), rng.choice(right), rng.choice(wrong)
+
+
+def undone(rng: random.Random) -> Pair:
+    p, q = rng.randint(3, 60), rng.randint(3, 60)
+    n = p * q
+    wrong = [
+        f"{p}\\times{q}", f"{p}({q})", f"({p})({q})", f"{p}\\cdot {q}/1", f"\\frac{{{p}\\times{q}}}{{1}}", f"{n - 4}+4",
+        f"{n - 2}+\\frac{{6}}{{3}}", f"{n - 3}+\\sqrt9", f"{n + 8}-2^3", f"\\frac{{{p}\\cdot {2 * q}}}{{2}}",
+        f"{{{p}}}\\ast {q}", f"\\left({n - 6}+3!\\right)", f"{p}*{q}", f"\\sqrt{{{n}\\cdot {n}}}",
+    ]  # fmt: skip
+    return str(n), rng.choice([str(n), f"{p}\\times{q}={n}", f"x={n}", f"\\frac{{{n}}}{{1}}"]), rng.choice(wrong)
+
+
+def relations(rng: random.Random) -> Pair:
+    """One side of a relation is not the relation; a name with its value says the value."""
+    k, m = rng.sample(range(2, 9), 2)
+    gold, right, wrong = rng.choice([
+        (f"a+c={k}b", [f"{k}b=a+c", f"a+c-{k}b=0", f"a={k}b-c"], [f"{k}b", "a+c", f"a+c={m}b", f"a-c={k}b"]),
+        (f"b^2={k}ac", [f"{k}ac=b^2", f"b^2-{k}ac=0"], [f"{k}ac", f"b^2={m}ac", f"b={k}ac", "b^2"]),
+        (f"{k}x+{m}y=0", [f"{2 * k}x+{2 * m}y=0"], ["0", f"{k}x", f"{m}x+{k}y=0", f"{k}x-{m}y=0"]),
+        (f"v={k}gh", [f"{k}gh", f"v={k}hg"], [f"{m}gh", f"v^2={k}gh", f"v=-{k}gh", f"{k}g"]),
+        (f"\\sqrt{k}={m}.25", [f"\\sqrt{{{k}}}={m}.25"], ["8=9", f"\\pi={m}.25", f"\\sqrt{k}={m}.26", f"{m}.25"]),
+    ])  # fmt: skip
+    return gold, rng.choice(right), rng.choice(wrong)
+
+
+def commas(rng: random.Random) -> Pair:
+    """A comma and a blank separate; a comma in front of three digits does not."""
+    p, q = rng.randint(2, 99), rng.randint(100, 999)
+    joined = 1000 * p + q
+    if rng.random() < 0.5:
+        right = rng.choice([f"{p},{q}", f"{p}{{,}}{q}", f"{p}\\,{q}", f"{p},\\!{q}"])
+        return str(joined), right, rng.choice([f"{p}, {q}", f"{p};{q}", f"({p},{q})", f"{p},{q + 1}", f"{p},{q}, 0"])
+    right = rng.choice([f"{p}, {q}", f"{q}, {p}", f"\\{{{q}, {p}\\}}", f"{p}\\text{{ and }}{q}"])
+    return f"{p}, {q}", right, rng.choice([str(joined), f"{p}{{,}}{q}", f"{p}\\,{q}", str(q), f"{p}, {q + 1}"])
+
+
+def daily_units(rng: random.Random) -> Pair:
+    n = rng.randint(2, 900)
+    m = other(rng, n)
+    dress = rng.choice([
+        "Answer: %d g", "Answer: %dg", "\\boxed{%dweeks}", "\\boxed{%d cups of sugar}", "Answer: $%d/year",
+        "\\boxed{\\$%d an hour}", "\\boxed{%d Mb/s}", "\\boxed{%d inches long}", "\\boxed{%d years old}",
+        "Answer: %d L",
+        "\\boxed{%d\\text{ cm}^{-3}}", "\\boxed{\\$%d each}", "Answer: The class found %d eggs.", "\\boxed{%dkm/h}",
+        "Answer: She has %d apples in the basket.", "\\boxed{%d\\text{ ways.}}", "\\boxed{%d\\text{ kJ/mol}}",
+    ])  # fmt: skip
+    wrong = [
+        "\\boxed{%dx}", "\\boxed{%d dozen eggs}", "\\boxed{%d sixths}", "\\boxed{%d half cups}",
+        "\\boxed{%d boxes of 12}",
+        "\\boxed{%d fewer apples}", "Answer: %d out of 970", "Answer: The class found %d or 5000 eggs.", "\\boxed{%ds}",
+        "Answer: The class found at least %d eggs.", "Answer: The class did not find %d eggs.", "\\boxed{%dK}",
+    ]  # fmt: skip
+    return str(n), dress % n, rng.choice([dress % m, rng.choice(wrong) % n])
+
+
+def compound_units(rng: random.Random) -> Pair:
+    n = rng.randint(2, 900)
+    gold, right, wrong = rng.choice([
+        ("m/s", ["m s^{-1}", "meters per second", "m*s^{-1}"], ["m s", "s/m", "m/s^2", "km/s", "m/h"]),
+        ("m/s^2", ["m s^{-2}", "meters per second squared"], ["m/s", "m^2/s", "m s^2", "m/s^3"]),
+        ("cm^3", ["cubic centimeters", "cubic cm"], ["cm^2", "cm", "square cm", "m^3"]),
+        ("kW", ["kilowatts"], ["mW", "MW", "W", "kV"]),
+        ("miles per hour", ["mph", "mi/h"], ["km/h", "miles per minute", "miles"]),
+        ("square feet", ["ft^2", "sq ft"], ["cubic feet", "feet", "square inches"]),
+        ("apples", ["apples each"], ["oranges", "dozen apples", "apples per day"]),
+    ])  # fmt: skip
+
+    def say(n: int, unit: str) -> str:
+        return f"{n}\\text{{ {unit}}}".replace("^{-1}}", "}^{-1}").replace("^{-2}}", "}^{-2}")
+
+    return (
+        say(n, gold),
+        rng.choice([say(n, rng.choice(right)), str(n)]),
+        rng.choice([say(n, rng.choice(wrong)), say(other(rng, n), rng.choice(right)), str(other(rng, n))]),
+    )
+
+
+def percents(rng: random.Random) -> Pair:
+    n = rng.randint(2, 99)
+    right, wrong = [f"{n}", f"{n}\\%", f"{n}\\text{{ percent}}", f"{n / 100}", f"\\frac{{{n}}}{{100}}"], [
+        f"{other(rng, n)}\\%", f"{n}00", f"{n / 10000}", f"{n / 100}\\%", f"\\${n}", f"{n}\\text{{ cm}}",
+    ]  # fmt: skip
+    return f"{n}\\%", rng.choice(right), rng.choice(wrong)
+
+
+def spellings(rng: random.Random) -> Pair:
+    """Doubled backslashes, and numbers in brackets inside bold text."""
+    p, q = rng.sample([2, 3, 5, 7, 11, 13], 2)
+    return rng.choice([
+        (f"\\frac{{{p}}}{{{q}}}", f"\\\\frac{{{p}}}{{{q}}}", f"\\\\frac{{{q}}}{{{p}}}"),
+        (f"{p}\\sqrt{{{q}}}", f"{p}\\\\sqrt{{{q}}}", f"{q}\\\\sqrt{{{p}}}"),
+        (f"{p}{q}", f"\\textbf{{(0{p}{q})}}", f"\\textbf{{(0{q}{p})}}"),
+        (f"{p}{q}", f"\\text{{({p}{q})}}", f"\\text{{(-{p}{q})}}"),
+        (f"e^{{{p}}}+{q}", f"{q}+exp({p})", f"{p}+exp({q})"),
+        (f"{p}", f"i={p}", f"i={p}i"),
+        (f"({p},{q})or({q},{p})", f"({q},{p}),({p},{q})", f"({q},{p}),({q},{p})"),
+        (f"x={p},y={q};x={q},y=1", f"({p},{q}),({q},1)", f"({q},{p}),({q},1)"),
+        (f"S_1:S_2={p}:{q}", f"{p}:{q}", f"{q}:{p}"),
+        (f"{p}\\text{{ ways.}}", f"{p}", f"{q}"),
+        (f"0.{p:02} = {p}\\%", f"0.{p:02}", f"0.{q:02}"),
+    ])  # fmt: skip
+
+
+def symbols(rng: random.Random) -> Pair:
+    """Letters that computer algebra takes for constants: E, I, gamma, e with an index, d."""
+    p, q = rng.sample(range(2, 9), 2)
+    s, t = rng.choice(
+        [("E_{1}", "E_{2}"), ("I_1", "I_2"), ("\\gamma", "\\beta"), ("e_1", "e_2"), ("d", "g"), ("E", "I")]
+    )
+    gold = rng.choice([f"{p}{s}+{q}{t}", f"\\frac{{{p}{s}}}{{{q}{t}}}"])
+    right = f"{q}{t}+{p}{s}" if "+" in gold else f"\\frac{{{2 * p}{s}}}{{{2 * q}{t}}}"
+    return gold, right, rng.choice([gold.replace(s, "x").replace(t, s), gold.replace(str(p), "9"), f"{p}+{q}"])
+
+
+def large(rng: random.Random) -> Pair:
+    n, k = rng.randint(1100, 2400), rng.randint(2, 5)
+    return rng.choice([
+        (f"2^{{{n}}}", f"2\\cdot2^{{{n - 1}}}", f"2^{{{n + 1}}}"), (f"2^{{{n}}}-1", f"-1+2^{{{n}}}", f"2^{{{n}}}+1"),
+        (f"\\frac{{1}}{{{n}!}}", f"\\frac{{1}}{{{n}!}}", f"\\frac{{1}}{{{n - 1}!}}"),
+        (f"{k}^{{{n}}}", f"{k}^{{{n}}}", f"{k + 1}^{{{n}}}"),
+    ])  # fmt: skip
+
+
+DAILY = (
+    labels, sentences_after, around_the_box, undone, relations, commas, daily_units, compound_units, percents,
+    spellings, symbols, large,
+)  # fmt: skip
 GENERATORS: tuple[Callable[[random.Random], Pair], ...] = (
     integers, sums, factorials, fractions, decimals, equations, points, roots, plus_minus, intervals, domains,
         expressions,
@@ -327,19 +492,26 @@ GENERATORS: tuple[Callable[[random.Random], Pair], ...] = (
 )  # fmt: skip
 
 
+def completed(answer: str) -> str:
+    return (
+        answer if re.search(r"\\boxed\{[^{}]*[^{}\\]\}|Answer:", answer) else f"So the answer is $\\boxed{{{answer}}}$."
+    )
+
+
 @pytest.mark.slow
-def test_one_change_is_never_paid():
+@pytest.mark.parametrize("generators", [GENERATORS, DAILY], ids=["kinds of values", "daily formats"])
+def test_one_change_is_never_paid(generators):
     rng = random.Random(20260103)
     with Verifier(workers=2, timeout_s=5.0, memory_gib=2.0, grader="math") as verifier:
         cases, seen = [], set()
         while len(cases) < PAIRS:
-            generator = GENERATORS[len(cases) % len(GENERATORS)]
+            generator = generators[len(cases) % len(generators)]
             pair = generator(rng)
             if pair in seen and rng.random() < 0.9:
                 continue
             seen.add(pair)
             gold, *answers = pair
-            tickets = [verifier.submit(f"So the answer is $\\boxed{{{answer}}}$.", gold) for answer in answers]
+            tickets = [verifier.submit(completed(answer), gold) for answer in answers]
             cases.append((generator.__name__, *pair, *tickets))
         right = verifier.collect([case[4] for case in cases])
         wrong = verifier.collect([case[5] for case in cases])

@@ -361,7 +361,7 @@ def run_in_a_copy(folder: Path, changed: list[Tweak], model: str, more: list[lis
         "from bandpo.band import band_bounds\n"
         "from configs.schema import Config\n"
         "from data.prompts import TEMPLATES\n"
-        "from trainer.state import State\n"
+        "from trainer.types import State\n"
         f"print('FACTS', json.dumps([{facts}]), flush=True)\n"
         "sys.exit(any([train.main(argv) for argv in json.loads(sys.argv[1])]))\n"
     )

@@ -11,8 +11,8 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from configs.memory import Size, activations_a_token
-from trainer.checks import check_processes
 from trainer.policy import Policy, PolicyOptions
+from trainer.preflight import check_processes
 from trainer.rollout import weight_sum
 
 SEQUENCES = ragged(4, longest=8)
@@ -250,7 +250,10 @@ def test_start_up_tells_the_memory(folder: str, accelerator: Accelerator):
     count = sum(p.numel() for p in policy.parameters())
     text = policy.text()
     assert f"{count:,} parameters" in text
-    assert f"weights {count * 4 / 2**20:.1f} MiB" in text and f"AdamW {count * 8 / 2**20:.1f} MiB" in text
+    assert (
+        f"GiB per rank: weights {count * 4 / 2**30:.3g}, gradients " in text
+        and f"AdamW {count * 8 / 2**30:.3g}" in text
+    )
 
 
 def test_the_estimate_of_activations_is_near_what_autograd_keeps(accelerator: Accelerator, tmp_path: Path):
@@ -273,7 +276,7 @@ def test_the_estimate_of_activations_is_near_what_autograd_keeps(accelerator: Ac
 def test_what_was_asked_for_and_not_obtained_is_refused(
     folder: str, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ):
-    with pytest.raises(RuntimeError, match="sharding: ddp was asked for, none is what the model has on 1 process"):
+    with pytest.raises(RuntimeError, match="sharding: ddp was requested, the model has none on 1 process"):
         Policy.load(folder, options(sharding="ddp"), accelerator)
     check_processes(accelerator)
     with (

@@ -1,6 +1,6 @@
 """One grading process: reads items from a socket, answers each, and dies with its parent.
 
-    python -m rewards.worker '{"parent": 123, "memory_bytes": 2147483648, "timeout_s": 3.0, "grader": "math"}'
+    python -m rewards.pool.worker '{"parent": 123, "memory_bytes": 2147483648, "timeout_s": 3.0, "grader": "math"}'
 
 File descriptor 0 is the socket. One JSON object a line, ASCII, so that any string travels, lone surrogates included.
     first line out      {"ready": true, "asked": {...}} or {"ready": false, "why": "..."}; asked: own.Asked
@@ -28,7 +28,7 @@ from typing import Any
 
 from .own import load, told
 
-logger = logging.getLogger("rewards.worker")
+logger = logging.getLogger("rewards.pool.worker")
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -97,7 +97,7 @@ def _send(lines: Any, message: dict[str, Any]) -> None:
 
 
 def _math_calls() -> dict[str, Callable[..., dict[str, Any]]]:
-    from . import compare, golds, symbolic
+    from ..math import compare, golds, symbolic
 
     logging.disable(logging.CRITICAL)  # math-verify and sympy would log the model's whole text when they cannot read it
     symbolic.equal_expressions("\\sqrt{2}+x^{2}", "x^{2}+\\sqrt{2}")  # builds the grammar now, not on an item's time

@@ -7,10 +7,11 @@ none; `reason` says why, so that a run can count its time-outs apart from its wr
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-Reason = Literal["match", "mismatch", "no_answer", "contradiction", "guard", "timeout", "crash"]
+Reason = Literal["match", "mismatch", "no_answer", "contradiction", "echo", "guard", "timeout", "crash"]
 """match: equal to the gold. mismatch: an answer, but another one. no_answer: none, or an empty or cut-off one.
-contradiction: several different final answers. guard: refused before any computer algebra, too large to be honest.
-timeout: the item used up its processor time. crash: it ended its worker (memory, a fault)."""
+contradiction: several different final answers. echo: equal to the gold, but copied from the problem. guard: refused
+before any computer algebra, too large to be honest. timeout: the item used up its processor time. crash: it ended its
+worker (memory, a fault)."""
 
 REASONS: tuple[str, ...] = get_args(Reason)
 

@@ -17,6 +17,7 @@ _CHARACTERS = {
     "\\geq ": "≥⩾", "\\neq ": "≠", "\\approx ": "≈", "\\pm ": "±", "\\mp ": "∓", "\\degree ": "°º", "\\cup ": "∪",
     "\\cap ": "∩", "\\in ": "∈", "\\emptyset ": "∅⌀ø", "\\mathbb{R}": "ℝ", "\\mathbb{Z}": "ℤ", "\\theta ": "θ",
     "\\alpha ": "α", "\\beta ": "β", "\\langle ": "⟨〈", "\\rangle ": "⟩〉", "\\ldots ": "…", "\\sqrt ": "√", "%": "％",
+    "μ": "µ", "Å": "Å",
     ",": "，、", "(": "（", ")": "）", ":": "：", ";": "；", ".": "。", "'": "’‘′", '"': "“”″", "\\equiv ": "≡",
     " ": "\u00a0\u2009\u202f\u2002\u2003\u200a\u3000", "": "\u200b\u200c\u200d\u2060\ufeff\u200e\u200f\u2061\ufe0f",
     **{f"\\frac{{{pair[0]}}}{{{pair[1]}}}": sign for pair, sign in zip(
@@ -40,7 +41,8 @@ _COMMANDS = {
         "\\ldots ": "dots cdots dotsc", "\\approx ": "simeq thickapprox", "\\degree ": "degrees textdegree",
         "/": "div", "\\log_{10}": "lg", "\\neq ": "ne", "<": "lt", ">": "gt", "\\{": "lbrace", "\\}": "rbrace",
         "[": "lbrack", "]": "rbrack", "\\emptyset ": "varnothing", "\\infty ": "infin", "i": "imath", ":": "colon",
-        ",": "lor", "\\land ": "wedge", "€": "euro", "£": "pounds", "\\$": "textdollar dollar", "%": "percent",
+        ",": "lor", "\\land ": "wedge", "€": "euro", "\\text{Å}": "AA",
+        "£": "pounds", "\\$": "textdollar dollar", "%": "percent",
         "\\cup ": "bigcup", "\\cap ": "bigcap", "\\setminus ": "backslash smallsetminus", "\\mod ": "bmod",
     }.items()
     for command in commands.split()
@@ -59,9 +61,11 @@ _EDGE = r"(?:[ \t\r\n,;~]|\\[,;:!> ]|\\\\(?![a-zA-Z])|\\q?quad(?![a-zA-Z])|\\(?:
 _EDGES = re.compile(rf"^{_EDGE}|(?<![ \t\r\n,;~]){_EDGE}$")
 _PRAISE = re.compile(r"(?:\s|[✅✔✓☑✨⭐🎉🎊🏆👍💯🔥🌟🙂😀😊😄])+$")  # at the end; a cross is left there and refused
 _TEXT_COMMAND = re.compile(r"\\text(?=\s*\{)")
+_AND_A_HALF = re.compile(r"(?<=\d) ?(?:\\text\{)? ?and a half\}?")
 _PLAIN_JOINER = re.compile(r"(?<=[ )\]}])(and|or)(?=[ (\[])")
 _SEVERAL_EACH = re.compile(r"=[^;=]*,[^;=]*=.* or .*=[^;=]*,[^;=]*=", re.DOTALL)  # x=1,y=2 or x=3,y=4
-_THOUSANDS = re.compile(r"(?<=\d)\{,\}(?=\d{3}(?!\d))")
+_NO_SPACE = re.compile(r"\\!\s*")
+_THOUSANDS = re.compile(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d{3}(?!\d))")
 _INEQUALITY = re.compile(r"[<>]|\\[lgn]eq")
 _ROW_SPACE = re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\]")  # \\[4pt]
 _LAYOUT = re.compile(r"\\(?:textcolor|colorbox|color)\{[^{}]*\}|\\(?:left|right)\s*\.")
@@ -72,6 +76,8 @@ _INFIX = re.compile(r"(\{)?([^{}]*)\\(over|choose)(?![a-zA-Z])([^{}]*)(?(1)\}|$)
 _RESPELLED = [(re.compile(pattern), spelling) for pattern, spelling in (
     (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
     (r"(\d)\s*[xX]\s*(10\s*\^)", r"\1*\2"),
+    (r"<=", r"\\leq "), (r">=", r"\\geq "), (r"(?<![\d)}\]!])!=", r"\\neq "),
+    (r"\\mu\s*\\text\{ ?", r"\\text{μ"),
     (r"\\(sqrt|dot|bar|overline|mathbb|hat|vec|tilde)\s*([0-9a-zA-Z])", r"\\\1{\2}"),
 )]  # fmt: skip
 _RESPELLED_AT_LAST = [(re.compile(pattern), spelling) for pattern, spelling in (
@@ -81,8 +87,11 @@ _RESPELLED_AT_LAST = [(re.compile(pattern), spelling) for pattern, spelling in (
     (r"(?<![\w}\\^_\])])\{(-?[\w.,]+)\}", r"\1"),  # {42}, what a dropped \bf leaves
     (r"(?<![\w})\]!|%])\+(?=\\infty|\d|\\frac)", ""),  # a plus sign that only says "positive"
 )]  # fmt: skip
-_MATHS_IN_TEXT = re.compile(r"\s*[-+\\$]|\s*\(?\d[\d,.:/]*\)?%?(?:\s|$)|[^=\\]*[=\\]|\s*\d+[A-F]|\s*\(?[A-Za-z]\)?\s*$")
+_MATHS_IN_TEXT = re.compile(
+    r"\s*[-+\\$]|\s*\(?[-+]?\d[\d,.:/]*\)?%?(?:\s|$)|[^=\\]*[=\\]|\s*\d+[A-F]|\s*\(?[A-Za-z]\)?\s*$"
+)
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_AFTER_NUMBER = re.compile(r"[\w}%)][ ,]*$|\\text\{[^{}]*\}(?:\^\{?-?\d\}?)?[*/ ]*$")
 _LOOSE_BLANK = re.compile(r"(?<![\w.,]) |(?<=,) (?!\d{3}(?!\d))|(?<!\d,)(?<=,) | (?![\w.])")
 _ROOT = re.compile(r"√(\d+)")
 _UNIT_OUTSIDE = re.compile(r"^\$([^$]+)\$\s*([A-Za-z][A-Za-z ./]*)$")  # $5$ cm
@@ -92,13 +101,17 @@ _LEAD = re.compile(  # what a sentence says before its value: "The value of $n$ 
     r"|(?:the|my|our|its|it|this|answer|result|solution)\b[^=<>.;?!]*?\s(?:is|are|equals)(?=[\s$:*]|\\)"
     r"|(?:(?:the|my|our|final)\s+)*(?:answer|result|solution)\s*[=:]|[a-z]{4,}\s*:(?=\s)):?\s*"
 )
-_SENTENCE = re.compile(r"[A-Za-z][a-z]*(?:,?\s+[A-Za-z'][a-z']*)+?\s+(?=[*$(\\-]*\d)")  # The class found
+_SENTENCE = re.compile(r"[A-Za-z][a-z']*(?:,?\s+[A-Za-z'][a-z']*)+?\s+(?=[*$(\\-]*\d)")  # The class found
+_ENDING = re.compile(  # 30 eggs in the garden
+    r"(\\?\$?-?\d[\d,.]*%?(?: [a-z]+){0,3}?) (?:altogether |in total )?"
+    r"(?:in|of|for|from|at|on|over|during|after|by) [A-Za-z ,']+"
+)
 _VERB = re.compile(
-    r"\b(?:are|was|has|have|had|found|made|paid|spent|got|ate|won|sold|took|gave|will|can|need|[a-z]{2,}(?:ed|s))\b"
+    r"\b(?:are|was|has|have|had|found|made|paid|spent|got|ate|won|sold|took|gave|will|can|need|should|must|would|to|[a-z]{2,}(?:ed|s))\b"
 )
 _DENIED = re.compile(
     r"(?i)n't\b|\b(?:not?|never|nor|neither|wrong\w*|incorrect\w*|false|or|either|maybe|perhaps|possibly|otherwise"
-    r"|else|unless|if|might|could|may)\b"
+    r"|else|unless|if|might|(?<!that )could|may)\b"
 )
 _QUALIFIED = re.compile(
     r"(?i)\b(?:than|least|most|about|around|approximately|roughly|nearly|almost|over|under|below|above|between|half|twice"
@@ -111,13 +124,14 @@ _SYNONYMS = re.compile(
     r"^((?:the \w+ )?does not exist$)|^(no (?:\w+ )?solution)s$|^((?:all |the )?real(?: number)?s(?: x)?)$"
 )
 _NOT_TEXT = FUNCTIONS | frozenset(("sqrt", "infinity", "frac"))
+_PRICE = re.compile(r"\$\d[\d,.]*(?:/[a-z]+| [a-z].*)")  # $15/hour, whose sign closes no formula
 _WRAPPERS = (("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("$", "$"), ("*", "*"), ("`", "`"), ("__", "__"), ('"', '"'))
 
 
 @lru_cache(maxsize=1 << 16)
 def normalize(answer: str) -> str:
     """The one spelling of an answer (see the file's head); "" when nothing is left."""
-    text = answer.strip().replace("\x00", " ")
+    text = answer.strip().replace("\x00", " ").replace("US$", "\\$")
     if text.isdecimal() and text.isascii():
         return text
     text = _unwrap(text if text.isascii() else _PRAISE.sub("", _ROOT.sub(r"\\sqrt{\1}", text).translate(_TRANSLATION)))
@@ -136,7 +150,11 @@ def without_lead(text: str) -> str:
     if not lead:
         lead = _SENTENCE.match(plain)
         lead = lead if lead and _VERB.search(lead[0]) and not _QUALIFIED.search(lead[0]) else None
-    return _unwrap(plain[lead.end() :]) if lead and not _DENIED.search(lead[0]) else text
+    if not lead or _DENIED.search(lead[0]):
+        return text
+    value = _unwrap(plain[lead.end() :])
+    ending = _ENDING.fullmatch(value)
+    return ending[1] if ending and not _DENIED.search(value) else value
 
 
 def _unwrap(text: str) -> str:
@@ -150,7 +168,10 @@ def _unwrap(text: str) -> str:
             if inner and text.startswith(opening) and text.endswith(closing) and not inner.endswith("\\"):
                 text = text if opening in inner.replace("\\$", "") else inner
         if text.replace("\\$", "").count("$") == 1:
-            text = text[1:] if text[0] == "$" else text[:-1] if text[-1] == "$" and text[-2:] != "\\$" else text
+            if text[0] == "$":
+                text = f"\\{text}" if _PRICE.fullmatch(text) else text[1:]
+            elif text.endswith("$"):
+                text = text[:-1]
         if text.startswith("{") and closing_brace(text, 0) == len(text) - 1:
             text = text[1:-1]
         if text == before:
@@ -184,7 +205,7 @@ def _as_words(text: str) -> str:
 
 def _normalize_math(text: str) -> str:
     text = (
-        _THOUSANDS.sub("", text.replace("\\!", ""))
+        _THOUSANDS.sub("", _NO_SPACE.sub("", text))
         .replace("{,}", ",")
         .replace("\\%", "%")
         .replace("**", "^")
@@ -200,6 +221,7 @@ def _normalize_math(text: str) -> str:
     if "\\text" in text:
         units = _UNIT_FRACTION.sub(r"\\text{\1/\2\3}", text)
         text = _rewritten(units, _TEXT_COMMAND, 1, lambda inner, before: _one_text(inner[0].strip(), before))
+    text = _AND_A_HALF.sub(r"\\frac{1}{2}", text) if "half" in text else text
     both = " \\land " if _INEQUALITY.search(text) else " , "  # "and" between inequalities means both at once
     either = " ; " if " or " in text and _SEVERAL_EACH.search(text) else " , "
     text = _PLAIN_JOINER.sub(lambda m: both if m[1] == "and" else either, text)
@@ -249,7 +271,7 @@ def _one_command(match: re.Match[str]) -> str:
 
 def _one_text(inner: str, before: str) -> str:
     r"""Mathematics leaves its `\text{}`, unless it follows a number, where it is a unit; words stay inside."""
-    after_number = re.search(r"[\w}%)][ ,]*$", before) is not None
+    after_number = _AFTER_NUMBER.search(before) is not None
     if inner in FUNCTIONS and not (after_number and inner == "min"):
         return f"\\{inner} "
     if inner.strip(", ") in ("and", "or"):

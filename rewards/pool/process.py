@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,12 @@ WAITING = 10  # times the limit of processor time may pass on the clock
 FROM_OUTSIDE = frozenset((signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT))
 
 
-class WorkerNotStarted(Exception):
-    """No worker comes up; its text says why."""
-
-
 class WorkerDied(Exception):
     """The worker ended by its own doing."""
+
+
+class WorkerNotStarted(WorkerDied):
+    """No worker comes up; its text says why."""
 
 
 class WorkerKilled(Exception):
@@ -46,7 +47,7 @@ class WorkerStalled(Exception):
 
 
 class Worker:
-    """One process running rewards.worker, spoken to over a socket.
+    """One process running rewards.pool.worker, spoken to over a socket.
 
     `asked`: what a user's reward asks for (own.Asked). Raises WorkerNotStarted, or WorkerKilled when it is killed
     before it is ready.
@@ -56,13 +57,13 @@ class Worker:
         ours, theirs = socket.socketpair()
         settings = {"parent": os.getpid(), "memory_bytes": int(memory_gib * 2**30), "timeout_s": timeout_s}
         settings["grader"], self._wait_s = grader, WAITING * timeout_s
-        home = str(Path(__file__).resolve().parent.parent)
+        home = str(Path(__file__).resolve().parent.parent.parent)
         path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
         environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
         self.items, self._socket, self._buffer = 0, ours, b""
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "rewards.worker", json.dumps(settings)],
+                [sys.executable, "-m", "rewards.pool.worker", json.dumps(settings)],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env=environment,
@@ -87,13 +88,14 @@ class Worker:
             raise WorkerNotStarted(hello["why"])
         self.asked: dict[str, Any] = hello["asked"]
 
-    def ask(self, message: bytes) -> dict[str, Any]:
-        """The reply to one item, a line of JSON (worker.py).
+    def ask(self, call: str, args: Sequence[Any]) -> dict[str, Any]:
+        """The reply to one item (worker.py).
 
         Raises TimeoutError when the item has used up its processor time, WorkerStalled when it only waited,
         WorkerDied or WorkerKilled when the process ends before.
         """
         self.items += 1
+        message = json.dumps({"call": call, "args": args}).encode("ascii") + b"\n"
         reply = self._exchange(message, self._wait_s)
         if reply["reason"] == "crash":  # its last words
             raise WorkerDied

@@ -165,7 +165,8 @@ def _matrices(a: str, g: str, leaf: Leaf):
 
 
 _BASE = re.compile(
-    r"\(?([0-9A-F]+)\)?(?:_\{?\(?(?:\\text\{(?:base ?)?\}?)?|\(?\\text\{(?:in )?base\})([0-9a-z]+)\}?\)?\}?"
+    r"\(?([0-9A-F]+(?:\.[0-9A-F]+)?)\)?"
+    r"(?:_\{?\(?(?:\\text\{(?:base ?)?\}?)?|\(?\\text\{(?:in )?base\})([0-9a-z]+)\}?\)?\}?"
 )
 _BASE_NAMES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8"}
 
@@ -189,7 +190,7 @@ def _digits_and_base(text: str) -> tuple[str, str] | None:
 
 def _value_in_base(text: str) -> int | None:
     digits, base = _digits_and_base(text) or ("", "0")
-    valid = digits and 2 <= int(base) <= 36 and all(int(digit, 36) < int(base) for digit in digits)
+    valid = digits.isalnum() and 2 <= int(base) <= 36 and all(int(digit, 36) < int(base) for digit in digits)
     return int(digits, int(base)) if valid else None
 
 
@@ -278,7 +279,8 @@ def _ratios(a: str, g: str, leaf: Leaf):
     if len(x) > 2 or len(y) > 2:
         values = [(number(p), number(q)) for p, q in zip(x, y, strict=False)]
         return len(x) == len(y) and all(p and q for p, q in values) and len({p / q for p, q in values if p and q}) == 1
-    if any(len(terms) == 1 and (number(terms[0]) or 1).denominator == 1 for terms in (x, y)):
+    alone = [number(terms[0]) for terms in (x, y) if len(terms) == 1]
+    if any(value is not None and value.denominator == 1 for value in alone):
         return False
     ours, theirs = (f"\\frac{{{terms[0]}}}{{{terms[1]}}}" if len(terms) == 2 else terms[0] for terms in (x, y))
     return equal(ours, theirs, leaf)

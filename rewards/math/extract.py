@@ -38,11 +38,13 @@ _VALUE_LIKE = re.compile(r"(?:[\s*$([{+\-−]|\\[([{])*(?:\d|\\[a-zA-Z{]|[a-zA-Z
 _FACTOR = r"(?:\d+(?:\.\d+)?|\\frac\{?\d+\}?\{?\d+\}?|\\sqrt\{?\d+\}?)"
 _BEFORE_BOX = re.compile(
     rf"(?:[=$]|\\[(\[]|\\equiv)\s*([-−]\s?{_FACTOR}?|{_FACTOR})\s?\Z|(?<![\w.)}}\-−])([-−]{_FACTOR}?|{_FACTOR})\Z"
+    r"|((?:\\frac|\\sqrt|\}|\^)\{)\s?\Z"  # inside a larger formula
 )
 _AFTER_BOX = re.compile(
     r"\s?(?:\\?%|\^\{?\\circ\}?)|\^\{?-?\w+\}?|/\d+|\s?(?:\\pi(?![a-z])|\\sqrt\{?\w+\}?)|[a-z](?=[$^+=)\\-])"
     r"|((?:\s|\\[ ,;]|~)*\\(?:text|mathrm)\s*\{[^{}]*\}(?:\^\{?-?\d\}?)?)"
 )
+_PLAIN_UNIT = re.compile(r"(-?\d[\d.,]*)(?: ?([gL])| ([NsmhJWV]))\.?")  # no product, since nothing else is mathematics
 _WORD = re.compile(r"(?<!\\)\b[A-Za-z]{2,}\b")
 _CORRECTED = re.compile(
     r"(?i)\b(?:no|wait|actually|(?:in)?correct\w*|mistake\w*|errors?|wrong|instead|sorry|oops|rather)\b"
@@ -110,7 +112,7 @@ def _box_at(text: str, command: re.Match[str], stop: int) -> Found | None:
     after = _AFTER_BOX.match(text, closing + 1)
     unit_or_power = after and (not after[1] or split_unit(normalize(f"1{after[1]}")).unit) and after[0]
     if (before or unit_or_power) and inner and "=" not in inner:
-        inner = f"{before[1] or before[2] if before else ''}({inner}){unit_or_power or ''}"
+        inner = f"{before[before.lastindex or 0] if before else ''}({inner}){unit_or_power or ''}"
     return Found(inner, command.start(), closing + 1) if closing >= 0 else None
 
 
@@ -148,7 +150,9 @@ def _line_after(text: str, label: re.Match[str]) -> Found:
         if end >= 0:
             return Found(text[start + 2 : end].strip(), label.start(), end + 2)
     line = text[start:].partition("\n")[0]
-    return Found(_STRAY.sub("", line).strip(" \t\r*_`"), label.start(), start + len(line))
+    said = _STRAY.sub("", line).strip(" \t\r*_`")
+    unit = _PLAIN_UNIT.fullmatch(said)
+    return Found(f"{unit[1]}\\text{{ {unit[2] or unit[3]}}}" if unit else said, label.start(), start + len(line))
 
 
 def _answer_line_above(text: str, start: int) -> list[Found]:

@@ -7,7 +7,7 @@
 `submit` settles in the caller whatever needs no computer algebra (microseconds); the rest goes to a queue. One daemon
 thread owns one worker process each: it hands over an item and waits for the reply. The kernel ends a process whose
 item has used up its processor time, and it is replaced. Neither a loaded machine nor waiting in the queue costs
-anybody a reward. Workers are started when an item needs one; a first one is tried when the Verifier is made.
+anybody a reward. The first worker is started when the Verifier is made, the others when an item needs one.
 
 A worker killed from outside costs nobody a reward either: its item is tried again, and a worker killed while it starts
 had none. An item under which workers end by their own doing (memory, a fault, an exit) is a crash at the second time.
@@ -24,46 +24,70 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from . import compare, golds
-from .answer_line import answer_line_reward
-from .extract import final_answers
-from .grade import Grade, Reason
+from ..math import compare, golds
+from ..math.answer_line import answer_line_reward
+from ..math.echo import is_echo
+from ..math.extract import final_answers
+from ..math.grade import Grade
 from .process import Worker, WorkerDied, WorkerKilled, WorkerNotStarted, WorkerStalled
 from .watch import Watch
 
-MAX_DEATHS = 2  # of workers by their own doing under one item; then it is a crash
-MAX_KILLS = 10  # of workers from outside under one item: nobody hits the same one so often, it draws the kills
+MAX_STRIKES = 10  # of an item, then it is a crash. One is a worker ended from outside: nobody hits one item so often
+DEATH_STRIKES = 5  # a worker that ended by its own doing
 MAX_KILLED_STARTS = 100  # in a row; then this machine lets no worker start
 MAX_TIMEOUT_S, MAX_MEMORY_GIB = 86_400, 1_000_000
 ITEMS_PER_WORKER = 5000  # then it is replaced, so that the algebra's caches cannot grow without end
-MAX_KNOWN = 200_000  # verdicts and timeouts kept by (answers, gold): the samples of a group repeat their answers
+MAX_KNOWN = 100_000  # tickets kept by what they are about: the samples of a group repeat their answers
+_CRASH: dict[str, Any] = {"value": None, "reason": "crash"}
+_TIMEOUT: dict[str, Any] = {"value": None, "reason": "timeout"}
+
+
+def _error(told: str) -> dict[str, Any]:
+    return {"value": None, "reason": "error", "error": told}
 
 
 class GraderError(RuntimeError):
     """Grading cannot go on: a user's function raised or returned no number, or no worker comes up."""
 
 
-class Ticket:
-    """A grade that is or will be there. Opaque: pass it to `Verifier.collect`."""
+class Judged(NamedTuple):
+    """What a verdict of the grader "math" is about."""
 
-    __slots__ = ("call", "answers", "gold", "message", "done", "outcome", "pid", "deaths", "kills")
+    answers: tuple[str, ...]
+    gold: str
+    problem: str
 
-    def __init__(self, call: str, answers: tuple[str, ...], gold: str, message: bytes):
-        self.call, self.answers, self.gold, self.message = call, answers, gold, message
-        self.done = threading.Event()
-        self.outcome: dict[str, Any] = {}
-        self.pid, self.deaths, self.kills = os.getpid(), 0, 0
-
-    def settle(self, outcome: dict[str, Any]) -> None:
-        self.outcome = outcome
-        self.done.set()
+    def grade(self, verdict: bool, reason: Any) -> Grade:
+        if verdict and self.problem and is_echo(*self):
+            verdict, reason = False, "echo"
+        return Grade(verdict, ", ".join(self.answers), reason)
 
 
-def _ticket(call: str, *args: Any, answers: tuple[str, ...] = (), gold: str = "") -> Ticket:
-    return Ticket(call, answers, gold, json.dumps({"call": call, "args": args}).encode("ascii") + b"\n")
+class Ticket(Future[dict[str, Any]]):
+    """A future of the reply to one item (worker.py). Pass it to `Verifier.collect`."""
+
+    def __init__(self, call: str, *args: Any, judged: Judged | None = None):
+        super().__init__()
+        self.call, self.args, self.judged, self.pid, self.strikes = call, args, judged, os.getpid(), 0
+
+    def settle(self, reply: dict[str, Any]) -> None:
+        if self.done():  # by `close`, or by a caller who saw that no thread is left
+            return
+        if reply["reason"] == "error":
+            self.set_exception(GraderError(reply["error"]))
+        else:
+            self.set_result(reply)
+
+    def grade(self) -> Grade:
+        reply = self.result()
+        if self.judged is not None:
+            return self.judged.grade(bool(reply["value"]), reply["reason"])
+        score = reply["value"] or 0.0
+        return Grade(score > 0, None, reply["reason"], score, reply.get("parts"))
 
 
 class Verifier:
@@ -97,22 +121,17 @@ class Verifier:
         self.workers, self.timeout_s, self.memory_gib = workers, timeout_s, memory_gib
         self.grader, self._closed, self._while_waiting = _checked_grader(grader), False, while_waiting
         self._reset()
-        self._asked = self._tried()
+        self._asked = {} if self.grader == "answer_line" else self._start_first()
         _OPEN.add(self)
 
-    def _tried(self) -> dict[str, Any]:
-        """What a user's function asks for. Starts a worker to see that it can do its work within its limits."""
-        limits = (self.timeout_s, self.memory_gib)
-        if self.grader == "answer_line" or (self.grader == "math" and limits in _TRIED):
-            return {}
+    def _start_first(self) -> dict[str, Any]:
+        """Start a worker and see that it can do its work within its limits; what a user's function asks for."""
         worker = None
         try:
             worker = self._start()
             if self.grader == "math":
-                worker.ask(_ticket("compare", ["x+1"], "1+x").message)
-                _TRIED.add(limits)
-            return worker.asked
-        except (WorkerNotStarted, WorkerDied, WorkerKilled) as error:
+                worker.ask("compare", [["x+1"], "1+x"])
+        except (WorkerDied, WorkerKilled) as error:
             if self.grader == "math":
                 told = f"verifier_memory_gib {self.memory_gib}: no grading process can work in it ({error}); 2 is usual"
                 raise ValueError(told) from None
@@ -120,17 +139,17 @@ class Verifier:
         except (TimeoutError, WorkerStalled):
             told = f"verifier_timeout_s {self.timeout_s}: too short to compare even x+1 and 1+x; 3 is usual"
             raise ValueError(told) from None
-        finally:
-            if worker is not None:
-                self._drop(worker)
+        self._first = worker
+        return worker.asked
 
     def _reset(self) -> None:
-        """Fresh queue, threads, counts: at the start, and in a forked child, which inherits no threads."""
+        """Empty, as at first and in a forked child."""
         self._queue: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
-        self._known: dict[tuple[tuple[str, ...], str], Ticket | dict[str, Any]] = {}  # in work, or the outcome
+        self._known: dict[Judged, Ticket] = {}
         self._live: set[Worker] = set()
+        self._first: Worker | None = None
         self._watch = Watch()
         self._pid = os.getpid()
 
@@ -140,31 +159,33 @@ class Verifier:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def submit(self, completion: str, gold: str, about: Mapping[str, object] | None = None) -> "Ticket | Grade":
+    def submit(self, completion: str, gold: str, about: Mapping[str, Any] | None = None) -> "Ticket | Grade":
         """Start grading; returns at once. Callable from any thread, also while others submit or collect.
 
-        about: what a user's function may ask for (own.ABOUT), able to be JSON. Raises ValueError when it asks for
+        about: what a user's function may ask for (own.ABOUT), able to be JSON; the grader "math" reads the text of the
+        problem, about["problem"]["problem"], if it is there. Raises ValueError when a user's function asks for
         something that is not in it.
         """
         if self.grader == "answer_line":
             return answer_line_reward(completion, gold)
         if self.grader != "math":
-            return self._enqueue(_ticket("own", completion, gold, self._sent(about or {})))
+            return self._enqueue(Ticket("own", completion, gold, self._sent(about or {})))
         answers = final_answers(completion)
         if not answers:
             return Grade(False, None, "no_answer")
+        judged = Judged(answers, gold, (about or {}).get("problem", {}).get("problem", ""))
         verdict, reason = compare.compare(answers, gold, compare.UNDECIDED)
         if verdict is not None:
-            return _grade(answers, verdict, reason)
-        known = self._known.get((answers, gold))
-        if known is not None:
-            return known if isinstance(known, Ticket) else _grade(answers, bool(known["value"]), known["reason"])
-        ticket = _ticket("compare", answers, gold, answers=answers, gold=gold)
-        if len(self._known) < MAX_KNOWN:
-            self._known[answers, gold] = ticket
-        return self._enqueue(ticket)
+            return judged.grade(verdict, reason)
+        known = self._known.get(judged)
+        if known is None:
+            known = Ticket("compare", answers, gold, judged=judged)
+            if len(self._known) < MAX_KNOWN:
+                self._known[judged] = known
+            self._enqueue(known)
+        return known.grade() if known.done() else known
 
-    def _sent(self, about: Mapping[str, object]) -> dict[str, object]:
+    def _sent(self, about: Mapping[str, Any]) -> dict[str, object]:
         """Of `about`, what the user's function asks for."""
         missing = [name for name in self._asked["required"] if name not in about]
         if missing:
@@ -182,13 +203,13 @@ class Verifier:
 
         Raises GraderError at the first item that a user's function failed on, or that no worker could be started for.
         """
-        grades = [ticket if isinstance(ticket, Grade) else self._collect_one(ticket) for ticket in tickets]
+        grades = [ticket if isinstance(ticket, Grade) else self._done(ticket).grade() for ticket in tickets]
         self._watch.see(grades)
         return grades
 
-    def grade(self, completion: str, gold: str) -> Grade:
+    def grade(self, completion: str, gold: str, about: Mapping[str, Any] | None = None) -> Grade:
         """`submit` and `collect` for one pair."""
-        return self.collect([self.submit(completion, gold)])[0]
+        return self.collect([self.submit(completion, gold, about)])[0]
 
     def check_golds(self, golds_to_check: list[str]) -> list[str | None]:
         """For each gold the reason why it must not be used, None when it is fine."""
@@ -197,12 +218,12 @@ class Verifier:
             try:
                 tickets.append(golds.trouble_with(gold, compare.UNDECIDED))
             except golds.Undecided:
-                tickets.append(self._enqueue(_ticket("check", gold)))
+                tickets.append(self._enqueue(Ticket("check", gold)))
         return [self._trouble(ticket) if isinstance(ticket, Ticket) else ticket for ticket in tickets]
 
     def _trouble(self, ticket: Ticket) -> str | None:
-        outcome = self._wait(ticket)
-        return outcome["reason"] if outcome["reason"] in ("timeout", "crash") else outcome["value"]
+        reply = self._done(ticket).result()
+        return reply["reason"] if reply["reason"] in golds.NOT_CHECKED else reply["value"]
 
     def close(self) -> None:
         """Kill the workers; what is still unanswered becomes a crash. Idempotent."""
@@ -234,65 +255,57 @@ class Verifier:
         self._queue.put(ticket)
         return ticket
 
-    def _wait(self, ticket: Ticket) -> dict[str, Any]:
-        if ticket.pid != os.getpid() and not ticket.done.is_set():  # submitted before a fork: nobody here works on it
-            return self._wait(self._enqueue(Ticket(ticket.call, ticket.answers, ticket.gold, ticket.message)))
-        while not ticket.done.is_set():
+    def _done(self, ticket: Ticket) -> Ticket:
+        """The ticket once its reply, or its error, is there."""
+        if ticket.pid != os.getpid():  # submitted before a fork: nobody here works on it
+            return self._done(self._enqueue(Ticket(ticket.call, *ticket.args, judged=ticket.judged)))
+        while not ticket.done():
             self._while_waiting()
-            if not ticket.done.wait(timeout=1.0) and not any(thread.is_alive() for thread in self._threads):
-                # nobody is left to work on it
+            if not wait([ticket], timeout=1.0).done and not any(thread.is_alive() for thread in self._threads):
                 ticket.settle(_CRASH if self._closed else _error("the grading threads ended; why is on stderr"))
-        if ticket.outcome["reason"] == "error":
-            raise GraderError(ticket.outcome["error"])
-        return ticket.outcome
-
-    def _collect_one(self, ticket: Ticket) -> Grade:
-        outcome = self._wait(ticket)
-        reason: Reason = outcome["reason"]
-        if ticket.call == "own":
-            score = outcome["value"] or 0.0
-            return Grade(score > 0, None, reason, score, outcome.get("parts"))
-        return _grade(ticket.answers, bool(outcome["value"]), reason)
+        return ticket
 
     def _serve(self, tickets: "queue.SimpleQueue[Ticket | None]") -> None:
         """One thread: owns one worker at a time and takes items until None."""
         worker: Worker | None = None
         while (ticket := tickets.get()) is not None:
-            outcome: dict[str, Any] | None = None
+            reply: dict[str, Any] | None = None
             try:
                 worker = worker or self._start()
-                outcome = worker.ask(ticket.message)
+                reply = worker.ask(ticket.call, ticket.args)
             except TimeoutError:
-                outcome = _TIMEOUT
-            except WorkerNotStarted as error:
-                ticket.deaths += 1
-                if ticket.deaths >= MAX_DEATHS:
-                    outcome = _error(f"no grading process can be started: {error}")
-            except WorkerDied:
-                ticket.deaths += 1
+                reply = _TIMEOUT
             except WorkerKilled:
-                ticket.kills += 1
-            except WorkerStalled:
-                if ticket.call == "own":
-                    outcome = _TIMEOUT
-                ticket.kills += 1  # algebra never waits: the process was stopped, or this machine has no time for it
-            lost = outcome is None or outcome["reason"] == "timeout"
-            if worker is not None and (lost or worker.items >= ITEMS_PER_WORKER):
+                ticket.strikes += 1
+            except WorkerStalled:  # algebra never waits: the process was stopped, or this machine has no time for it
+                ticket.strikes += 1
+                reply = _TIMEOUT if ticket.call == "own" else None
+            except WorkerDied as error:
+                ticket.strikes += DEATH_STRIKES
+                if isinstance(error, WorkerNotStarted) and ticket.strikes >= MAX_STRIKES:
+                    reply = _error(f"no grading process can be started: {error}")
+            if worker is not None and (
+                reply is None or reply["reason"] == "timeout" or worker.items >= ITEMS_PER_WORKER
+            ):
                 self._drop(worker)
                 worker = None
-            if self._closed or ticket.deaths >= MAX_DEATHS or ticket.kills >= MAX_KILLS:
-                outcome = outcome or _CRASH
-            if outcome is None:
+            if reply is None and (self._closed or ticket.strikes >= MAX_STRIKES):
+                reply = _CRASH
+            if reply is None:
                 tickets.put(ticket)  # behind the others
                 continue
-            if self._known.pop((ticket.answers, ticket.gold), None) and outcome["reason"] not in ("crash", "error"):
-                self._known[ticket.answers, ticket.gold] = outcome
-            ticket.settle(outcome)
+            if ticket.judged and reply["reason"] in ("crash", "error"):
+                self._known.pop(ticket.judged, None)
+            ticket.settle(reply)
         if worker is not None:
             worker.kill()
 
     def _start(self) -> Worker:
         """A worker that is ready. One killed while it starts is replaced: it had no item yet that could be to blame."""
+        with self._lock:
+            first, self._first = self._first, None
+        if first is not None:
+            return first
         for _ in range(MAX_KILLED_STARTS):
             if self._closed:
                 break
@@ -316,18 +329,6 @@ class Verifier:
         worker.kill()
 
 
-_CRASH: dict[str, Any] = {"value": None, "reason": "crash"}
-_TIMEOUT: dict[str, Any] = {"value": None, "reason": "timeout"}
-
-
-def _error(told: str) -> dict[str, Any]:
-    return {"value": None, "reason": "error", "error": told}
-
-
-def _grade(answers: tuple[str, ...], verdict: bool, reason: Any) -> Grade:
-    return Grade(verdict, ", ".join(answers), reason)
-
-
 def _checked_grader(grader: str) -> str:
     if grader == "math" and importlib.util.find_spec("math_verify") is None:
         raise ValueError("grader='math' needs the package math-verify: pip install 'math-verify[antlr4_13_2]'")
@@ -341,7 +342,6 @@ def _checked_grader(grader: str) -> str:
     return f"{Path(path).resolve()}:{name}"
 
 
-_TRIED: set[tuple[float, float]] = set()  # limits within which this process has seen a worker do algebra
 _OPEN: "weakref.WeakSet[Verifier]" = weakref.WeakSet()
 
 

@@ -26,6 +26,10 @@ _READING = ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fraction
 _DEGREES = re.compile(r"(\d+|\\frac\{\d+\}\{\d+\})\\degree")
 _DECIMAL = re.compile(r"(\d*)\.(\d+)")
 _MIXED = re.compile(r"(?<![\d}^.)])(\d+)\\frac\{(\d+)\}\{(\d+)\}")
+_CONSTANT_ELSEWHERE = re.compile(  # letters that latex2sympy reads as constants, functions or differentials
+    r"\\int.*|\\(?:math[a-z]+|begin|end)\{\w+\}|\\frac\{d[^{}]*\}\{d\w+\}|_\{\w+\}|\\Gamma(?=\()|\\(?!(?:gamma|Gamma)(?![a-zA-Z]))[a-zA-Z]+"
+    r"|\\?(gamma|Gamma|[EId]|e(?=_))(?:_\{(\w+)\})?"
+)
 _POINTS = tuple(map(sympy.Rational, "17/11 23/7 5/13 29/19 41/17 3/31 53/23 8/37".split()))
 _CONSTANTS = frozenset(("C", "c", "K", "k", "C_{1}", "c_{1}"))  # of integration
 
@@ -91,6 +95,7 @@ def _parse(text: str) -> Any:
     text = _MIXED.sub(_improper, text)
     text = re.sub(r"(?<=[\d)])\(|(?<=\\pi)\(", "*(", text)  # read as a mixed number otherwise: 2(3) would be 5
     text = _DEGREES.sub(r"(\\frac{\1*\\pi}{180})", text)
+    text = _CONSTANT_ELSEWHERE.sub(lambda m: f"\\Xi_{{{m[1]}{m[2] or ''}}}" if m[1] else m[0], text)
     text = text.replace(ROW, "\\\\").replace("*", "\\cdot ").replace("%", "\\cdot \\frac{1}{100}")
     parsed: Any = latex2sympy(text, normalization_config=_SPELLING, conversion_config=_READING)
     if not isinstance(parsed, (sympy.Basic, sympy.MatrixBase)):

@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 
-from .grade import Grade
+from ..math.grade import Grade
 
 logger = logging.getLogger(__name__)
 

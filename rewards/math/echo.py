@@ -1,0 +1,68 @@
+r"""An answer copied from the problem: `\cos 1050^\circ` for "Find $\cos 1050^\circ$" is true, yet no work.
+
+Such an answer stands in the problem as a formula or as one side of it, and is not written like the gold, whatever the
+order of the terms. Plain numbers, single symbols and choice letters are never echoes, alone or in a list: a problem may
+well name its answer. A fraction that can be reduced, a power and a repeating decimal are no plain numbers.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from .exact import number
+from .normalize import normalize
+from .parts import group, statement
+from .units import split_unit
+
+_FORMULA = re.compile(r"(\$\$?|\\[(\[]|\\begin\{(?:align|equation|gather)\*?\})(.+?)(?:\$\$?|\\[)\]]|\\end\{)", re.S)
+_WORD = re.compile(r"\S*[^\sA-Za-z.,?]\S*")  # a formula without delimiters
+_RELATION = re.compile(r"=|\\[lgn]eq(?![a-z])|[<>,;]|\\equiv|\\approx|\\text\{[^{}]*\}")
+_DRESS = re.compile(r"\\frac|\\cdot|[{}()*\s]|\[(?=\D)")
+_TOKEN = re.compile(r"\\[a-zA-Z]+|\d+|\S")
+_WORK = re.compile(r"\\(?:overline|bar|dot)|^-?10\^|\(\d+\)$")  # left in a number: cycles, bare powers of ten
+_MIXED = re.compile(r"-?\d+ ?\\frac")
+
+
+def is_echo(answers: Sequence[str], gold: str, problem: str) -> bool:
+    """Whether each of the final answers, which equal the gold, is copied from the problem."""
+    return all(not _is_plain(a) and _is_copied(a, _value(normalize(gold)), problem) for a in map(normalize, answers))
+
+
+def _is_copied(answer: str, gold: str, problem: str) -> bool:
+    value = _value(answer)
+    if sorted(_TOKEN.findall(_bare(value))) == sorted(_TOKEN.findall(_bare(gold))):
+        return False
+    return not {_bare(answer), _bare(value)}.isdisjoint(_formulas(problem))
+
+
+def _is_plain(text: str) -> bool:
+    value = _value(text)
+    found = group(value)
+    items = [_value(item) for item in found.items] if found else [value]
+    return all(len(_TOKEN.findall(item.lstrip("+-"))) == 1 or _is_plain_number(item) for item in items)
+
+
+def _is_plain_number(text: str) -> bool:
+    value, bare = number(text), _bare(text).lstrip("+-")
+    if value is None or _WORK.search(text):
+        return False
+    return "/" not in bare or bare == f"{abs(value.numerator)}/{value.denominator}" or bool(_MIXED.match(text))
+
+
+def _value(text: str) -> str:
+    """What a normalised answer says: without its name and unit."""
+    found = statement(text)
+    return split_unit(found.value if found and found.names and not found.links else text).core
+
+
+def _bare(text: str) -> str:
+    """A normalised text without brackets and product signs; a fraction with a slash."""
+    return _DRESS.sub("", text.replace("}{", "/"))
+
+
+@lru_cache(maxsize=1024)
+def _formulas(problem: str) -> frozenset[str]:
+    """The formulas of a problem and their sides, without brackets and product signs."""
+    formulas = [normalize(found[2]) for found in _FORMULA.finditer(problem)]
+    formulas += [normalize(word.rstrip(".,;:?")) for word in _WORD.findall(_FORMULA.sub(" ", problem))]
+    return frozenset(_bare(part) for formula in formulas for part in [formula, *_RELATION.split(formula)])

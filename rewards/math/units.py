@@ -1,0 +1,200 @@
+r"""Units of measure at the end (or a currency sign at either end) of a normalised answer.
+
+The rule (docs/verifier.md): both sides carry the same unit, or one side carries none. A unit is a product of powers of
+known units and of things counted (plural nouns), inside `\text{}` or after a blank. Words that are or hold a number or
+an operation (pairs, sixteenths, reciprocals) are no units. A letter glued to a number is a variable: 6s is not 6.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+_PREFIXES = dict(kilo="k", mega="M", giga="G", tera="T", hecto="h", deci="d", centi="c", milli="m", micro="μ", nano="n")
+_BASES = dict(
+    meter="m", metre="m", gram="g", liter="L", litre="L", second="s", watt="W", joule="J", volt="V", ampere="A",
+    amp="A", newton="N", pascal="Pa", hertz="Hz", electronvolt="eV", mole="mol", coulomb="C", tesla="T", ohm="Ω",
+    byte="B", bit="b", calorie="cal",
+)  # fmt: skip
+_ALIASES = """
+in inch inches | ft foot feet | yd yard yds | mi mile | lb pound lbs | oz ounce | ton tonne 吨 | gal gallon | acre
+mm 毫米 | cm cms 厘米 | m 米 | km kms 千米 | g gm 克 | kg kgs 千克 公斤 | mL 毫升 | L 升 | s sec secs 秒
+min minute mins 分钟 | h hr hour hrs 小时 | day 天 | week wk 周 | month 月 | year yr yrs 年 岁 | hectare | kelvin
+mi/h mph | km/h kmh kmph kph | b/s bps | dollar usd us$ $ 美元 | cent ¢ | euro € 欧元 | pound-sterling £
+rupee rs inr ₹ | yuan 元 | yen jpy ¥ | degree deg 度 | degree-f fahrenheit degrees-fahrenheit degrees-f
+degree-c celsius degrees-celsius degrees-c | radian rad | unit | person people 人 名 | man men | woman women
+child children | mouse mice | am a.m. a.m | pm p.m. p.m | way 种 | time 次 | percent-point | Å angstrom | erg | dyne
+atm | cup | teaspoon tsp | tablespoon tbsp | piece 个 只 条 本 张 块 棵 辆 件 颗 支 位
+ordered-pair | increase | decrease | probability
+"""
+_CANONICAL = {
+    word: group.split()[0]
+    for group in _ALIASES.strip().replace("\n", "|").split("|")
+    for word in group.split()
+}  # fmt: skip
+_SYMBOL = re.compile(r"[GMTkhdcmμn]?(?:[mgslLWJVANΩ]|Pa|Hz|eV|mol|cal)|[GMTkmμn][KCTBb]|[GMTk]bps")
+_SPELLED = re.compile(rf"({'|'.join(_PREFIXES)})?({'|'.join(_BASES)})s?")
+_GLUED = re.compile(r"(?:mm|cm|km|kg|mg|ml|mL|lbs?|oz|ft|mph|kmh|[hH]z)(?![a-zA-Z])|[a-zA-Z]{4}")  # no product
+_FACTOR = re.compile(r"([^\s*^\d{}]+)(?:\^?\{?(-?\d)\}?)?(?:[\s*]+|$)")
+_PER = re.compile(r" ?/ ?| per | an? (?=[a-z]{3})")
+_ASIDE = re.compile(  # what follows a unit without changing it: 20 years old, 3 cups of sugar
+    r" (?:each|apiece|long|tall|old|wide|deep|high|thick|away|ago|apart|left|remaining|altogether|overall"
+    r"|(?:in )?total|in (?:all|length|height|width|area|volume|weight))$|(?<=[a-z]) of (?:the )?[a-z]+(?: [a-z]+)?$"
+)
+_RAISED = re.compile(r"(?:(square|sq\.?)|cubic|cu\.?) (.+)|(.+?) (?:(squared)|cubed)|(平方)(.+)|立方(.+)")
+_TENS = "(?:twen|thir|for|fif|six|seven|eigh|nine)"
+_NUMBER_WORD = re.compile(  # also as an adjective: 42 six sevenths, 42 twenty seconds
+    rf"(?:illion|illionth|teenth|ieth|enth|tuple|uplet|teen)s?\b|\b{_TENS}t(?:y|ies)\b|\b(?:quar|quin|sex|sep|oc|non)tets\b"
+    r"|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b"
+)
+_NO_NOUNS = frozenset(  # numbers and operations (42 sixteenths is not 42), and what is no noun at all
+    """lakhs crores myriads googols grosses minuses pluses duos
+    halves thirds quarters fourths fifths sixths sevenths eighths ninths tenths twelfths hundredths thousandths
+    ones twos threes fours fives sixes sevens eights nines tens hundreds thousands dozens zeros zeroes percents
+    pairs couples scores twins trios singles doubles triples quadruples triplets halfs cubes roots powers
+    factorials reciprocals inverses negatives opposites complements conjugates logs logarithms radicals
+    exponents differences products quotients sums derivatives integrals limits mods this less plus minus perhaps
+    wrongs does unless besides versus approximates equals others sometimes whereas guesses maybes""".split()
+)
+_NO_ADJECTIVES = _NO_NOUNS | frozenset(
+    """not no if is was has about approximately roughly nearly almost under over below above per fewer more or and maybe
+    to of by half third quarter hundred thousand dozen double triple twice else times negative""".split()
+)
+NOT_OPTIONAL = frozenset(("am", "pm"))  # in a gold: 3:45 may be either
+_MULTIPLIERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
+
+_POWER = r"(?:\^\{?-?\d\}?)?"
+_IN_TEXT = re.compile(rf"(.+?)[ ,]*((?:[*/]?\\text\{{[^{{}}]*\}}{_POWER})+)", re.DOTALL)
+_CHINESE = re.compile(r"(.*?[\d)}%\]]) ?([\u4e00-\u9fff]+)", re.DOTALL)
+_TAIL_START = re.compile(r"(?<=[\w)}%\]]) (?=[A-Za-z])|(?<=[\d)}])(?=[A-Za-z])")
+_SIGN = re.compile(r"\\\$|[$€£₹¥¢]|Rs\.?|\\text\{(?:USD|US\$|Rs\.?)\}|(?:US)\\?\$")
+_SIGN_BEHIND = re.compile(r"(.*\d) ?\\?([$€£₹¥¢])")
+_SCALED = re.compile(r"(.*\d)(?:\\text\{([KMB])\}| ?([KMB]))")
+_DEGREE = re.compile(r"(.+)\\degree(?:\\text\{ ?([CFK])\}| ?([CFK]))?", re.DOTALL)
+
+
+class Measure(NamedTuple):
+    """A normalised answer without its unit, and the unit's one name ("" for none)."""
+
+    core: str
+    unit: str
+
+
+@lru_cache(maxsize=4096)
+def split_unit(text: str) -> Measure:
+    """Cut the unit off a normalised answer; the unit is "" when there is none or when the words are no unit."""
+    if text[-1:].isdigit() and text[:1].isdigit():
+        return Measure(text, "")
+    sign = text[:1] if text[:1] in ("+", "-") else ""
+    if currency := _SIGN.match(text, len(sign)):
+        return _money(text, sign, currency[0], text[currency.end() :])
+    degree = _DEGREE.fullmatch(text)
+    if degree and "\\degree" not in degree[1] and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", degree[1]):
+        scale = (degree[2] or degree[3] or "").lower()
+        return Measure(degree[1], f"degree-{scale}" if scale else "degree")
+    return next(filter(None, (_measured(core, words) for core, words in _tails(text))), Measure(text, ""))
+
+
+def _tails(text: str) -> Iterator[tuple[str, str]]:
+    """(core, words) of each way in which a text may end in words."""
+    found = _IN_TEXT.fullmatch(text)
+    if found:
+        yield found[1], re.sub(r"\\text\{([^{}]*)\}", r" \1", found[2])
+    elif chinese := _CHINESE.fullmatch(text):
+        yield chinese[1], chinese[2]
+    elif sign := _SIGN_BEHIND.fullmatch(text):
+        yield sign[1], sign[2]
+    for start in () if "\\text" in text else _TAIL_START.finditer(text):
+        words = text[start.end() :]
+        glued = not start[0]
+        known = _GLUED.match(words) if glued else re.search("[A-Za-z]{2}|[/.]", words)
+        if known and re.fullmatch(rf"[A-Za-z./ *-]+{_POWER}", words):
+            yield text[: start.start()], words
+
+
+def _money(text: str, sign: str, currency: str, amount: str) -> Measure:
+    """`$5`, `-$5`, `$5 per day`, `$5 dollars`, `$70K`, `$48,000/year`."""
+    unit = _CANONICAL[re.sub(r"\\text|[\\{}.]", "", currency).lower()]
+    if scaled := _SCALED.fullmatch(amount):
+        exponent = {"K": 3, "M": 6, "B": 9}[scaled[2] or scaled[3]]
+        return Measure(f"{sign}{scaled[1]}*10^{{{exponent}}}", unit)
+    number, slash, under = amount.partition("/")
+    inner = split_unit(amount)
+    if slash and under.isalpha() and (rate := _measured(number, f"/{under}")):
+        inner = rate
+    if inner.unit in ("", unit):
+        return Measure(sign + inner.core, unit)
+    return Measure(sign + inner.core, f"{unit} {inner.unit}") if "^-1" in inner.unit else Measure(text, "")
+
+
+def _measured(core: str, words: str) -> Measure | None:
+    """`core` with the unit that the words are; None when they are none, or not such a unit."""
+    if "\\text" in core:
+        return None
+    words = " ".join(words.strip(" .,;:").replace("-", " ").split()) if "^" not in words else words.strip()
+    first, _, rest = words.partition(" ") if words.isascii() else (words[:1], "", words[1:])
+    if first.lower() in _MULTIPLIERS:
+        core, words = f"{core}*10^{{{_MULTIPLIERS[first.lower()]}}}", rest.removeprefix("s ")
+        if not words:
+            return Measure(core, "")
+    if words.lower() in ("percent", "pct", "per cent"):
+        return Measure(core + "%", "")
+    factors = _factors_of(f" {words}")
+    if factors is None:
+        return None
+    unit = " ".join(name if power == 1 else f"{name}^{power}" for name, power in sorted(factors.items()) if power)
+    return Measure(core.rstrip(" ,"), unit)
+
+
+def _factors_of(words: str) -> Counter[str] | None:
+    """The powers of the units in `m/s^2`, ` miles per hour`, ` an hour`, ` cups of sugar each`; None: no unit."""
+    while (shorter := _ASIDE.sub("", words)) != words:
+        words = shorter
+    total: Counter[str] = Counter()
+    for place, part in enumerate(_PER.split(words)):
+        factors = _product(part.strip()) if part.strip() or place else Counter()
+        if factors is None and place and re.fullmatch("[a-z]{3,}", part) and part not in _NO_ADJECTIVES:
+            factors = Counter({part: 1})  # per page
+        if factors is None:
+            return None
+        for name, power in factors.items():
+            total[name] += -power if place else power
+    return total
+
+
+def _product(words: str) -> Counter[str] | None:
+    if raised := _RAISED.fullmatch(words):
+        inner = _product(next(filter(None, (raised[2], raised[3], raised[6], raised[7]))))
+        times = 2 if raised[1] or raised[4] or raised[5] else 3
+        return inner and Counter({name: times * power for name, power in inner.items()})
+    together = words.lower().replace(" ", "-")
+    if whole := _CANONICAL.get(together) or _CANONICAL.get(together.removesuffix("s")):
+        words = whole
+    total: Counter[str] = Counter()
+    names = [(name, int(power or 1)) for name, power in _FACTOR.findall(words)]
+    known = [(_known(name), power) for name, power in names] if "".join(_FACTOR.split(words)[::3]) == "" else []
+    if known and all(name for name, _ in known):
+        for name, power in known:
+            over, _, under = name.partition("/")
+            total[over] += power
+            total[under] -= power if under else 0
+        return total
+    *adjectives, noun = words.lower().split(" ")
+    plural = noun.isalpha() and len(noun) >= 4 and noun.endswith("s") and not noun.endswith("ss")
+    if not plural or len(adjectives) > 2 or noun in _NO_NOUNS or _NUMBER_WORD.search(words.lower()):
+        return None
+    described = all(word.isalpha() and word not in _NO_ADJECTIVES for word in adjectives)
+    return Counter({" ".join([*adjectives, noun[:-1]]): 1}) if described else None
+
+
+def _known(word: str) -> str:
+    """The one name of a unit, symbols as they are written (mW is not MW), words in any case; "" when it is none."""
+    lower = word.lower()
+    for spelled in (word, lower, lower.rstrip("."), lower.removesuffix("s") if len(lower) > 3 else lower):
+        if spelled in _CANONICAL:
+            return _CANONICAL[spelled]
+    if _SYMBOL.fullmatch(word):
+        return word[:-1] + "L" if word[-1] == "l" and not word.endswith("mol") and not word.endswith("cal") else word
+    named = _SPELLED.fullmatch(lower)
+    return _PREFIXES.get(named[1] or "", "") + _BASES[named[2]] if named else ""
