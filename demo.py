@@ -1,67 +1,101 @@
-"""The main job on a bare machine: the same tiny model trained with GRPO's fixed clip and with the Band, then compared.
+"""GRPO's fixed clip against the Band, from the same start model, then the comparison of the two runs.
 
-    make demo        # or: python demo.py
+    make demo            # or: python demo.py           a tiny model on the synthetic task (data/toy.py), minutes
+    make demo-llm        # or: python demo.py --llm     SmolLM2-135M on arithmetic in English, long on a CPU
 
-Makes the start model (data/toy.py), trains configs/demo_grpo.yaml and configs/demo_band.yaml through the same line
-that trains a 7B model, and prints what the two runs show, no more. Everything is in runs/demo_grpo and runs/demo_band;
-a run that was interrupted goes on where it stopped, a finished one is shown again.
+Prepares the start model, trains a config with fixed clip bounds and one with the Band through the command line that
+trains a 7B model, and prints the findings. Each run is in runs/CONFIG. An interrupted run resumes, a finished run is
+only shown again.
 """
 
+import argparse
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from data.smollm2 import prepare
 from data.toy import save_start
 from eval.compare import compare
 from eval.report import write_report
 
 ROOT = Path(__file__).resolve().parent
-MODEL = ROOT / "runs" / "toy_model"
-CONFIGS = ("demo_grpo", "demo_band")
+RUNS = ROOT / "runs"
 RAREST = "clip/up/p<0.01"
+LLM_CORES_PER_RUN, LLM_GIB_PER_RUN = 2, 8
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description="Train GRPO and the Band from the same start model and compare them.",
+        epilog="Further --key value are keys of both configs, such as --max_steps 2.",
+    )
+    parser.add_argument("--llm", action="store_true", help="SmolLM2-135M on arithmetic in English, not the tiny model")
+    arguments, keys = parser.parse_known_args(argv)
+    llm = arguments.llm
     started = time.perf_counter()
-    title("1. A tiny model that answers by a shortcut, and very rarely by the better way")
-    save_start(MODEL, "toy", seed=0, device="cpu")
-    title(f"2. Training {' and '.join(CONFIGS)}, side by side: accelerate launch train.py --config NAME.yaml")
-    train_all()
-    title("3. What the two runs show")
-    runs = [ROOT / "runs" / name for name in CONFIGS]
-    figure = ROOT / "runs" / "demo.png"
+    name = "demo_llm" if llm else "demo"
+    configs = (f"{name}_grpo", f"{name}_band")
+    if llm:
+        title("1. SmolLM2-135M-Instruct, which solves some of the problems")
+        try:
+            print(f"runs/smollm2: {prepare(RUNS / 'smollm2')}")
+        except OSError as error:
+            raise SystemExit(f"error: {error}") from None
+    else:
+        title("1. A tiny model that answers by a shortcut, and very rarely by the better way")
+        save_start(RUNS / "toy_model", "toy", seed=0, device="cpu")
+    at_once = llm_runs_at_once() if llm else min(len(configs), os.cpu_count() or 1)
+    how = "side by side" if at_once > 1 else "one after the other"
+    title(f"2. Training {' and '.join(configs)}, {how}: accelerate launch train.py --config NAME.yaml")
+    train_all(configs, at_once, keys, threads=max(1, (os.cpu_count() or 1) // at_once) if llm else 1)
+    title("3. Comparison of the two runs")
+    runs = [RUNS / config for config in configs]
+    figure, page = RUNS / f"{name}.png", RUNS / f"{name}.html"
     print(compare(runs, out=figure))
     print(findings(*(read_metrics(run) for run in runs)))
-    page = ROOT / "runs" / "demo.html"
+    if llm:
+        title("4. Three responses of each run, at its first and at its last step")
+        print("\n".join(line for run in runs for line in first_and_last_responses(run, 3)))
     write_report(runs, page)
-    print(f"\nlook at {page.relative_to(ROOT)} in a browser: curves, and the answers token by token")
+    print(f"\nlook at {page.relative_to(ROOT)} in a browser: curves, and the responses token by token")
     print(f"curves as a picture: {figure.relative_to(ROOT)}")
-    print(f"took {time.perf_counter() - started:.0f} s; to train anew: rm -r runs/demo_grpo runs/demo_band")
+    print(f"took {time.perf_counter() - started:.0f} s; to train again: rm -r runs/{configs[0]} runs/{configs[1]}")
 
 
-def train_all() -> None:
-    """At once, a core for each where there are enough; ends the program when one of them ends badly."""
-    with ThreadPoolExecutor(min(len(CONFIGS), os.cpu_count() or 1)) as pool:
+def llm_runs_at_once() -> int:
+    """2 where cores and memory suffice for both runs, else 1."""
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return 2 if (os.cpu_count() or 1) >= 2 * LLM_CORES_PER_RUN and memory_gib >= 2 * LLM_GIB_PER_RUN else 1
+
+
+def train_all(configs: Sequence[str], at_once: int, keys: Sequence[str], *, threads: int) -> None:
+    """Train the configs, `at_once` of them at a time with `threads` each; exits when a run fails."""
+    with ThreadPoolExecutor(at_once) as pool:
         try:
-            codes = dict(zip(CONFIGS, pool.map(train, CONFIGS), strict=True))
+            codes = dict(zip(configs, pool.map(lambda config: train(config, keys, threads), configs), strict=True))
         except KeyboardInterrupt:  # the runs have it too, and save what they have
             pool.shutdown(cancel_futures=True)
-            raise SystemExit("stopped; the same command goes on from here") from None
+            raise SystemExit("stopped; the same command resumes") from None
     if failed := [f"{name} stopped with exit code {code}" for name, code in codes.items() if code]:
         raise SystemExit(f"{', '.join(failed)}; the lines above say why")
 
 
-def train(config: str) -> int:
-    """The exit code; every line of the run is printed behind its name."""
+def train(config: str, keys: Sequence[str], threads: int) -> int:
+    """Train one config in a process of its own and print its lines behind its name; returns the exit code."""
     accelerate = shutil.which("accelerate", path=str(Path(sys.executable).parent)) or "accelerate"
     line = [accelerate, "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
-    line += ["--dynamo_backend", "no", "train.py", "--config", f"{config}.yaml"]
-    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    line += ["--dynamo_backend", "no", "train.py", "--config", f"{config}.yaml", *keys]
+    # Passive: threads that wait for each other do not spin, which is several times faster beside other programs.
+    environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", **os.environ}
+    with subprocess.Popen(
+        line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         assert process.stdout
         for printed in process.stdout:
             print(f"{config} | {printed}", end="", flush=True)
@@ -70,6 +104,18 @@ def train(config: str) -> int:
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def first_and_last_responses(run: Path, count: int) -> list[str]:
+    """Lines with `count` logged responses of the run's first and last step, each with its problem and reference."""
+    files = sorted((run / "samples").glob("step_*.jsonl"))
+    lines = []
+    for path in dict.fromkeys(files[:1] + files[-1:]):
+        lines.append(f"{run.name}, step {int(path.stem.removeprefix('step_'))}:")
+        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()[:count]):
+            verdict = "correct" if row["correct"] else "incorrect"
+            lines.append(f"  {row['problem']}  ->  {json.dumps(row['answer'], ensure_ascii=False)}  ({verdict})")
+    return lines
 
 
 def findings(grpo: list[dict[str, float]], band: list[dict[str, float]]) -> str:
@@ -99,4 +145,4 @@ def title(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

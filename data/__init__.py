@@ -2,7 +2,7 @@
 
 Where to look: registry.py the known sets and leaks, formats.py published columns and gold cleaning, tables.py files and
 the hub, load.py dropping and counting, prompts.py templates and stop ids, order.py shuffling, fetch.py offline copies,
-toy.py the synthetic task.
+toy.py the synthetic task, arithmetic.py generated problems in English, smollm2.py the pretrained model of the demo.
 """
 
 from data.load import LoadReport, load_problems, shared_problems

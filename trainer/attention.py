@@ -8,6 +8,7 @@ two small batches. docs/models.md lists what was tried.
 """
 
 from collections.abc import Sequence
+from os.path import commonprefix
 from typing import Any
 
 import torch
@@ -77,7 +78,8 @@ def model_inputs(
     """The input tensors of a `MicroBatch`. The last token of a response predicts nothing and is not an input.
 
     padded: (n, L), for any attention. packed: end to end, for an attention that finds the sequences by their positions.
-    by_sequence: end to end, for attention_by_sequence (policy.py); a prompt that follows itself is packed once.
+    by_sequence: end to end, for attention_by_sequence; tokens that a prompt shares with the start of the previous one,
+    such as solved examples, are packed once.
     """
     inputs = [r[:-1] for r in responses]
     width = max(len(p) + len(r) for p, r in zip(prompts, inputs, strict=True))
@@ -86,17 +88,12 @@ def model_inputs(
     places: list[Tensor] = []  # (length,) flat position of each token of a sequence
     end = 0
     for i, (p, r) in enumerate(zip(prompts, inputs, strict=True)):
-        if layout == "by_sequence" and i and p == prompts[i - 1]:
-            of_prompt = places[-1][: len(p)]
-        else:
-            of_prompt = torch.arange(end, end + len(p))
-            end += len(p)
-            pieces.append(p)
-            starts.append(0)
-        places.append(torch.cat([of_prompt, torch.arange(end, end + len(r))]))
-        end += len(r)
-        pieces.append(r)
-        starts.append(len(p))
+        shared = len(commonprefix([p, prompts[i - 1]])) if layout == "by_sequence" and i else 0
+        own = [*p[shared:], *r]
+        places.append(torch.cat([*(place[:shared] for place in places[-1:]), torch.arange(end, end + len(own))]))
+        end += len(own)
+        pieces.append(own)
+        starts.append(shared)
         if layout == "padded":
             pieces.append([0] * ((i + 1) * width - end))
             starts.append(len(p) + len(r))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from configs.schema import Config
+from data.prompts import token_text
 from rewards import REASONS, GraderError
 from trainer.ranks import Number, Pair
 from trainer.rollout import EngineMismatch
@@ -259,7 +260,7 @@ def _short(number: float) -> float | None:
 
 
 def _row(run: Run, sample: Sample, of_tokens: dict[str, list[Any]]) -> dict[str, Any]:
-    completion, decode = sample.completion, run.task.tokenizer.decode
+    completion = sample.completion
     return {
         "problem": sample.problem.problem,
         "answer": completion.text,
@@ -273,7 +274,7 @@ def _row(run: Run, sample: Sample, of_tokens: dict[str, list[Any]]) -> dict[str,
         "truncated": sample.truncated,
         "prompt_id": hashlib.sha256(repr(sample.prompt).encode()).hexdigest()[:12],
         "token_ids": completion.token_ids,
-        "token_texts": [decode([token]) for token in completion.token_ids],
+        "token_texts": [token_text(run.task.tokenizer, token) for token in completion.token_ids],
         "rollout_logprobs": [_short(x) for x in completion.logprobs],
         **of_tokens,
     }

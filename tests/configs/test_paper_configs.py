@@ -60,7 +60,7 @@ METHODS |= {
     rule: {"rule": rule, "rule_args": {}, "dual_clip": None, "old_policy": "rollout"}
     for rule in ("dppo_tv", "dppo_kl", "cppo", "drpo", "m2po")
 }
-NAMES = {"paper", "demo_band", "demo_grpo", "qwen0.5b_band_1gpu", *MODELS}
+NAMES = {"paper", "demo_band", "demo_grpo", "demo_llm_band", "demo_llm_grpo", "qwen0.5b_band_1gpu", *MODELS}
 NAMES |= {f"{model}_{method}" for model in MODELS for method in METHODS}
 # The main run, written down from the published scripts apart from the YAML files.
 PAPER = {

@@ -229,6 +229,16 @@ def test_a_prompt_is_packed_once_for_its_samples():
     assert batch.places.tolist() == [0, 1, 2, 6, 7, 8, 9, 12, 13, 14]  # of a shared prompt: its first sample's
 
 
+def test_the_common_start_of_two_prompts_is_packed_once():
+    batch = make_batch([[1, 2, 3], [1, 2, 4], [1]], [[5, 9], [6, 9], [7, 9]], layout="by_sequence")
+    assert batch.input_ids.tolist() == [[1, 2, 3, 5, 4, 6, 7]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 3, 1]]
+    assert batch.predictors.tolist() == [2, 3, 4, 5, 0, 6]
+    assert batch.sequences is not None and batch.places is not None
+    assert batch.sequences.tolist() == [[0, 1, 2, 3], [0, 1, 4, 5], [0, 6, 0, 0]]
+    assert batch.places.tolist() == [0, 1, 2, 3, 6, 7, 9]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_predictors_are_the_positions_before_the_targets(layout: str):
     batch = make_batch([p for p, _, _ in SEQUENCES], [r for _, r, _ in SEQUENCES], layout=layout)
