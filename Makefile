@@ -35,15 +35,17 @@ $(BIN)/pip:
 	@command -v $(firstword $(CC)) >/dev/null || $(call stop,compiler: a C compiler is needed (got no $(CC)); install gcc)
 	@test $$(df -Pk $(dir $(VENV)) | awk 'END {print int($$4 / 1e6)}') -ge $(DISK_GB) \
 	  || $(call stop,disk: the $(DEVICE) set needs $(DISK_GB) GB in $(dir $(VENV)); free some or name another folder: make VENV=DIR ...)
+ifdef DRIVER
+	@test $(firstword $(subst ., ,$(DRIVER))) -ge 580 || $(call stop,driver: too old for CUDA 13 (got $(DRIVER)); install 580 or later)
+	@test -f $$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include", "posix_prefix"))')/Python.h \
+	  || $(call stop,headers: Triton needs Python.h to compile (got none for $$($(PYTHON) -V)); install python3-dev)
+endif
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq uv==0.13.9 || echo "uv: not installed (see above); pip takes its place and needs minutes more"
 
 $(STAMP): $(SET) | $(BIN)/pip
 	@echo "installing the $(DEVICE) set into $(VENV) (once)"
 ifdef DRIVER
-	@test $(firstword $(subst ., ,$(DRIVER))) -ge 580 || $(call stop,driver: too old for CUDA 13 (got $(DRIVER)); install 580 or later)
-	@test -f $$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include", "posix_prefix"))')/Python.h \
-	  || $(call stop,headers: Triton needs Python.h to compile (got none for $$($(PYTHON) -V)); install python3-dev)
 	@$(call install,$(SET:%=-r %))
 	@$(BIN)/python -c 'import torch; exit(not torch.cuda.is_available())' \
 	  || $(call stop,torch: finds no GPU (got driver $(DRIVER)); check CUDA_VISIBLE_DEVICES)

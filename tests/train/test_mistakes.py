@@ -510,4 +510,4 @@ def test_installing_beside_an_old_driver_is_refused_at_once(tmp_path):
     line = ["make", "install", f"VENV={tmp_path / 'venv'}"]
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode != 0 and not (tmp_path / "venv").exists()
-    assert "NVIDIA driver 550.54.15 is too old" in done.stdout and "install 580 or later" in done.stdout
+    assert "driver: too old for CUDA 13 (got 550.54.15); install 580 or later" in done.stdout
