@@ -303,7 +303,7 @@ def _expressions(a: str, g: str, leaf: Leaf) -> Verdict:
     if _NOT_MATHS.search(a) or "\\text{" in g or ("=" in a) != ("=" in g):
         return False
     check_size(g)
-    return leaf.expressions(a, g)
+    return False if arithmetic.differ(a, g) else leaf.expressions(a, g)
 
 
 _RULES: tuple[Callable[[str, str, Leaf], Verdict], ...] = (
