@@ -34,12 +34,17 @@ _AS_PYTHON = [(re.compile(pattern), python) for pattern, python in (
     (r"(?<![\d.])0+(?=\d)", ""), (r"(?<![a-z])\(", "group("), (r"(?<=[\d)])(?=[a-zA-Z])|(?<=\))(?=\d)", "*"),
     (r"(?<=[a-zA-Z]) +(?=[\da-zA-Z])", "*"),
 )]  # fmt: skip
+_PYTHON = re.compile(
+    r"(?:[a-zA-Z+\-*/() ,]|\d+(?:\.\d*)?(?![\w.])|\.\d+(?![\w.])|\.whole )*"
+)  # what parses without warnings
 _NO_ARITHMETIC = (SyntaxError, ValueError, RecursionError, MemoryError)  # words, several values, something cut off
 
 
 def _parsed(text: str) -> ast.expr:
     for pattern, python in _AS_PYTHON:
         text = pattern.sub(python, text)
+    if not _PYTHON.fullmatch(text):
+        raise ValueError("no arithmetic")
     return ast.parse(text.strip(), mode="eval").body
 
 

@@ -233,8 +233,6 @@ def _groups(a: str, g: str, leaf: Leaf):
         return NotImplemented
     if x is None or y is None:
         if found.opening or not re.fullmatch(r"\d{3}(,\d{3})+" if found is x else r"\d{1,3}(,\d{3})+", other):
-            if found is x and not x.opening and len(x.items) < 4:  # one value in several forms: \\frac12 or 0.5
-                return _all_of(equal(item, g, leaf) for item in x.items)
             return False if len(found.items) > 1 or found.opening in ("[", "\\{") else NotImplemented
         thousands = parts.Group("", tuple(other.split(",")), "")  # beside a list 100,200 may be one too
         x, y = x or thousands, y or thousands
