@@ -117,14 +117,14 @@ _LEAD = re.compile(  # what a sentence says before its value: "The value of $n$ 
 )
 _SENTENCE = re.compile(r"[A-Za-z][a-z']*(?:,?\s+[A-Za-z'][a-z']*)+?\s+(?=[*$(\\-]*\d)")  # The class found
 _ENDING = re.compile(  # 30 eggs in the garden
-    r"(\\?\$?-?\d[\d,.]*%?(?: [a-z]+){0,3}?) (?:altogether |in total )?"
+    r"(\\?\$\d[\d,.]*|-?\d[\d,.]*(?:\\?%|(?: [a-z]+){1,3}?)) (?:altogether |in total )?"
     r"(?:in|of|for|from|at|on|over|during|after|by) [A-Za-z ,']+"
 )
 _VERB = re.compile(
     r"\b(?:are|was|has|have|had|found|made|paid|spent|got|ate|won|sold|took|gave|will|can|need|should|must|would|to|[a-z]{2,}(?:ed|s))\b"
 )
 _DENIED = re.compile(
-    r"(?i)n't\b|\b(?:not?|never|nor|neither|wrong\w*|incorrect\w*|false|or|either|maybe|perhaps|possibly|otherwise"
+    r"(?i)n't\b|\b(?:not?|nobody|nothing|none|never|nor|neither|wrong\w*|incorrect\w*|false|or|either|maybe|perhaps|possibly|otherwise"
     r"|else|unless|if|might|(?<!that )could|may)\b"
 )
 _QUALIFIED = re.compile(

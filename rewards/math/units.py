@@ -59,7 +59,7 @@ _NO_NOUNS = frozenset(  # numbers and operations (42 sixteenths is not 42), and 
 )
 _NO_ADJECTIVES = _NO_NOUNS | frozenset(
     """not no if is was has about approximately roughly nearly almost under over below above per fewer more or and maybe
-    to of by half third quarter hundred thousand dozen double triple twice else times negative""".split()
+    to of by half third quarter hundred thousand dozen double triple twice else times negative factorial choose squared cubed""".split()
 )
 NOT_OPTIONAL = frozenset(("am", "pm"))  # in a gold: 3:45 may be either
 _MULTIPLIERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
@@ -190,7 +190,7 @@ def _product(words: str) -> Counter[str] | None:
 
 def _known(word: str) -> str:
     """The one name of a unit, symbols as they are written (mW is not MW), words in any case; "" when it is none."""
-    lower = word.lower()
+    lower = word.lower() if len(word) > 1 else word
     for spelled in (word, lower, lower.rstrip("."), lower.removesuffix("s") if len(lower) > 3 else lower):
         if spelled in _CANONICAL:
             return _CANONICAL[spelled]
