@@ -59,7 +59,8 @@ _NO_NOUNS = frozenset(  # numbers and operations (42 sixteenths is not 42), and 
 )
 _NO_ADJECTIVES = _NO_NOUNS | frozenset(
     """not no if is was has about approximately roughly nearly almost under over below above per fewer more or and maybe
-    to of by half third quarter hundred thousand dozen double triple twice else times negative factorial choose squared cubed""".split()
+    to of by half third quarter hundred thousand dozen double triple twice else times negative factorial choose
+    squared cubed""".split()
 )
 NOT_OPTIONAL = frozenset(("am", "pm"))  # in a gold: 3:45 may be either
 _MULTIPLIERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
@@ -168,7 +169,7 @@ def _product(words: str) -> Counter[str] | None:
         inner = _product(next(filter(None, (raised[2], raised[3], raised[6], raised[7]))))
         times = 2 if raised[1] or raised[4] or raised[5] else 3
         return inner and Counter({name: times * power for name, power in inner.items()})
-    together = words.lower().replace(" ", "-")
+    together = words.lower().replace(" ", "-") if len(words) > 1 else words
     if whole := _CANONICAL.get(together) or _CANONICAL.get(together.removesuffix("s")):
         words = whole
     total: Counter[str] = Counter()
