@@ -21,7 +21,7 @@ _ALIASES = """
 in inch inches | ft foot feet | yd yard yds | mi mile | lb pound lbs | oz ounce | ton tonne 吨 | gal gallon | acre
 mm 毫米 | cm cms 厘米 | m 米 | km kms 千米 | g gm 克 | kg kgs 千克 公斤 | mL 毫升 | L 升 | s sec secs 秒
 min minute mins 分钟 | h hr hour hrs 小时 | day 天 | week wk 周 | month 月 | year yr yrs 年 岁 | hectare | kelvin
-mi/h mph | km/h kmh kmph kph | b/s bps | dollar usd us$ $ 美元 | cent ¢ | euro € 欧元 | pound-sterling £
+dollar usd us$ $ 美元 | cent ¢ | euro € 欧元 | pound-sterling £
 rupee rs inr ₹ | yuan 元 | yen jpy ¥ | degree deg 度 | degree-f fahrenheit degrees-fahrenheit degrees-f
 degree-c celsius degrees-celsius degrees-c | radian rad | unit | person people 人 名 | man men | woman women
 child children | mouse mice | am a.m. a.m | pm p.m. p.m | way 种 | time 次 | percent-point | Å angstrom | erg | dyne
@@ -33,7 +33,9 @@ _CANONICAL = {
     for group in _ALIASES.strip().replace("\n", "|").split("|")
     for word in group.split()
 }  # fmt: skip
-_SYMBOL = re.compile(r"[GMTkhdcmμn]?(?:[mgslLWJVANΩ]|Pa|Hz|eV|mol|cal)|[GMTkmμn][KCTBb]|[GMTk]bps")
+_SLASHED = {"mph": "mi/h", "kmh": "km/h", "kph": "km/h", "kmph": "km/h", "bps": "b/s", "Mbps": "Mb/s", "Gbps": "Gb/s"}
+_RATES = re.compile(rf"\b(?:{'|'.join(_SLASHED)})\b")
+_SYMBOL = re.compile(r"[GMTkhdcmμn]?(?:[mgslLWJVANΩ]|Pa|Hz|eV|mol|cal)|[GMTkmμn][KCTBb]")
 _SPELLED = re.compile(rf"({'|'.join(_PREFIXES)})?({'|'.join(_BASES)})s?")
 _GLUED = re.compile(r"(?:mm|cm|km|kg|mg|ml|mL|lbs?|oz|ft|mph|kmh|[hH]z)(?![a-zA-Z])|[a-zA-Z]{4}")  # no product
 _FACTOR = re.compile(r"([^\s*^\d{}]+)(?:\^?\{?(-?\d)\}?)?(?:[\s*]+|$)")
@@ -141,7 +143,7 @@ def _measured(core: str, words: str) -> Measure | None:
             return Measure(core, "")
     if words.lower() in ("percent", "pct", "per cent"):
         return Measure(core + "%", "")
-    factors = _factors_of(f" {words}")
+    factors = _factors_of(f" {_RATES.sub(lambda m: _SLASHED[m[0]], words)}")
     if factors is None:
         return None
     unit = " ".join(name if power == 1 else f"{name}^{power}" for name, power in sorted(factors.items()) if power)
@@ -177,9 +179,7 @@ def _product(words: str) -> Counter[str] | None:
     known = [(_known(name), power) for name, power in names] if "".join(_FACTOR.split(words)[::3]) == "" else []
     if known and all(name for name, _ in known):
         for name, power in known:
-            over, _, under = name.partition("/")
-            total[over] += power
-            total[under] -= power if under else 0
+            total[name] += power
         return total
     *adjectives, noun = words.lower().split(" ")
     plural = noun.isalpha() and len(noun) >= 4 and noun.endswith("s") and not noun.endswith("ss")
