@@ -136,6 +136,7 @@ def _measured(core: str, words: str) -> Measure | None:
     if "\\text" in core:
         return None
     words = " ".join(words.strip(" .,;:").replace("-", " ").split()) if "^" not in words else words.strip()
+    words = words.removesuffix(" and")  # 2 hours and 30 minutes
     first, _, rest = words.partition(" ") if words.isascii() else (words[:1], "", words[1:])
     if first.lower() in _MULTIPLIERS:
         core, words = f"{core}*10^{{{_MULTIPLIERS[first.lower()]}}}", rest.removeprefix("s ")

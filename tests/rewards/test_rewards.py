@@ -67,7 +67,6 @@ def test_labels_have_reasons_and_hold_when_computed():
 
 # Golds of the labelled set that only the very same spelling matches, with the reason.
 UNREADABLE_GOLDS = {
-    "2\\text{ hours }30\\text{ minutes}": "a sum of two units",
     "C(n,2)": "a function of two arguments, or a binomial coefficient",
 }
 
