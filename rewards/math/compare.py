@@ -257,7 +257,7 @@ _COMPOUND = re.compile(r"(\d[\d.,]*\\text\{[^{}]*\})[ ,]*")
 
 
 def _units(a: str, g: str, leaf: Leaf):
-    """The same unit on both sides, or a unit on one side alone; degrees also as radians; 2 hours 30 minutes in parts."""
+    """The same unit on both sides, or a unit on one side alone; degrees also as radians; 2 hours 3 minutes in parts."""
     if len(measures := _COMPOUND.findall(g)) > 1 and not _COMPOUND.sub("", g):
         return not _COMPOUND.sub("", a) and _in_order(_COMPOUND.findall(a), measures, leaf)
     x, y = split_unit(a), split_unit(g)
