@@ -1,20 +1,25 @@
 # make demo    set up, train the synthetic task with GRPO's fixed clip and with Band, compare   (two to three minutes)
 # make test    set up, run the tests
 # make help    everything else
-#
-# Both work on a fresh machine with git, make, Python 3.11 or later and a C compiler. What is installed goes to .venv.
+# All work on a fresh machine with git, make, Python 3.11 or later and a C compiler. What is installed goes to .venv.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NVIDIA := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1)
-DEVICE := $(if $(NVIDIA),gpu,cpu)
-REQUIREMENTS := $(if $(filter gpu,$(DEVICE)),requirements.txt,requirements-cpu.txt)
+DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1)
+DEVICE := $(if $(DRIVER),gpu,cpu)
+SET := $(if $(DRIVER),requirements-gpu.lock,requirements-cpu.txt) requirements-dev.txt
+DISK_GB := $(if $(DRIVER),12,5)
 STAMP := $(VENV)/.installed-$(DEVICE)
 TORCH_CPU := torch==2.13.0+cpu
-TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
-DRIVER := 580# the oldest NVIDIA driver that runs CUDA 13, which the wheels of requirements.txt are built for
-TRITON := triton==3.7.1# the release that torch 2.13.0 takes on a GPU
+
+stop = { echo "$(1)"; exit 1; }
+# uv needs seconds where pip needs minutes, but does not read pip's configuration: pass the package indexes on.
+pip_config = $(subst \n, ,$(shell $(BIN)/python -m pip config list | sed -n "s/^.*\.$(1)='\(.*\)'$$/\1/p" | tail -n 1))
+pip_options = $(foreach name,$(1),$(foreach value,$(call pip_config,$(name)),--$(name) $(value)))
+UV_INSTALL = $(BIN)/uv pip install -q --python $(BIN)/python --system-certs --index-strategy unsafe-best-match \
+  $(call pip_options,index-url extra-index-url find-links) $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
+install = { $(UV_INSTALL) --no-deps $(1) || $(BIN)/python -m pip install -qq --no-deps $(1); }
 
 .DEFAULT_GOAL := help
 .PHONY: help install resolve demo test quick browser gpu check fuzz chaos bench bench-env clean
@@ -24,40 +29,45 @@ help: ## this list
 
 install: $(STAMP) ## set up the environment, no more
 
-$(STAMP): $(REQUIREMENTS) requirements-dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=python3.12 ..."; exit 1; }
-	@echo "installing the $(DEVICE) set into $(VENV) (once; $(if $(filter gpu,$(DEVICE)),several GB,about two minutes))"
-ifeq ($(DEVICE),gpu)
-	@test "$(firstword $(subst ., ,$(NVIDIA)))" -ge $(DRIVER) \
-	  || { echo "NVIDIA driver $(NVIDIA) is too old for wheels built for CUDA 13: install $(DRIVER) or later"; exit 1; }
-endif
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-ifeq ($(DEVICE),gpu)
-	@$(BIN)/python -m pip install -qq -r requirements.txt -r requirements-dev.txt
-	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
-	  || { echo "nvidia-smi works (driver $(NVIDIA)), torch sees no GPU: is CUDA_VISIBLE_DEVICES empty, or the driver older than $(DRIVER)?"; exit 1; }
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || $(call stop,python: 3.11 or later is needed (got $$($(PYTHON) -V)); make PYTHON=python3.12 ...)
+	@command -v $(firstword $(CC)) >/dev/null || $(call stop,compiler: a C compiler is needed (got no $(CC)); install gcc)
+	@test $$(df -Pk $(dir $(VENV)) | awk 'END {print int($$4 / 1e6)}') -ge $(DISK_GB) \
+	  || $(call stop,disk: the $(DEVICE) set needs $(DISK_GB) GB in $(dir $(VENV)); free some or name another folder: make VENV=DIR ...)
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq uv==0.13.9 || echo "uv: not installed (see above); pip takes its place and needs minutes more"
+
+$(STAMP): $(SET) | $(BIN)/pip
+	@echo "installing the $(DEVICE) set into $(VENV) (once)"
+ifdef DRIVER
+	@test $(firstword $(subst ., ,$(DRIVER))) -ge 580 || $(call stop,driver: too old for CUDA 13 (got $(DRIVER)); install 580 or later)
+	@test -f $$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include", "posix_prefix"))')/Python.h \
+	  || $(call stop,headers: Triton needs Python.h to compile (got none for $$($(PYTHON) -V)); install python3-dev)
+	@$(call install,$(SET:%=-r %))
+	@$(BIN)/python -c 'import torch; exit(not torch.cuda.is_available())' \
+	  || $(call stop,torch: finds no GPU (got driver $(DRIVER)); check CUDA_VISIBLE_DEVICES)
 else
-	@# The CPU wheel from where pip is configured to look, else from PyTorch's own index.
-	@$(BIN)/python -m pip install -qq --no-deps $(TORCH_CPU) 2>/dev/null \
-	  || $(BIN)/python -m pip install -qq --no-deps $(TORCH_CPU) --index-url $(TORCH_CPU_INDEX)
-	@$(BIN)/python -m pip install -qq --no-deps -r requirements-cpu.txt
-	@$(BIN)/python -m pip install -qq -r requirements-dev.txt
+	@# torch's CPU wheel from the configured indexes, else from PyTorch's own.
+	@$(call install,$(TORCH_CPU)) 2>/dev/null || $(call install,$(TORCH_CPU) --extra-index-url https://download.pytorch.org/whl/cpu)
+	@$(call install,$(SET:%=-r %))
 endif
 	@touch $@
 
-# Asks the package index alone, for the Python and the platform of a GPU machine; installs nothing.
-resolve: $(STAMP) ## does requirements.txt resolve for a GPU machine?
-	@$(BIN)/python -m pip install -q --dry-run --ignore-installed --target $(VENV)/nowhere --only-binary=:all: --python-version 3.12 \
-	  $(foreach minor,$(shell seq 5 39),--platform manylinux_2_$(minor)_x86_64) --platform manylinux1_x86_64 --platform manylinux2014_x86_64 --platform any \
-	  --report $(VENV)/resolved.json antlr4-python3-runtime==4.13.2 -r requirements.txt 2>$(VENV)/resolve.log || { grep -v WARNING $(VENV)/resolve.log; exit 1; }
-	@$(BIN)/python -c 'import json; r = json.load(open("$(VENV)/resolved.json"))["install"]; print(len(r), "packages resolve:", *("{name}=={version}".format(**p["metadata"]) for p in r if p["requested"]))'
+resolve: $(STAMP) ## does requirements-gpu.lock fit requirements.txt?
+	@cp requirements-gpu.lock $(VENV)/resolved.lock
+	@$(BIN)/uv pip compile -q --system-certs requirements.txt -o $(VENV)/resolved.lock --no-header --no-annotate --only-binary :all: \
+	  --python-version 3.12 --python-platform x86_64-manylinux_2_31 $(call pip_options,index-url)
+	@diff requirements-gpu.lock $(VENV)/resolved.lock \
+	  || $(call stop,lock: does not fit (see above); cp $(VENV)/resolved.lock requirements-gpu.lock)
+	@echo "requirements-gpu.lock fits requirements.txt: $$(grep -c == requirements-gpu.lock) packages"
 
 demo: $(STAMP) ## the main job on a bare machine: GRPO against Band on the synthetic task, with a table and a picture
 	@$(BIN)/python demo.py
 
 # Triton in a folder of its own: on a CPU tests alone use it, to interpret the kernels that a GPU would run.
 $(VENV)/triton: $(STAMP)
-	@rm -rf $@ && $(BIN)/python -m pip install -qq --no-deps --target $@ $(TRITON)
+	@rm -rf $@ && $(call install,--target $@ triton==3.7.1)
 
 test: $(STAMP) $(VENV)/triton ## all tests, on all cores
 	@$(BIN)/python -m pytest -n auto --dist worksteal --durations=10
@@ -75,7 +85,7 @@ gpu: $(STAMP) ## the acceptance on an NVIDIA GPU (docs/gpu.md); PART=kernels, en
 	@$(BIN)/python -m pytest -v -rs --tb=short --durations=10 $(if $(PART),tests/gpu/test_$(PART).py,tests/gpu)
 
 check: $(STAMP) ## lint, format, types
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell && $(BIN)/pyright
 
 fuzz: $(STAMP) ## the verifier under two minutes of random input
 	@PYTHONPATH=. $(BIN)/python tests/fuzzing.py --minutes 2

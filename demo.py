@@ -89,7 +89,7 @@ def findings(grpo: list[dict[str, float]], band: list[dict[str, float]]) -> str:
             f"Speed: mean reward 0.5 was reached at: fixed clip {reached(grpo, 0.5)}, Band {reached(band, 0.5)}.",
             f"Entropy after the last step: fixed clip {grpo[-1]['train/entropy']:.3f}, Band "
             f"{band[-1]['train/entropy']:.3f} nats per token.",
-            "One seed each: docs/study.md has the same with several seeds, and what does not show.",
+            "One seed each; docs/results.md has several seeds and what does not hold.",
         ]
     )
 

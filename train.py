@@ -11,7 +11,7 @@ loss are those of the whole minibatch over all processes, and a model's backward
     another advantage         group_advantages         another clipping rule       rule: my_file.py:my_rule
     another loss              grpo_loss                another reward              reward: my_file.py:my_reward
     which samples are kept    rollout                  a metric of tokens          `stats` in grpo_loss
-    another optimizer         trainer/start.py         what a resume restores      trainer/state.py
+    another optimizer         trainer/start.py         what a resume restores      trainer/types.py
     a new option              configs/schema.py        examples of all             docs/tweaks.md
 
 Left out: critics, reward models, asynchronous rollouts, tensor parallelism of the trainer.
@@ -35,21 +35,26 @@ from data import next_problems
 from eval.evaluate import evaluate_policy
 from eval.plots import plot_run
 from eval.report import write_report
-from rewards import Grade, Ticket, shape_reward
+from rewards import Grade, GraderError, Ticket, shape_reward
 from trainer.batching import make_minibatches
 from trainer.clock import Clock
-from trainer.metrics import MAX_SKIPPED, Stats, TokenStats, check_rollout_logprobs, raise_not_finite, step_metrics
+from trainer.metrics import (
+    MAX_SKIPPED,
+    Stats,
+    TokenStats,
+    check_rollout_logprobs,
+    log_samples,
+    raise_not_finite,
+    step_metrics,
+)
 from trainer.policy import Policy
 from trainer.resume import save
 from trainer.rollout import Completion
-from trainer.run import Run
-from trainer.samples import log_samples
-from trainer.schedules import learning_rate, seed_of
+from trainer.run import Run, learning_rate, seed_of
 from trainer.start import start
-from trainer.state import State
-from trainer.stopping import Stopped, die_with_launcher, exit_with, one_clear_line
+from trainer.stopping import Interrupted, exit_on_error, hard_exit, set_parent_death_signal
 from trainer.task import dry_run
-from trainer.types import MicroBatch, Sample
+from trainer.types import MicroBatch, Sample, State
 
 
 def main(argv: list[str]) -> int:
@@ -57,10 +62,8 @@ def main(argv: list[str]) -> int:
 
     Invalid config or data: one-line error, exit code 2. A failure during training: exit code 1.
     """
-    die_with_launcher()
-    clock = Clock()
-    clock.done("imports")
-    with one_clear_line(ValueError, OSError, code=2):
+    set_parent_death_signal()
+    with exit_on_error(ValueError, OSError, code=2):
         cfg = load_or_exit(Config, argv)
     plan = Plan(cfg)
 
@@ -69,10 +72,10 @@ def main(argv: list[str]) -> int:
             print(line, flush=True)
 
     say(plan.text(cfg))
-    with one_clear_line(ValueError, OSError, code=2):
+    with exit_on_error(ValueError, OSError, code=2):
         if cfg.dry_run:
             return dry_run(cfg, plan.processes, say)
-    with start(cfg, plan, say, clock) as run:
+    with start(cfg, plan, say, Clock()) as run:
         try:
             if (
                 run.step == 0 or run.state.pending_metrics
@@ -80,7 +83,7 @@ def main(argv: list[str]) -> int:
                 finish_step(run, run.state.pending_metrics)
             while run.step < cfg.max_steps:
                 finish_step(run, train_step(run))
-        except Stopped:  # SIGTERM or Ctrl-C, on all ranks; an interrupted step leaves no trace
+        except Interrupted:  # SIGTERM or Ctrl-C, on all ranks; an interrupted step leaves no trace
             pass
         save(run)
         if run.ranks.is_main and not run.signals.number:  # an interrupted run draws no plots
@@ -92,7 +95,7 @@ def main(argv: list[str]) -> int:
 def train_step(run: Run) -> dict[str, float]:
     """One step of the algorithm, one line per phase; returns its metrics.
 
-    Raises Stopped (before the first update only), GraderError, EngineError, EngineMismatch, FloatingPointError.
+    Raises Interrupted (before the first update only), GraderError, EngineError, EngineMismatch, FloatingPointError.
     """
     started_s = time.perf_counter()
     run.seed(seed_of(run.cfg.seed, run.step, run.plan.rank))  # all global RNGs: a checkpoint stores none
@@ -102,13 +105,13 @@ def train_step(run: Run) -> dict[str, float]:
         samples = add_advantages(run.cfg, samples)
     with run.phase("batch"):
         minibatches = make_minibatches(run, samples)
-    with run.phase("old"), run.may_stop():
+    with run.phase("old"), run.interruptible():
         run.engine.sleep()
         minibatches = add_old_logprobs(run, minibatches)
     with run.phase("update"):
         stats = update_policy(run, minibatches)
     with run.phase("sync"):
-        run.sync()
+        run.sync_weights()
     metrics = step_metrics(run, samples, minibatches, stats)
     run.state = replace(
         state,
@@ -141,7 +144,7 @@ def finish_step(run: Run, metrics: dict[str, float]) -> None:
 
 
 def rollout(run: Run) -> tuple[list[Sample], State]:
-    """This rank's samples to train on in this step, and the state after sampling. Raises Stopped.
+    """This rank's samples to train on in this step, and the state after sampling. Raises Interrupted.
 
     A step samples what is trained on `off_policy_steps` later; the first step samples for all steps up to then.
     """
@@ -157,7 +160,7 @@ def sample_batch(run: Run, step: int, drawn: int) -> tuple[list[Sample], int]:
     """This rank's samples for a step, group by group, and the number of prompts drawn so far (`drawn` before).
 
     With dynamic sampling (DAPO) a group whose responses all have the same score, before shaping, is replaced by the
-    next prompt of the training order, in up to `dynamic_sampling` rounds. Raises Stopped.
+    next prompt of the training order, in up to `dynamic_sampling` rounds. Raises Interrupted.
     """
     cfg, order = run.cfg, {"n": len(run.task.train), "per_step": run.cfg.prompts_per_step, "seed": run.cfg.seed}
     slots = run.plan.slots(run.plan.rank)  # this rank's positions in the batch of prompts
@@ -165,7 +168,7 @@ def sample_batch(run: Run, step: int, drawn: int) -> tuple[list[Sample], int]:
     used, wanted = set(picks), dict(enumerate(picks))  # slot -> index of its problem, on all ranks
     groups: dict[int, list[Sample]] = {}
     for refill in range(cfg.dynamic_sampling + 1):
-        with run.may_stop():
+        with run.interruptible():
             groups |= sample_groups(run, {slot: wanted[slot] for slot in slots if slot in wanted}, (step, refill))
         if refill == cfg.dynamic_sampling:
             break
@@ -180,21 +183,20 @@ def sample_batch(run: Run, step: int, drawn: int) -> tuple[list[Sample], int]:
 
 
 def sample_groups(run: Run, wanted: dict[int, int], when: tuple[int, int]) -> dict[int, list[Sample]]:
-    """A graded group per slot of `wanted` (slot -> index of its problem). when: step, refill. Raises Stopped."""
+    """A graded group per slot of `wanted` (slot -> index of its problem). when: step, refill. Raises Interrupted."""
     cfg, G, rows = run.cfg, run.cfg.samples_per_prompt, [run.task.train[i] for i in wanted.values()]
     seeds = [[seed_of(cfg.seed, *when, slot, j) for j in range(G)] for slot in wanted]
     about = [{"problem": asdict(problem), "prompt": run.task.tokenizer.decode(prompt)} for problem, prompt in rows]
     tickets: dict[tuple[int, int], Ticket | Grade] = {}
 
     def finished(i: int, j: int, completion: Completion) -> None:
-        run.check_stop()
+        run.raise_if_interrupted()
         of_response = {"response_tokens": len(completion.token_ids), "truncated": completion.finish_reason == "length"}
         tickets[i, j] = run.verifier.submit(completion.text, rows[i][0].gold, about[i] | of_response)
+        bar.update()
 
     with run.tracker.progress(len(rows) * G, f"step {run.step + 1} rollout", "responses") as bar:
-        completions = run.engine.generate(
-            [prompt for _, prompt in rows], run.sampling, seeds=seeds, on_finish=finished, progress=bar.update
-        )
+        completions = run.engine.generate([prompt for _, prompt in rows], run.sampling, seeds=seeds, on_finish=finished)
     grades = run.verifier.collect([tickets[i, j] for i in range(len(rows)) for j in range(G)])
     groups: dict[int, list[Sample]] = {}
     for i, slot in enumerate(wanted):
@@ -237,7 +239,7 @@ def group_advantages(rewards: Tensor, kind: str) -> Tensor:
     rloo:       r - mean of the others: arXiv 2402.14740
     maxrl:      (r - mean) / mean, 0 where the mean is 0, for rewards from 0: arXiv 2602.02710, algorithm 1
 
-    Raises ValueError for an unknown kind, and for maxrl with a reward below 0.
+    Raises ValueError for an unknown kind, GraderError for maxrl with a reward below 0.
     """
     mean, equal = rewards.mean(dim=1, keepdim=True), (rewards == rewards[:, :1]).all(dim=1, keepdim=True)
     centred = (rewards - mean).masked_fill(equal, 0.0)  # rounding of the mean would leave advantages of 1e-10
@@ -249,7 +251,7 @@ def group_advantages(rewards: Tensor, kind: str) -> Tensor:
         return centred * rewards.shape[1] / (rewards.shape[1] - 1)
     if kind == "maxrl":
         if (rewards < 0).any():
-            raise ValueError(
+            raise GraderError(
                 f"advantage: maxrl needs rewards from 0 (got {rewards.min():g}); use group_std or group_mean"
             )
         return centred / mean.where(mean > 0, 1.0)
@@ -298,7 +300,8 @@ def grpo_loss(
 
     logprobs, entropy: (T,), of the current policy, with gradient. The policy term of a token is the PPO clip with the
     rule's bounds, max(-r A, -clip(r, lower, upper) A), at most -dual_clip A for A < 0 (arXiv 1912.09729). For a rule
-    that gives a gradient weight w it is -w A logprob. Tokens with |ln r| > 20 get no gradient.
+    that gives a gradient weight w it is -w A logprob, 0 for A < 0 and w > dual_clip. Tokens with |ln r| > 20 get no
+    gradient.
     """
     A = batch.advantages
     old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
@@ -307,21 +310,22 @@ def grpo_loss(
     inputs = {"logprobs": logprobs.detach(), "entropy": entropy.detach(), "old_logprobs": old_logprobs, "advantages": A}
     bounds = rule(**inputs, sequence_ids=batch.sequence_ids)  # (lower, upper), or a gradient weight
 
+    weight = ratio.detach() if isinstance(bounds, tuple) else bounds
     dual_clip = math.inf if cfg.dual_clip is None else cfg.dual_clip
-    no_gradient = (log_ratio.abs() > MAX_LOG_RATIO) | ((A < 0) & (ratio > dual_clip))
+    no_gradient = (log_ratio.abs() > MAX_LOG_RATIO) | ((A < 0) & (weight > dual_clip))
     if isinstance(bounds, tuple):
         lower, upper = bounds
         clipped = ((A > 0) & (ratio > upper)) | ((A < 0) & (ratio < lower))
-        weight = ratio.detach().masked_fill(clipped | no_gradient, 0.0)
+        weight = weight.masked_fill(clipped | no_gradient, 0.0)
         loss = torch.maximum(-ratio * A, -ratio.clamp(lower, upper) * A)
         if cfg.dual_clip is not None:
             loss = torch.where(A < 0, torch.minimum(loss, -cfg.dual_clip * A), loss)
         stats: TokenStats = {"band/lower_mean": lower, "band/upper_mean": upper}
     else:
-        clipped = (bounds == 0) & (A != 0)
+        clipped = bounds == 0
         weight = bounds.masked_fill(no_gradient, 0.0)
         loss, stats = -weight * A * logprobs, {}
-    stats |= {"clip/up": (clipped, A > 0), "clip/down": (clipped, A < 0), "clip/fraction": clipped | no_gradient}
+    stats |= {"clip/up": (clipped, A > 0), "clip/down": (clipped, A < 0), "clip/fraction": (weight == 0) & (A != 0)}
     stats |= {"clip/weight_mean": weight, "ratio/mean": ratio}
 
     if cfg.tis != "none":
@@ -400,4 +404,4 @@ def apply_update(run: Run, stats: Stats, minibatch: list[MicroBatch]) -> None:
 if __name__ == "__main__":
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    exit_with(lambda: record(main)(sys.argv[1:]))  # a launcher's summary shows the first error of several processes
+    hard_exit(lambda: record(main)(sys.argv[1:]))  # a launcher's summary shows the first error of several processes

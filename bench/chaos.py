@@ -100,7 +100,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 @dataclass
 class Trial:
-    """A run that is going to have an accident."""
+    """A run that will be killed or damaged."""
 
     folder: Path  # output_dir/run_name
     engine: str
@@ -302,7 +302,7 @@ def damaged_checkpoint(trial: Trial, how: str) -> None:
     damage(newest / "policy" / "model.safetensors", how)
     trial.events.append(f"{newest.name}: model.safetensors {how}")
     trial.launch()
-    _expect(trial, 0, f"checkpoint {newest.name} is damaged and passed over")
+    _expect(trial, 0, f"checkpoint {newest.name} is damaged and skipped")
 
 
 def damage(path: Path, how: str) -> None:
@@ -362,7 +362,7 @@ def workers_killed(trial: Trial) -> None:
 
 
 def killed_with(trial: Trial, checkpoints: int) -> None:
-    """Killed when it has so many checkpoints and has logged a row since."""
+    """Killed when it has `checkpoints` of them and has logged a row since."""
     trial.launch()
     trial.wait_until(lambda: len(trial.checkpoints()) >= checkpoints and not trial.saving())
     row = trial.steps() + 1
@@ -404,7 +404,7 @@ def metrics_lost(trial: Trial) -> None:
     path.write_text("".join([lines[0], lines[2], *lines[2:]]))
     trial.events.append("row 1 cut, row 2 doubled")
     trial.launch()
-    _expect(trial, 0, "metrics.jsonl was not as the checkpoint knows it")
+    _expect(trial, 0, "metrics.jsonl does not match the checkpoint")
 
 
 def metrics_replaced(trial: Trial) -> None:
@@ -418,8 +418,8 @@ def metrics_replaced(trial: Trial) -> None:
             path.with_name("saved").rename(path)
         else:
             path.unlink()
-    _expect(trial, 0, "metrics.jsonl was replaced, changed or deleted by others")
-    trial.events.append(f"written anew {trial.console().count('written anew')} times")
+    _expect(trial, 0, "metrics.jsonl was changed or deleted by another program")
+    trial.events.append(f"restored {trial.console().count('restored with all')} times")
 
 
 def suspended(trial: Trial) -> None:
@@ -512,11 +512,11 @@ def main() -> int:
         trial = trial_of(f"two_{number}", engine, sharding)
         killed_run(trial, moment, pace, rng)
         judge(f"SIGKILL of one of two ranks ({sharding}), {moment}", trial, alone)
-    for number, (fault, accident) in enumerate(list(FAULTS.items())[: options.faults]):
-        graded = {"reward": f"{grader}:grade"} if accident in (workers_killed, suspended) else {}
+    for number, (fault, inflict) in enumerate(list(FAULTS.items())[: options.faults]):
+        graded = {"reward": f"{grader}:grade"} if inflict in (workers_killed, suspended) else {}
         alone, _ = reference("hf_own_grader" if graded else "hf", "hf", **graded)
         trial = trial_of(f"fault_{number}", "hf", **graded)
-        accident(trial)
+        inflict(trial)
         judge(fault, trial, alone)
     print(f"\n{table(outcomes)}\n\n{(time.monotonic() - started) / 60:.1f} minutes, seed {options.seed}")
     failed = any(wrong for *_, wrong in outcomes)

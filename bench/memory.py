@@ -4,7 +4,7 @@
 
 Each row is a process of its own. On a GPU: the peak of the allocator. On a CPU: the peak of the resident set, which
 counts what the process touched. Both minus what is there before (states, head) and minus the head's float32 gradient,
-which every route returns: what is left are the logits and what is made of them, and with bfloat16 products a copy of
+which every route returns: what is left are the logits, their derived tensors, and with bfloat16 products a copy of
 the head and of its gradient in bfloat16, in every route. Seconds are wall clock, for orientation.
 """
 

@@ -1,12 +1,13 @@
-"""Figures of clip bounds and of rules' gradient weights, and the tables of docs/rules.md.
+"""Figures of clip bounds and of rules' gradient weights, and the list of docs/rules.md.
 
 python -m bench.plot_rules docs/figures/bounds.png                          # clip bounds by probability
 python -m bench.plot_rules --rules all docs/figures/rules.png               # gradient weight of every rule
 python -m bench.plot_rules --rules band,my_rule.py:my_rule mine.png         # of chosen rules
-python -m bench.plot_rules --tables docs/rules.md                           # rewrite the tables of the page
+python -m bench.plot_rules --list docs/rules.md                             # rewrite the list of the page
 """
 
 import argparse
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -218,42 +219,42 @@ def draw_weights(axes: Axes, rule: Rule, sign: float) -> ScalarMappable:
     return mesh
 
 
-# ---- tables ----
+# ---- list ----
 
-FIRST, LAST = "<!-- written by python -m bench.plot_rules --tables -->\n", "<!-- end -->\n"
+FIRST, LAST = "<!-- written by python -m bench.plot_rules --list -->\n", "<!-- end -->\n"
 
 
-def tables() -> str:
-    """Two Markdown tables of all rules, from their docstrings and published values."""
-    effects = ["| rule | effect | `rule_args` and published values |", "|---|---|---|"]
-    sources = ["| rule | w | source | checked against |", "|---|---|---|---|"]
+def rule_list() -> str:
+    """Markdown of all rules, from their docstrings and published values."""
+    lines = []
     for name, rule in RULES.items():
-        text = " ".join((rule.function.__doc__ or "").split()).replace("|", "\\|")
+        text = " ".join((rule.function.__doc__ or "").split())
+        text = text.replace(", else 0 (on the clipped side)", "")  # the page says it once
         effect, _, rest = text.partition(" w = ")
         w, _, rest = rest.partition(" Source: ")
-        w = w.replace(", else 0 (on the clipped side)", "")  # the page says it once
         source, _, checked = rest.partition(" Checked: ")
         values = {k: f"{v:g}" if isinstance(v, float) else "null" if v is None else v for k, v in rule.defaults.items()}
-        parameters = ", ".join(f"`{k}` {v}" for k, v in values.items()) or "none"
-        effects.append(f"| `{name}` | {effect} | {parameters} |")
-        sources.append(f"| `{name}` | {w} | {source} | {checked} |")
-    return "\n".join([*effects, "", *sources]) + "\n"
+        parameters = ", ".join(f"`{k}` {v}" for k, v in values.items()) or "No parameters"
+        text = f"- **`{name}`**: {effect} w: {w}. {parameters}. Source: {source}. Checked: {checked}."
+        text = text.replace(" - ", "\xa0- ").replace(" + ", "\xa0+ ")  # Markdown: no line may begin with - or +
+        lines += textwrap.wrap(text, 116, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace("\xa0", " ") + "\n"
 
 
-def with_tables(page: str) -> str:
-    """A page of Markdown with the current tables between its two marks."""
+def with_list(page: str) -> str:
+    """A page of Markdown with the current list between its two marks."""
     before, _, rest = page.partition(FIRST)
-    return before + FIRST + tables() + LAST + rest.partition(LAST)[2]
+    return before + FIRST + rule_list() + LAST + rest.partition(LAST)[2]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path, help="PNG file to write; with --tables the page")
+    parser.add_argument("path", type=Path, help="PNG file to write; with --list the page")
     parser.add_argument("--rules", metavar="RULE,...", help="all, or names and FILE.py:FUNCTION")
-    parser.add_argument("--tables", action="store_true", help="write the tables of rules into the page")
+    parser.add_argument("--list", action="store_true", help="write the list of rules into the page")
     args = parser.parse_args()
-    if args.tables:
-        args.path.write_text(with_tables(args.path.read_text(encoding="utf-8")), encoding="utf-8")
+    if args.list:
+        args.path.write_text(with_list(args.path.read_text(encoding="utf-8")), encoding="utf-8")
     elif args.rules:
         draw_rules(
             [n for n in RULES if n not in NOT_DRAWN] if args.rules == "all" else args.rules.split(","), args.path

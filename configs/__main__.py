@@ -1,11 +1,16 @@
 """Lists the configurations of this folder; needs no GPU, model or network.
 
 python -m configs                                            # models, methods and other files
+python -m configs --options                                  # every option, as in docs/configs.md
 python train.py --config NAME.yaml --dry_run                 # checks one, and prints its batches and memory
 WORLD_SIZE=8 python train.py --config NAME.yaml --dry_run    # the same for a run on 8 processes
 """
 
+import sys
+
+from configs.load import option_list
 from configs.names import CONFIG_DIR, RULES, stems
+from configs.schema import Config
 
 
 def first_sentence(kind: str, name: str) -> str:
@@ -24,4 +29,4 @@ def listing() -> str:
 
 
 if __name__ == "__main__":
-    print(listing())
+    print(option_list(Config) if sys.argv[1:] == ["--options"] else listing())

@@ -150,18 +150,35 @@ def diff(old: Mapping[str, Any], config: "DataclassInstance") -> dict[str, tuple
 
 def help_text(cls: "type[DataclassInstance]") -> str:
     """The program's usage, then every option by section: symbol, type, range, unit, default, meaning, source."""
-    hints = typing.get_type_hints(cls)
     module = sys.modules["__main__"].__spec__  # None for a program that was started by its file
     name = f"-m {module.name.removesuffix('.__main__')}" if module else Path(sys.argv[0]).name
     lines = [f"usage: python {name} [--config NAME.yaml] [--key value ...]"]
+    for section, option, symbol, values, default, meaning in _described(cls):
+        lines += ["", section] if section else []
+        lines.append(f"  --{option}{symbol}  {values}, default {default}")
+        lines += textwrap.wrap(meaning, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def option_list(cls: "type[DataclassInstance]") -> str:
+    """The options of `help_text` as Markdown (docs/configs.md)."""
+    lines = []
+    for section, option, symbol, values, default, meaning in _described(cls):
+        lines += ["", f"### {section}", ""] if section else []
+        text = f"- `{option}`{symbol}: {meaning}. {values[0].upper()}{values[1:]}, default `{default}`"
+        lines += textwrap.wrap(text, 116, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines) + "\n"
+
+
+def _described(cls: "type[DataclassInstance]") -> Iterator[tuple[str, ...]]:
+    """Section (at its first option, else ""), name, symbol, allowed values, default and meaning of every option."""
+    hints = typing.get_type_hints(cls)
     for f in fields(cls):
         about = f.metadata
         unit, symbol = about["unit"] and f" [{about['unit']}]", about["symbol"] and f" ({about['symbol']})"
-        source = about["source"] and f" [{about['source']}]"
-        lines += ["", about["section"]] if about["section"] else []
-        lines.append(f"  --{f.name}{symbol}  {_allowed(hints[f.name], about)}{unit}, default {_dump(about['default'])}")
-        lines += textwrap.wrap(about["help"] + source, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join(lines)
+        values, meaning = _allowed(hints[f.name], about) + unit, about["help"]
+        meaning += about["source"] and f" [{about['source']}]"
+        yield about["section"], f.name, symbol, values, _dump(about["default"]), meaning
 
 
 # ---- reading files and the command line ----

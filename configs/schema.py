@@ -8,6 +8,7 @@ the defaults, which are those of the paper's main run, except for `reward` (the 
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -227,7 +228,6 @@ def _batch_conflicts(cfg: Config, plan: "Plan") -> Checks:
 
 
 def _sampling_conflicts(cfg: Config) -> Checks:
-    reserved = {**OWN_VLLM_ARGUMENTS, **FIXED_VLLM_ARGUMENTS}
     return [
         (not cfg.train_data, "train_data: is empty; name a set or file"),
         (
@@ -238,7 +238,7 @@ def _sampling_conflicts(cfg: Config) -> Checks:
             cfg.engine == "hf" and bool(cfg.vllm),
             f"vllm: has no effect with engine hf (got {', '.join(cfg.vllm)}); remove it",
         ),
-        *((True, f"vllm: {name} is set by {reserved[name]}; remove it") for name in cfg.vllm if name in reserved),
+        *((True, line) for line in vllm_problems(cfg.vllm)),
         (
             cfg.engine == "hf" and cfg.tensor_parallel > 1,
             f"tensor_parallel: is for engine vllm (got {cfg.tensor_parallel} with engine hf); use 1",
@@ -258,6 +258,12 @@ def _sampling_conflicts(cfg: Config) -> Checks:
             f"{cfg.max_response_tokens}); lower it",
         ),
     ]
+
+
+def vllm_problems(arguments: Mapping[str, Any]) -> list[str]:
+    """A line per argument of vllm.LLM that `vllm` cannot override."""
+    reserved = {**OWN_VLLM_ARGUMENTS, **FIXED_VLLM_ARGUMENTS}
+    return [f"vllm: {name} is set by {reserved[name]}; remove it" for name in arguments if name in reserved]
 
 
 def _training_conflicts(cfg: Config) -> Checks:

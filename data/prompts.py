@@ -239,7 +239,7 @@ def stop_token_ids(model: str, tokenizer: "PreTrainedTokenizerBase") -> list[int
 
 def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
     """One more than the tokenizer's largest id. A model often has more rows (Qwen2.5: 151,665 of 151,936); those ids
-    have no text and must be masked in sampler and trainer alike, or refused."""
+    have no text and must be masked in engine and trainer alike, or refused."""
     return max(tokenizer.get_vocab().values()) + 1
 
 

@@ -67,7 +67,7 @@ def evaluate(
 
 def evaluate_policy(run: "Run") -> tuple[dict[str, float], float]:
     """mean@k, pass@k, maj@k on every evaluation set, at the sampling settings of training; and the mean over sets of
-    mean@k, which ranks checkpoints. Collective; raises Stopped.
+    mean@k, which ranks checkpoints. Collective; raises Interrupted.
 
     Rank 0 writes the share of correct responses per problem to evals/step_000010.json: {set: {problem id: share}}.
     """
@@ -75,18 +75,18 @@ def evaluate_policy(run: "Run") -> tuple[dict[str, float], float]:
     mine = {"rank": run.plan.rank, "world": run.plan.processes}
     rows: list[Row] = []
     answers = sum(map(len, sets.values())) * k // run.plan.processes
-    with run.may_stop(), run.tracker.progress(answers, f"step {run.step} evaluation", "answers") as bar:
+    with run.interruptible(), run.tracker.progress(answers, f"step {run.step} evaluation", "answers") as bar:
 
         def one_more(count: int) -> None:
             bar.update(count)
-            run.check_stop()
+            run.raise_if_interrupted()
 
         rows = evaluate(
             run.engine, run.eval_verifier, sets, run.sampling, samples=k, seed=cfg.seed, progress=one_more, **mine
         )
     rows = in_order(run.ranks.gather(rows), sets)
     if run.ranks.is_main:
-        write_scores(run.folder / "evals" / f"step_{run.step:06d}.json", rows, run.tracker.say)
+        write_scores(run.folder / "evals" / f"step_{run.step:06d}.json", rows, run.tracker.info)
     metrics = summarize(rows, k, (k,))
     return metrics, sum(metrics[f"eval/{name}/mean@{k}"] for name in sets) / len(sets)
 
@@ -152,9 +152,11 @@ def generate(
                 "text": completion.text,
             }
         )
+        if progress:
+            progress(1)
 
     seeds = [[sample_seed(seed, job.set, job.problem, sample) for sample in job.samples] for job in wanted]
-    engine.generate([job.prompt for job in wanted], sampling, seeds=seeds, on_finish=finished, progress=progress)
+    engine.generate([job.prompt for job in wanted], sampling, seeds=seeds, on_finish=finished)
 
 
 class Grading:

@@ -3,7 +3,7 @@
     python -m eval.report runs/grpo runs/band --out runs/report.html
 
 The file needs no network and no server. Runs are grouped by configuration and seed as in eval/compare.py. It reads
-metrics.jsonl, config.yaml, environment.json, and samples/step_*.jsonl, one response per line (docs/report.md: keys).
+metrics.jsonl, config.yaml, environment.json, and samples/step_*.jsonl, one response per line (docs/evaluation.md).
 
 All data is in the page as gzip in base64, so nothing in an answer can act as HTML. The tokens of an answer are unpacked
 when it is opened, which keeps a page of many megabytes fast.
@@ -296,7 +296,7 @@ def _card(run: Record, runs: Sequence[Record], notes: list[str]) -> dict[str, An
 
 
 def _digits(values: np.ndarray, digits: int) -> list[float | None]:
-    """With so many significant digits; None for what is not finite."""
+    """With `digits` significant digits; None for what is not finite."""
     with np.errstate(all="ignore"):
         scale = 10.0 ** (digits - 1 - np.floor(np.log10(np.abs(values))))
         rounded = np.round(values * scale) / scale
@@ -305,7 +305,7 @@ def _digits(values: np.ndarray, digits: int) -> list[float | None]:
 
 
 def _pack(value: Any) -> str:
-    """JSON, gzip, base64: short, and made of letters that mean nothing to HTML."""
+    """JSON, gzip, base64: short, without characters that HTML treats specially."""
     return base64.b64encode(gzip.compress(json.dumps(value, allow_nan=False).encode(), 3, mtime=0)).decode()
 
 

@@ -37,15 +37,15 @@ from tqdm import tqdm
 
 from configs import knob, load_or_exit
 from configs.memory import Size, cpu_cache_bytes
-from configs.schema import Config
+from configs.schema import Config, vllm_problems
 from data import Problem, PromptBuilder, build_prompts, load_problems, set_name, stop_token_ids, vocabulary_size
 from eval.compare import text_table
 from eval.evaluate import Grading, Job, Prompts, Row, generate, jobs, share, summarize
 from eval.records import find_policy
 from rewards import Verifier
-from trainer.checks import find_model
+from trainer.preflight import check_model
 from trainer.rollout import MOST_SEQUENCES, EngineOptions, Sampling, make_engine
-from trainer.stopping import exit_with
+from trainer.stopping import hard_exit
 from trainer.task import VERIFIER_MEMORY_GIB
 
 WORKER = "--sampling-process"  # first argument of the processes that this one starts
@@ -112,7 +112,7 @@ class EvalConfig:
             f"sets: {' and '.join(same)} would both be {name} in the results; leave one out, or rename a file"
             for name, same in called.items()
             if len(same) > 1
-        ]
+        ] + vllm_problems(self.vllm)
 
 
 # What is another key in the configuration of a run: the rest of IN_RUN has the same name here.
@@ -233,7 +233,7 @@ def prepare(config: EvalConfig) -> tuple[Prompts, Work]:
     import torch
     from transformers import AutoConfig, AutoTokenizer
 
-    find_model(config.model)
+    check_model(config.model)
     tokenizer = AutoTokenizer.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
     builder = PromptBuilder(
         tokenizer,
@@ -527,4 +527,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    exit_with(lambda: main(sys.argv[1:]))
+    hard_exit(lambda: main(sys.argv[1:]))

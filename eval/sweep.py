@@ -47,7 +47,7 @@ from eval.compare import REPEAT_KEYS, Group, Parser, save, tables
 from eval.plots import FIGURES
 from eval.records import load_record
 from trainer.checkpoint import latest, step_of
-from trainer.checks import find_model, find_rule
+from trainer.preflight import check_model, find_rule
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS: dict[str, type] = {"base": str, "overrides": dict, "runs": dict, "grid": dict, "seeds": list, "metric": str}
@@ -166,7 +166,7 @@ def plan(path: Path, out: Path, processes: int) -> tuple[list[Job], str]:
                     raise ValueError("two configurations have this name; rename one")
                 cfg = load(Config, argv)
                 if seed == grid["seeds"][0]:
-                    find_model(cfg.model)
+                    check_model(cfg.model)
                     find_rule(cfg)
                     check_metric(grid.get("metric", ""), cfg)
                 jobs[folder] = Job(label, folder, argv, cfg)

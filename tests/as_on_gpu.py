@@ -1,8 +1,8 @@
-"""Runs a program on a CPU by the road that vLLM takes on a GPU: `python tests/as_on_gpu.py train.py --config ...`
+"""Runs a program on a CPU with the code that vLLM runs on a GPU: `python tests/as_on_gpu.py train.py --config ...`
 
 A GPU takes vLLM's second model runner, whose kernels are Triton's; vLLM's CPU build takes the first and repacks
 matrices. Here Triton interprets the same kernels, slowly, and matrices stay as they are. Triton is in a folder of its
-own beside the environment (`make .venv/triton`), since vLLM's CPU build is made to run without it.
+own outside the environment (`make .venv/triton`), since vLLM's CPU build is made to run without it.
 """
 
 import os

@@ -61,7 +61,7 @@ def main() -> None:
 
     def sample(order: list[int]) -> list[list[Completion]]:
         prompts, seeds = [PROMPTS[i] for i in order], [SEEDS[i] for i in order]
-        return engine.generate(prompts, SAMPLING, seeds=seeds, on_finish=None, progress=None)
+        return engine.generate(prompts, SAMPLING, seeds=seeds, on_finish=lambda *finished: None)
 
     together, again, alone = sample([0, 1, 2]), sample([2, 0]), sample([1])
     loaded: list[Any] = [AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32) for f in arguments.models]

@@ -38,7 +38,7 @@ def throw_away(engine: rollout.VllmEngine, weights: rollout.NamedTensors) -> Non
         pass
 
 
-def tell_and_pass_over(self: run.Run, sync=run.Run.sync) -> None:
+def tell_and_pass_over(self: run.Run, sync=run.Run.sync_weights) -> None:
     try:
         sync(self)
     except RuntimeError as error:
@@ -60,7 +60,7 @@ elif fault in ("raise", "kill"):
     train.update_policy = die
 elif fault == "skipped_sync":
     rollout.VllmEngine.sync_weights = throw_away  # type: ignore[method-assign]
-    run.Run.sync = tell_and_pass_over  # type: ignore[method-assign]
+    run.Run.sync_weights = tell_and_pass_over  # type: ignore[method-assign]
 else:
     raise SystemExit(f"no such fault: {fault}")
 

@@ -22,12 +22,11 @@ from torch.distributed.tensor import DTensor
 import train
 from configs import load
 from configs.schema import Config, Plan
-from trainer.checks import check_processes, find_rule
 from trainer.policy import Policy, PolicyOptions
+from trainer.preflight import check_processes, find_rule
 from trainer.ranks import Ranks
 from trainer.run import Run
-from trainer.state import State
-from trainer.types import MicroBatch, Sample
+from trainer.types import MicroBatch, Sample, State
 
 AGGREGATIONS = ("seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm")
 BUDGETS = (32, 64, 4096)
@@ -114,7 +113,7 @@ def write_gradients(model: str, out: Path, sharding: str, accelerator: Accelerat
         norm = math.sqrt(sum(g.double().square().sum().item() for g in recorder.seen))
         assert abs(stats.grad_norms[0] - norm) < 1e-5 * norm  # the reported norm is of the full gradient
         result[name] = dict(zip(names, recorder.seen, strict=True))
-        result[name]["loss"] = torch.tensor(run.ranks.add({"loss": (stats.loss, 1)})["loss"][0])
+        result[name]["loss"] = torch.tensor(run.ranks.all_reduce_sum({"loss": (stats.loss, 1)})["loss"][0])
         result[name]["counts"] = torch.tensor(counts)
         result[name]["spared"] = torch.tensor(len(minibatches[0]) - len(passes))
     weights = policy.full_weights()

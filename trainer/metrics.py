@@ -1,25 +1,27 @@
-"""Metrics of a step (docs/metrics.md): sums and counts of all ranks, divided once.
+"""Metrics of a step (docs/metrics.md), and the logged samples.
 
-    stats = Stats()
+    stats = Stats(skipped_in_a_row=0)
     stats.add(batch, loss, logprobs, entropy, token_stats)      # per micro-batch of an update
-    metrics = step_metrics(run, samples, minibatches, stats)    # collective
+    metrics = step_metrics(run, samples, minibatches, stats)    # collective: sums and counts of all ranks, divided once
+    log_samples(run, samples, stats)                            # runs/NAME/samples/step_000010.jsonl
 
 Numbers stay on the device until the metrics of the step are read.
 """
 
+import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from configs.schema import Config
 from rewards import REASONS, GraderError
-from trainer.checks import EngineMismatch
 from trainer.ranks import Number, Pair
+from trainer.rollout import EngineMismatch
 from trainer.run import Run
 from trainer.types import MicroBatch, Sample
 
@@ -28,12 +30,13 @@ TokenStats = dict[str, Tensor | tuple[Tensor, Tensor]]
 BY_PROBABILITY = ("clip/up", "clip/down")  # also logged per bin of the old probability
 BINS = ("", "/p<0.01", "/p<0.2", "/p<0.4", "/p<0.6", "/p<0.8", "/p<=1")  # all tokens, the rarest, fifths
 REWARD_METRICS = {"mean", "accuracy", "solved_all", "solved_none", "zero_std", *REASONS}  # names of reward/...
+DIGITS = 5  # significant digits of a logged token statistic: 4,096 tokens take about 300 kB
 MAX_SKIPPED = 3  # updates in a row without a finite gradient, then the run stops
 
 
 @dataclass
 class Stats:
-    """What the updates of a step did, on this rank."""
+    """Statistics of the updates of a step, on this rank."""
 
     skipped_in_a_row: int  # updates without a finite gradient, earlier steps included
     updates: int = 0
@@ -111,7 +114,7 @@ def check_rollout_logprobs(run: Run, minibatches: list[list[MicroBatch]], before
         fresh = torch.tensor([s.step == run.step for s in batch.samples], device=logprobs.device)[batch.sequence_ids]
         gaps.append((logprobs - batch.rollout_logprobs)[fresh])
     gap = torch.cat(gaps).double()
-    total, count = run.ranks.add({"kl": ((gap.expm1() - gap).sum(), len(gap))})["kl"]
+    total, count = run.ranks.all_reduce_sum({"kl": ((gap.expm1() - gap).sum(), len(gap))})["kl"]
     kl = total / count if count else 0.0  # no sample of the current policy: nothing to compare
     if not kl <= run.cfg.max_rollout_kl:  # also when it is not a number
         raise EngineMismatch(
@@ -166,8 +169,8 @@ def step_metrics(
         "rollout/logprob_diff_max": gap.abs().max() if len(gap) else 0.0,
         "memory/peak_gib": run.clock.peak_gib,
     }
-    metrics = {name: total / count for name, (total, count) in run.ranks.add(sums).items() if count}
-    largest = run.ranks.largest(peaks)
+    metrics = {name: total / count for name, (total, count) in run.ranks.all_reduce_sum(sums).items() if count}
+    largest = run.ranks.all_reduce_max(peaks)
     if "rollout/kl" not in metrics:  # nothing to compare
         del largest["rollout/logprob_diff_max"]
     used = {"optim/lr": run.optimizer.param_groups[0]["lr"]}
@@ -214,3 +217,63 @@ def real_token_share(batches: Sequence[MicroBatch]) -> Pair:
     positions = [batch.input_ids.numel() for batch in batches]
     masks = [batch.attention_mask for batch in batches]
     return sum(n if mask is None else mask.sum() for n, mask in zip(positions, masks, strict=True)), sum(positions)
+
+
+# ---- logged samples ----
+
+
+def log_samples(run: Run, samples: list[Sample], stats: Stats) -> None:
+    """Log the first response of each of `samples_logged` groups of rank 0, and a histogram of its bounds; collective.
+
+    The (T,) values are those of the latest update of the sequence.
+    """
+    cfg = run.cfg
+    widths = [values["upper"] - values["lower"] for _, values in stats.latest.values() if "upper" in values]
+    if widths:
+        run.tracker.histogram(run.step, "histogram/interval_width", torch.cat(widths).double().cpu().numpy())
+    if cfg.samples_logged == 0:
+        return
+    shown = [sample for sample in samples if sample.index % cfg.samples_per_prompt == 0][: cfg.samples_logged]
+    wanted = {(s.step, s.index) for s in run.ranks.gather(shown if run.ranks.is_main else [])}
+    found = [
+        ((sample.step, sample.index), {name: [_short(x) for x in part.tolist()] for name, part in of_sample.items()})
+        for batch, values in stats.latest.values()
+        for sample, of_sample in split_by_sequence(batch, values)
+        if (sample.step, sample.index) in wanted
+    ]
+    of_tokens = dict(run.ranks.gather(found))
+    rows = [_row(run, sample, of_tokens[sample.step, sample.index]) for sample in shown if run.ranks.is_main]
+    run.tracker.samples(run.step, rows)
+
+
+def split_by_sequence(batch: MicroBatch, values: Mapping[str, Tensor]) -> Iterator[tuple[Sample, dict[str, Tensor]]]:
+    """Each sequence of a micro-batch with its part of (T,) values by name."""
+    parts = {name: value.split(batch.lengths) for name, value in values.items()}
+    for i, sample in enumerate(batch.samples):
+        yield sample, {name: part[i] for name, part in parts.items()}
+
+
+def _short(number: float) -> float | None:
+    """Rounded to DIGITS; None for infinity (no bound), which JSON lacks."""
+    return float(f"{number:.{DIGITS}g}") if math.isfinite(number) else None
+
+
+def _row(run: Run, sample: Sample, of_tokens: dict[str, list[Any]]) -> dict[str, Any]:
+    completion, decode = sample.completion, run.task.tokenizer.decode
+    return {
+        "problem": sample.problem.problem,
+        "answer": completion.text,
+        "gold": sample.problem.gold,
+        "extracted": sample.grade.extracted,
+        "reason": sample.grade.reason,
+        "correct": sample.grade.correct,
+        "reward": sample.reward,
+        "advantage": round(sum(sample.token_advantages) / max(1, len(completion.token_ids)), 4),  # mean over tokens
+        "tokens": len(completion.token_ids),
+        "truncated": sample.truncated,
+        "prompt_id": hashlib.sha256(repr(sample.prompt).encode()).hexdigest()[:12],
+        "token_ids": completion.token_ids,
+        "token_texts": [decode([token]) for token in completion.token_ids],
+        "rollout_logprobs": [_short(x) for x in completion.logprobs],
+        **of_tokens,
+    }

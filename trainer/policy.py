@@ -1,4 +1,4 @@
-"""The policy that is trained: loading, sharding, log-probabilities, and its weights going out and coming back.
+"""The policy: loading, sharding, log-probs and entropy, gradients, and its weights for the engine and checkpoints.
 
     policy = Policy.load("path/to/model", options, accelerator)
     logprobs, entropy = policy(micro_batch)                        # (T,), (T,)
@@ -6,9 +6,8 @@
     policy.write(folder, policy.full_weights())
 
 Sharding is one key. `none`: one process. `ddp`: a full copy per process, through Accelerate. `fsdp2`: PyTorch's
-`fully_shard` over the processes that Accelerate started, float32 master weights and bfloat16 compute. Accelerate's own
-FSDP switch is not used: it turns itself off on a CPU without a word, so that what the tests check would not be what a
-GPU runs.
+`fully_shard` over the processes that Accelerate started, with float32 master weights and bfloat16 compute. Accelerate's
+own FSDP is not used: it turns itself off on a CPU without a warning, so that tests would not run the code of a GPU.
 
 Left out: tensor and context parallelism of the trainer, LoRA, quantised training.
 
@@ -17,7 +16,6 @@ T response tokens of all sequences, flat.
 """
 
 import copy
-import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -28,31 +26,32 @@ import torch
 from torch import nn
 
 from bandpo.logprobs import token_logprobs
+from trainer.preflight import refuse_missing_weights
 from trainer.types import MicroBatch
 
-# transformers and torch.distributed take two seconds to import: imported where they are used, so that a mistake in the
-# configuration is reported before.
+# transformers and torch.distributed take two seconds to import. They are imported where they are used, so that an
+# invalid configuration is reported before.
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 # Fields of configurations that scale or cap logits: Granite, Cohere, Gemma, Falcon-H1.
 CHANGE_LOGITS = ("logits_scaling", "logit_scale", "final_logit_softcapping", "lm_head_multiplier", "output_multiplier")
 
-# On Hopper torch would prefer cuDNN's attention, which is planned anew for every shape; ours differ with each batch.
+# On Hopper torch prefers cuDNN's attention, which makes a plan per shape; here every batch has another shape.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 @dataclass(frozen=True)
 class PolicyOptions:
-    """How to load and run the policy; every field is the Config key of the same name, resolved."""
+    """How to load and run the policy: the Config keys of the same names, with `auto` resolved."""
 
     sharding: str  # none | ddp | fsdp2
     precision: str  # float32 | bfloat16: of the forward and backward; master weights are float32
     attention: str  # a transformers attn_implementation, or sdpa_by_sequence
     gradient_checkpointing: bool
     temperature: float
-    vocab_size: int  # tokens of the tokenizer; head rows beyond are masked
-    chunk_tokens: int  # response tokens whose logits exist at a time
+    vocab_size: int  # tokens of the tokenizer; further rows of the head are masked
+    chunk_tokens: int  # response tokens per chunk of logits
     trust_remote_code: bool
 
 
@@ -68,14 +67,14 @@ def attention_by_sequence(
     sliding_window: int | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Packed positions (1, heads, P, d) laid out as sequences for PyTorch's attention, and back: (1, P, heads, d).
+    """PyTorch's attention for packed positions: (1, heads, P, d) to padded sequences and back to (1, P, heads, d).
 
-    Everything else of a layer, nearly all of its work, sees no padding, and a prompt once for all its samples. Padding
-    is on the right, where a causal sequence does not look.
+    The rest of a layer, nearly all of its work, computes no padding, and a prompt once for all its samples. Padding is
+    on the right, where causal attention does not look.
     """
 
-    def laid_out(states: torch.Tensor) -> torch.Tensor:
-        # An embedding lookup is an index whose backward is fast on a CPU too.
+    def unpack(states: torch.Tensor) -> torch.Tensor:
+        # An embedding lookup is an index whose backward pass is fast on a CPU too.
         rows = nn.functional.embedding(sequences, states[0].transpose(0, 1).flatten(1))  # (N, L, heads * d)
         return rows.unflatten(-1, states.shape[1::2]).transpose(1, 2)  # (N, heads, L, d)
 
@@ -87,21 +86,21 @@ def attention_by_sequence(
         distance = position[:, None] - position
         mask = (distance >= 0) & (distance < sliding_window)
     sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    out, _ = sdpa(module, laid_out(query), laid_out(key), laid_out(value), mask, **settings)  # (N, L, heads, d)
+    out, _ = sdpa(module, unpack(query), unpack(key), unpack(value), mask, **settings)  # (N, L, heads, d)
     return nn.functional.embedding(places, out.flatten(0, 1).flatten(1)).unflatten(-1, out.shape[2:])[None], None
 
 
 def register_attention() -> None:
-    """Makes `sdpa_by_sequence` an attn_implementation of transformers."""
+    """Register `sdpa_by_sequence` as an attn_implementation of transformers."""
     from transformers.modeling_utils import AttentionInterface
 
     AttentionInterface.register("sdpa_by_sequence", attention_by_sequence)
 
 
 class LogprobModel(nn.Module):
-    """A causal LM whose output is the log-prob and entropy of given tokens, never a tensor of logits.
+    """A causal LM that returns the log-prob and entropy of given tokens, never the full logits.
 
-    A module of its own, so that DDP's and FSDP's hooks, which hang on a module's call, cover the head as well.
+    A module of its own, so that the hooks of DDP and FSDP, which belong to a module's call, cover the head as well.
     """
 
     def __init__(self, causal_lm: Any, options: PolicyOptions):
@@ -111,7 +110,7 @@ class LogprobModel(nn.Module):
 
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(T,) float32 log-probs at the sampling temperature and (T,) float32 entropy, nats, both with gradient."""
-        # Sharded parameters come in the compute precision already; whole ones stay float32 and are cast per operation.
+        # fsdp2 casts parameters itself; otherwise they stay float32 and are cast per operation.
         cast = self.options.precision == "bfloat16" and self.options.sharding != "fsdp2"
         by_sequence = {} if batch.sequences is None else {"sequences": batch.sequences, "places": batch.places}
         with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=cast):
@@ -123,7 +122,7 @@ class LogprobModel(nn.Module):
                 **by_sequence,
             ).last_hidden_state  # (N, L, H), or (1, P, H) packed
             return token_logprobs(
-                # Not by indexing: its backward adds in the order of threads, and samples share a prompt's last state.
+                # Not by indexing, whose backward pass adds in thread order: samples share a prompt's last state.
                 nn.functional.embedding(batch.predictors, hidden.flatten(0, 1)),
                 self.causal_lm.get_output_embeddings().weight,
                 batch.targets,
@@ -134,76 +133,70 @@ class LogprobModel(nn.Module):
 
 
 class Policy:
-    """The trained model with everything that depends on how it is cut over processes."""
+    """A model and everything that depends on its sharding over processes."""
 
     def __init__(self, model: nn.Module, causal_lm: Any, options: PolicyOptions, accelerator: "Accelerator"):
-        self.model = model  # what is called: LogprobModel, perhaps inside DDP, perhaps sharded in place
+        self.model = model  # LogprobModel, inside DDP or sharded in place
         self.causal_lm = causal_lm  # the transformers model inside it
         self.options = options
         self.accelerator = accelerator
-        self.size = sum(p.numel() for p in causal_lm.parameters())  # weights of the whole model
+        self.size = sum(p.numel() for p in causal_lm.parameters())  # of the whole model
         self.tied = causal_lm.get_output_embeddings().weight is causal_lm.get_input_embeddings().weight
 
     @classmethod
     def load(cls, path: str, options: PolicyOptions, accelerator: "Accelerator", *, trainable: bool = True) -> "Policy":
-        """Load float32 weights from a folder or hub id and shard them as `options.sharding` says; collective.
+        """Load float32 weights from a folder or hub id and shard them by `options.sharding`; collective.
 
-        Weights become float32 group by group on the device: the host's memory holds the files, once for all ranks.
-        Raises ValueError when weights are missing or no numbers, RuntimeError for another sharding than was asked for.
+        Weights become float32 group by group on the device: the host holds only the mapped files, once for all ranks.
+        Raises ValueError if weights are missing or not finite, RuntimeError if the sharding is not as requested.
         """
         register_attention()
         causal_lm = _read(path, options)
         check_finite(causal_lm, path)
         causal_lm.eval().requires_grad_(trainable)
-        _drop_nothing(causal_lm)
+        disable_dropout(causal_lm)
         if options.gradient_checkpointing and trainable:
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
             for layer in _decoder_layers(causal_lm):
-                layer.training = True  # else it does not checkpoint; what is inside stays in evaluation mode
+                layer.training = True  # else it does not checkpoint; its submodules stay in evaluation mode
         model: nn.Module = LogprobModel(causal_lm, options)
         if options.sharding == "fsdp2":
             _fully_shard(model, causal_lm, options, accelerator)
         else:
             _to_float32(model, accelerator.device)
             model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=not trainable)
-        policy = cls(model, causal_lm, options, accelerator)
-        policy._check_sharding(trainable)
-        return policy
-
-    def _check_sharding(self, trainable: bool) -> None:
-        sharded = all(_is_sharded(p) for p in self.causal_lm.parameters())
-        replicated = isinstance(self.model, nn.parallel.DistributedDataParallel)
-        got = "fsdp2" if sharded else "ddp" if replicated else "none"
-        if trainable and got != self.options.sharding:
+        sharded = all(_is_sharded(p) for p in causal_lm.parameters())
+        got = "fsdp2" if sharded else "ddp" if isinstance(model, nn.parallel.DistributedDataParallel) else "none"
+        if trainable and got != options.sharding:
             raise RuntimeError(
-                f"sharding: {self.options.sharding} was asked for, {got} is what the model has on "
-                f"{self.accelerator.num_processes} process(es); ddp needs several, none is for one, fsdp2 is for both"
+                f"sharding: {options.sharding} was requested, the model has {got} on {accelerator.num_processes} "
+                "process(es); ddp needs several, none is for one, fsdp2 is for both"
             )
+        return cls(model, causal_lm, options, accelerator)
 
     def text(self) -> str:
-        """What the policy is, in words."""
-        here = sum(_local(p).numel() for p in self.causal_lm.parameters())
-        sizes = {"weights": 4 * here, "gradients": 4 * here, "AdamW": 8 * here}
+        """One line with size, sharding, precision and the memory that a rank needs for training."""
+        local = sum((p.to_local() if _is_sharded(p) else p).numel() for p in self.causal_lm.parameters())
+        gib = {"weights": local / 2**28, "gradients": local / 2**28, "AdamW": local / 2**27}
         return (
             f"policy:  {self.size:,} parameters, sharding {self.options.sharding}, compute in "
-            f"{self.options.precision}; a rank holds {', '.join(f'{k} {_bytes(v)}' for k, v in sizes.items())}"
+            f"{self.options.precision}; GiB per rank: {', '.join(f'{k} {v:.3g}' for k, v in gib.items())}"
         )
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return self.model.parameters()
 
     def __call__(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """See LogprobModel.forward. Views, so that `backward` can stop here: FSDP's hooks are on the tensors behind."""
+        """See LogprobModel.forward. Views, because `backward` stops at them: FSDP has hooks on the tensors behind."""
         logprobs, entropy = self.model(batch)
         return logprobs.view_as(logprobs), entropy.view_as(entropy)
 
     # ---- weights out ----
 
     def named_weights(self, precision: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every weight in full under its Hugging Face name, rounded to `precision` before it is gathered.
+        """Every weight in full under its Hugging Face name, rounded to `precision` before it is gathered; collective.
 
-        In the same order on every rank: gathering is collective. A tied head is yielded as well: vLLM's CPU build
-        keeps a copy of it.
+        A tied head is yielded as well, because the CPU build of vLLM keeps a copy of it.
         """
         dtype = getattr(torch, precision)
         for name, parameter in self.causal_lm.named_parameters():
@@ -213,9 +206,9 @@ class Policy:
                 yield "lm_head.weight", full
 
     def compared_names(self, *, matrices: bool) -> list[str]:
-        """Names of weights that an engine holds as they are: norms and, of `matrices`, the embedding.
+        """Names of the weights that an engine stores unchanged: norms and, with `matrices`, the embedding.
 
-        Every other matrix is fused or repacked there, and the embedding is cut when processes share an engine.
+        An engine fuses or repacks every other matrix, and splits the embedding if processes share it.
         """
         embedding = self.causal_lm.get_input_embeddings().weight
         return [
@@ -227,80 +220,79 @@ class Policy:
     # ---- checkpoints ----
 
     def full_weights(self) -> dict[str, torch.Tensor]:
-        """All weights in float32 on rank 0's CPU under Hugging Face names, nothing on other ranks; collective."""
+        """All weights in float32 under Hugging Face names on the CPU of rank 0, {} on other ranks; collective."""
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-        state: dict[str, Any] = get_model_state_dict(
-            self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-        )
-        names = {name: name.removeprefix("causal_lm.") for name in state}
-        return {names[n]: t for n, t in state.items() if not (self.tied and names[n] == "lm_head.weight")}
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state: dict[str, Any] = get_model_state_dict(self.model, options=options)
+        weights = {name.removeprefix("causal_lm."): weight for name, weight in state.items()}
+        return {name: weight for name, weight in weights.items() if not (self.tied and name == "lm_head.weight")}
 
     def write(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
-        """Hugging Face format in safetensors; transformers and vLLM load the folder as it is."""
-        # A shell without weights: the live model may be sharded, which save_pretrained does not understand.
+        """Write a folder in Hugging Face format, which transformers and vLLM can load."""
+        # From a model without weights: save_pretrained does not support sharded ones.
         with torch.device("meta"):
             shell = type(self.causal_lm)(copy.deepcopy(self.causal_lm.config))
         shell.generation_config = self.causal_lm.generation_config
         shell.save_pretrained(folder, state_dict=weights)
 
     def full_optimizer(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Optimizer state by parameter names on rank 0's CPU, loadable by any number of processes; collective."""
+        """Optimizer state by parameter name on the CPU of rank 0, for any number of processes; collective."""
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return get_optimizer_state_dict(self.model, optimizer, options=options)
 
     def load_optimizer(self, path: Path, optimizer: torch.optim.Optimizer) -> None:
-        """The inverse of `full_optimizer`, from the file it was saved to; collective."""
+        """Load the state of `full_optimizer` from its file; collective."""
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
         several = self.accelerator.num_processes > 1
-        is_reader = self.accelerator.is_main_process or not several
-        state = torch.load(path, weights_only=True, map_location="cpu") if is_reader else {}
+        state = torch.load(path, weights_only=True, map_location="cpu") if self.accelerator.is_main_process else {}
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, broadcast_from_rank0=several)
         set_optimizer_state_dict(self.model, optimizer, state, options=options)
 
     # ---- gradients ----
 
     def backward(self, loss: torch.Tensor, *outputs: torch.Tensor, always: bool) -> None:
-        """Backward pass of `loss` through `outputs`, the log-probs and entropy that this policy gave; collective.
+        """Backward pass of `loss` through `outputs`, the log-probs and entropy that this policy returned; collective.
 
-        The loss is differentiated with respect to `outputs` first, which is cheap. Where all of that is 0 on all ranks,
-        the model's backward pass is skipped, unless `always`: an update needs one, so that every weight has a gradient.
+        The loss is differentiated with respect to `outputs` first, which is cheap. If all of these gradients are 0 on
+        all ranks, the backward pass of the model is skipped, unless `always`: each update needs one, so that every
+        weight has a gradient.
         """
         found = zip(outputs, torch.autograd.grad(loss, outputs, allow_unused=True), strict=True)
         used = [(output, gradient) for output, gradient in found if gradient is not None]
         if not always:
-            nonzero = torch.stack([gradient.ne(0).any() for _, gradient in used]).any()  # NaN is not 0 either
-            total: Any = self.accelerator.reduce(nonzero.float(), "sum")
+            # A clamp gives NaN the gradient 0: a loss that is not finite goes through the model as well.
+            needed = torch.stack([gradient.ne(0).any() for _, gradient in used] + [~loss.isfinite()]).any()
+            total: Any = self.accelerator.reduce(needed.float(), "sum")
             if total.item() == 0:
                 return
         torch.autograd.backward([output for output, _ in used], [gradient for _, gradient in used])
 
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
-        """Scale gradients to a global norm of at most `max_norm`; the norm before, a scalar tensor. Collective."""
-        # foreach: by itself torch would take one kernel a weight for sharded ones
+        """Scale gradients to a global norm of at most `max_norm`; returns the norm before, a scalar. Collective."""
+        # foreach: torch's default for sharded weights is one kernel per weight
         return _full(nn.utils.clip_grad_norm_(self.parameters(), max_norm, foreach=True))
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
-        """Context of a backward pass: DDP sums gradients over processes only in the last one of an update."""
+        """Context of a backward pass: DDP reduces gradients over processes only in the last one of an update."""
         return nullcontext() if last or self.options.sharding != "ddp" else self.accelerator.no_sync(self.model)
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """A frozen reference policy is on the device inside the block, in CPU memory outside."""
+        """Keep a reference policy on the device inside the block, and in CPU memory outside."""
         self.model.to(self.accelerator.device)
         yield
         self.model.to("cpu")
 
 
 def _read(path: str, options: PolicyOptions) -> Any:
-    """The model on the CPU in the dtype of its files, which are mapped into memory and not copied.
+    """The model on the CPU in the dtype of its files, which are memory-mapped, not copied.
 
-    Raises ValueError when the files lack a weight, or when the model changes its logits after the head.
+    Raises ValueError if the files lack a weight, or if the model changes its logits after the head.
     """
-
     from transformers import AutoModelForCausalLM
 
     def load(dtype: torch.dtype) -> Any:
@@ -311,46 +303,41 @@ def _read(path: str, options: PolicyOptions) -> Any:
             trust_remote_code=options.trust_remote_code,
             output_loading_info=True,
         )
-        causal_lm, told = loaded
-        if told["missing_keys"]:
-            missing = sorted(told["missing_keys"])
-            raise ValueError(f"model: {path} lacks {len(missing)} weights, such as {missing[0]}; get its files again")
-        return causal_lm
+        refuse_missing_weights(path, loaded[1])
+        return loaded[0]
 
     causal_lm = load(_stored_dtype(path))
     check_head(causal_lm, path)
-    # Buffers that are computed and not stored, such as scales, must not be rounded by the way.
+    # Buffers that are computed rather than stored, such as scales, must not be rounded.
     rounded = any(b.is_floating_point() and b.dtype != torch.float32 for b in causal_lm.buffers())
     return load(torch.float32) if rounded else causal_lm
 
 
-def _drop_nothing(causal_lm: nn.Module) -> None:
-    """Dropout of zero everywhere, whatever the configuration says: ratios of the same policy must be one."""
+def disable_dropout(causal_lm: nn.Module) -> None:
+    """Set every dropout probability to 0: the ratio of a policy to itself must be 1."""
     for module in causal_lm.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
         for name, value in vars(module).items():
-            if "drop" in name and isinstance(value, float):  # attention_dropout of Llama and Qwen, for example
-                setattr(module, name, 0.0)
+            if ("drop" in name or isinstance(module, nn.Dropout) and name == "p") and isinstance(value, float):
+                setattr(module, name, 0.0)  # nn.Dropout.p, and attention_dropout of Llama and Qwen, for example
 
 
 def check_finite(causal_lm: nn.Module, path: str) -> None:
-    """Raise ValueError naming a weight that holds a NaN or an infinity: nothing that follows would say so."""
-    # The sum tells, without a copy of the weight; one that overflows by itself is looked at number by number.
+    """Raise ValueError naming a weight with a NaN or an infinity: no later error would name it."""
+    # A sum needs no copy of the weight. It may overflow, so each number of such a weight is checked.
     doubtful = [(name, w) for name, w in causal_lm.named_parameters() if not w.sum(dtype=torch.float32).isfinite()]
     broken = [name for name, weight in doubtful if not weight.isfinite().all()]
     if broken:
         raise ValueError(
             f"model: {path}: {len(broken)} weights hold numbers that are not finite (NaN or infinite), {broken[0]} "
-            "among them; get its files again, or start from another model"
+            "among them; download its files again, or start from another model"
         )
 
 
 def check_head(causal_lm: Any, path: str) -> None:
-    """Raise ValueError when the model's logits are not the plain product of hidden states and head.
+    """Raise ValueError if the model's logits are not the plain product of hidden states and head.
 
-    token_logprobs computes that product, without bias, scale or soft cap. The model's own forward is asked, with its
-    decoder replaced by hidden states that give logits of up to 20.
+    token_logprobs computes that product, without bias, scale or soft cap. It is compared with the model's own forward
+    pass, with the decoder replaced by hidden states whose logits are at most 20.
     """
     from transformers.modeling_outputs import MoeModelOutputWithPast
 
@@ -376,27 +363,20 @@ def check_head(causal_lm: Any, path: str) -> None:
 
 
 def _stored_dtype(path: str) -> torch.dtype:
-    """The dtype of all weights in the model's safetensors files; float32 where they differ or there are none."""
-
+    """The dtype of all weights in the model's safetensors files; float32 if they differ or there are none."""
+    from huggingface_hub import snapshot_download
     from safetensors import safe_open
-    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-    from transformers.utils.hub import cached_file
 
-    def file(name: str) -> str | None:
-        return cached_file(path, name, _raise_exceptions_for_missing_entries=False)
-
-    files, index = [file(SAFE_WEIGHTS_NAME)], file(SAFE_WEIGHTS_INDEX_NAME)
-    if index:
-        files = [file(name) for name in sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))]
+    folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(path, allow_patterns="model*.safetensors"))
     kinds = set()
-    for each in filter(None, files):
-        with safe_open(each, "pt") as tensors:
+    for file in folder.glob("model*.safetensors"):
+        with safe_open(file, "pt") as tensors:
             kinds |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
     return {"BF16": torch.bfloat16, "F16": torch.float16}.get(kinds.pop() if len(kinds) == 1 else "", torch.float32)
 
 
 def _to_float32(module: nn.Module, device: torch.device) -> None:
-    """Move a module to the device as float32; parameters that are sharded already stay."""
+    """Move a module to the device as float32, except parameters that are already sharded."""
     for parameter in module.parameters():
         if not _is_sharded(parameter):
             parameter.data = parameter.data.to(device, torch.float32)
@@ -408,7 +388,7 @@ def _to_float32(module: nn.Module, device: torch.device) -> None:
 def _fully_shard(model: nn.Module, causal_lm: Any, options: PolicyOptions, accelerator: "Accelerator") -> None:
     """FSDP2 in place: one group per decoder layer, one for the rest (embeddings, final norm, head).
 
-    Only the group that is being cut is whole on the device.
+    Only the group that is being sharded is whole on the device.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -424,7 +404,7 @@ def _fully_shard(model: nn.Module, causal_lm: Any, options: PolicyOptions, accel
         _to_float32(layer, accelerator.device)
         fully_shard(layer, reshard_after_forward=True, **settings)
     _to_float32(model, accelerator.device)
-    # The rest is resharded as well, so that between phases every parameter is a DTensor that can be gathered by name.
+    # The rest is resharded as well: between phases every parameter is a DTensor that can be gathered by name.
     fully_shard(model, reshard_after_forward=True, **settings)
     assert isinstance(model, FSDPModule)
 
@@ -433,22 +413,14 @@ def _decoder_layers(causal_lm: Any) -> list[nn.Module]:
     names = set(causal_lm._no_split_modules or [])
     layers = [module for module in causal_lm.modules() if type(module).__name__ in names]
     if not layers:
-        raise RuntimeError(f"{type(causal_lm).__name__} names no layer class to shard (_no_split_modules is empty)")
+        raise RuntimeError(f"{type(causal_lm).__name__} lists no layer class to shard (_no_split_modules is empty)")
     return layers
-
-
-def _bytes(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def _is_sharded(tensor: torch.Tensor) -> bool:
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
-
-
-def _local(tensor: Any) -> torch.Tensor:
-    return tensor.to_local() if _is_sharded(tensor) else tensor
 
 
 def _full(tensor: Any) -> torch.Tensor:

@@ -1,13 +1,14 @@
-"""A run's checkpoints: what they hold, when one is written, and which one a run goes on from.
+"""Saving and resuming a run: the files of a checkpoint, and the checkpoint that a run resumes from.
 
-    save(run)                                       # collective; nothing when there is one of this step
-    path = find_checkpoint(folder, cfg, fingerprint, ranks, say)    # the same on every rank
+    save(run)                                       # collective; does nothing if there is a checkpoint of this step
+    path = find_checkpoint(folder, cfg, fingerprint, ranks, info)   # the same on every rank
     state = load_state(path, rank, processes)
 
 A checkpoint root/step_000010 holds policy/ (Hugging Face format), optimizer.pt, config.yaml, the rows of metrics.jsonl
-so far and, of each rank, state_rank_0.json. trainer/checkpoint.py makes it whole or absent.
+so far and, per rank, state_rank_0.json. trainer/checkpoint.py makes it complete or absent.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -20,12 +21,13 @@ import yaml
 from configs import diff, to_yaml
 from configs.schema import Config
 from trainer import checkpoint
-from trainer.fingerprint import changed
+from trainer.checkpoint import CheckpointError
+from trainer.preflight import describe_changes
 from trainer.ranks import Ranks
 from trainer.run import Run
-from trainer.state import State, from_text, to_text
+from trainer.types import State, from_text, to_text
 
-# Keys that may differ when a run is resumed: they change what is shown, kept or how fast it goes, not what is learnt.
+# Keys that may change at a resume: they affect what is logged or kept, or the speed, not what is learnt.
 FREE_KEYS = set(
     """
     max_steps dry_run output_dir wandb eval_every save_every keep_last keep_best max_rollout_kl micro_batch_tokens
@@ -33,15 +35,14 @@ FREE_KEYS = set(
     verifier_workers
     """.split()
 )
-
-
-NEWEST = ".newest_checkpoint"  # beside the folder of checkpoints, which may be a link to another disk
+NEWEST = ".newest_checkpoint"  # not in the folder of checkpoints, which may be a link to another disk
 
 
 def save(run: Run) -> None:
     """Write a checkpoint of the completed steps, unless there is one; collective.
 
-    Raises CheckpointError when a write fails; earlier checkpoints stay as they are.
+    A checkpoint without the evaluation of its step (`pending_metrics`) stays as it is: a resume evaluates again.
+    Raises CheckpointError on every rank when a write fails on one of them; earlier checkpoints are untouched.
     """
     if run.saved_step == run.step:
         return
@@ -54,62 +55,46 @@ def save(run: Run) -> None:
         checkpoint.begin(root, step)
         with checkpoint.writing():
             (folder / "metrics.jsonl").write_bytes(rows)
-
-    error = _error_of(begin) if run.ranks.is_main else ""
-    run.ranks.wait()
+            (folder / "config.yaml").write_text(to_yaml(run.cfg), encoding="utf-8")
 
     def write() -> None:
         with checkpoint.writing():
-            checkpoint.write_text(folder / f"state_rank_{run.ranks.rank}.json", to_text(run.state))
+            (folder / f"state_rank_{run.ranks.rank}.json").write_text(to_text(run.state), encoding="utf-8")
             if run.ranks.is_main:
                 run.policy.write(folder / "policy", weights)
                 run.task.tokenizer.save_pretrained(folder / "policy")
-                with open(folder / "optimizer.pt", "wb") as file:  # by its name, torch hides why a write fails
+                with open(folder / "optimizer.pt", "wb") as file:  # given a path, torch hides why a write fails
                     torch.save(moments, file)
-                checkpoint.write_text(folder / "config.yaml", to_yaml(run.cfg))
 
-    errors = [e for e in run.ranks.gather([error or _error_of(write)]) if e]
-    if run.ranks.is_main and not errors:
+    def commit() -> None:
         info: dict[str, Any] = {"wandb_run_id": run.tracker.run_id, "fingerprint": run.task.fingerprint}
         if run.state.score is not None and run.state.score_step == step:
             info["score"] = run.state.score
+        checkpoint.commit(root, step, info)
+        with checkpoint.writing():
+            checkpoint.replace_file(run.folder / NEWEST, f"step {step}\n".encode())
+        checkpoint.prune(root, run.cfg.keep_last, run.cfg.keep_best)
 
-        def commit() -> None:
-            checkpoint.commit(root, step, info)
-            with checkpoint.writing():
-                checkpoint.replace_file(run.folder / NEWEST, f"step {step}\n".encode())
-            checkpoint.prune(root, run.cfg.keep_last, run.cfg.keep_best)
-
-        errors = [e for e in [_error_of(commit)] if e]
-    elif run.ranks.is_main:
-        checkpoint.discard(root, step)
-    errors = [e for e in run.ranks.gather(errors[:1] if run.ranks.is_main else []) if e]
-    if not errors:
-        run.saved_step = step
-        run.tracker.say(f"checkpoint of step {step} saved in {time.perf_counter() - started_s:.1f} s")
-    else:
-        raise checkpoint.CheckpointError(f"step {step}: {errors[0]}")
-
-
-def _error_of(work: Callable[[], object]) -> str:
-    """What went wrong with a write, in words: no rank may leave while the others wait for it."""
     try:
-        work()
-    except checkpoint.CheckpointError as error:
-        return str(error)
-    return ""
+        for work, on_rank0 in ((begin, True), (write, False), (commit, True)):
+            run.ranks.run_on_all_ranks(work, catch=(CheckpointError,), error=CheckpointError, rank0_only=on_rank0)
+    except CheckpointError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise CheckpointError(f"step {step}: {error}") from error
+    run.saved_step = step
+    run.tracker.info(f"checkpoint of step {step} saved in {time.perf_counter() - started_s:.1f} s")
 
 
 def load_state(path: Path, rank: int, processes: int) -> State:
-    """The state of a checkpoint. Raises ValueError when it cannot be that of this code and number of processes."""
+    """The state of a checkpoint. Raises ValueError if it does not fit this code or this number of processes."""
     own = len(list(path.glob("state_rank_*.json"))) == processes
     file = path / f"state_rank_{rank if own else 0}.json"
     try:
         state = from_text(file.read_text(encoding="utf-8"))
     except (TypeError, KeyError) as error:
-        raise ValueError(f"{file}: {error}; State had other fields when it was written") from None
+        raise ValueError(f"{file}: {error}; it was written with other fields of State") from None
     if state.step != checkpoint.step_of(path):
-        raise ValueError(f"{file} is that of step {state.step}: {path.name} was put together from several checkpoints")
+        raise ValueError(f"{file} is of step {state.step}: {path.name} was assembled from several checkpoints")
     of_rank = [f.name for f in fields(state) if isinstance(getattr(state, f.name), list) and getattr(state, f.name)]
     if of_rank and not own:
         raise ValueError(
@@ -120,49 +105,51 @@ def load_state(path: Path, rank: int, processes: int) -> State:
 
 
 def find_checkpoint(
-    folder: Path, cfg: Config, fingerprint: Mapping[str, str], ranks: Ranks, say: Callable[[str], None]
+    folder: Path, cfg: Config, fingerprint: Mapping[str, str], ranks: Ranks, info: Callable[[str], None]
 ) -> Path | None:
-    """The checkpoint to go on from, the same on every rank.
+    """The checkpoint to resume from, the same on every rank; None for a run that starts from step 0.
 
-    Raises ValueError for a run that cannot be resumed with this configuration and data, or whose checkpoints are gone.
+    Raises ValueError if the configuration or the data changed, or if the checkpoints of the run are gone.
     """
-    return ranks.on_first(lambda: _newest(folder, cfg, fingerprint, say))
 
-
-def _newest(folder: Path, cfg: Config, fingerprint: Mapping[str, str], say: Callable[[str], None]) -> Path | None:
-    root, newest = folder / "checkpoints", folder / NEWEST
-    try:
-        path, warnings = checkpoint.recover(root)
-    except checkpoint.CheckpointError as error:  # what is left to do is the user's decision
-        raise ValueError(error) from None
-    for line in warnings:
-        say(f"warning: {line}")
-    if path:
-        _refuse_changed_keys(path, cfg)
-        if lines := changed(checkpoint.info(path).get("fingerprint", {}), fingerprint):
+    def find() -> Path | None:
+        root, newest = folder / "checkpoints", folder / NEWEST
+        try:
+            path, warnings = checkpoint.recover(root)
+        except CheckpointError as error:  # only the user can decide how to continue
+            raise ValueError(error) from None
+        for line in warnings:
+            info(f"warning: {line}")
+        if path:
+            refuse_changes(path, cfg, fingerprint)
+            info(f"resuming {folder} after step {checkpoint.step_of(path)}")
+        elif newest.exists():
+            saved = newest.read_text(encoding="utf-8", errors="replace").strip()
             raise ValueError(
-                f"run_name: {cfg.run_name!r} cannot be resumed, since other files stand under the same names; put them "
-                "back, or choose another run_name:\n  " + "\n  ".join(lines)
+                f"run_name: {cfg.run_name!r} has a checkpoint of {saved}, but {root} holds none: is its disk mounted? "
+                f"To start over, choose another run_name or move {folder} away"
             )
-        say(f"resuming {folder} after step {checkpoint.step_of(path)}")
-    elif newest.exists():
-        saved = newest.read_text(encoding="utf-8", errors="replace").strip()
-        raise ValueError(
-            f"run_name: {cfg.run_name!r} has a checkpoint of {saved}, and {root} holds none: is its disk mounted? To "
-            f"start anew, choose another run_name or move {folder} away"
-        )
-    elif (folder / "config.yaml").exists():
-        say(f"{folder}: no checkpoint yet, starting from step 0")
-    return path
+        elif (folder / "config.yaml").exists():
+            info(f"{folder}: no checkpoint yet, starting from step 0")
+        return path
+
+    return ranks.run_on_rank0(find)
 
 
-def _refuse_changed_keys(path: Path, cfg: Config) -> None:
+def refuse_changes(path: Path, cfg: Config, fingerprint: Mapping[str, str]) -> None:
+    """Raise ValueError listing what changed since the checkpoint: keys that decide what is learnt, data, files."""
     old = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     fixed = {"max_steps"} if cfg.lr_schedule != "constant" else set()  # the length of the schedule
+    fixed |= {"engine_memory_share"} if cfg.engine == "hf" else set()  # the size of a batch, which shares an RNG
     changed = {key: pair for key, pair in diff(old, cfg).items() if key not in FREE_KEYS - fixed}
     if changed:
         keys = "; ".join(f"{key}: {before!r} then, {after!r} now" for key, (before, after) in changed.items())
         raise ValueError(
             f"run_name: {cfg.run_name!r} cannot be resumed with other settings ({keys}); "
             "choose another run_name, or give the old values"
+        )
+    if lines := describe_changes(checkpoint.info(path).get("fingerprint", {}), fingerprint):
+        raise ValueError(
+            f"run_name: {cfg.run_name!r} cannot be resumed, because files changed under the same names; restore them, "
+            "or choose another run_name:\n  " + "\n  ".join(lines)
         )

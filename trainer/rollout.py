@@ -1,24 +1,25 @@
-"""Sampling answers: one inference engine per rank, and the only file that knows vLLM.
+"""Sampling responses: one inference engine per rank. The only file that imports vLLM.
 
     engine = make_engine("path/to/model", EngineOptions(engine="vllm", ...), rank=0, world=1, device="cuda")
-    completions = engine.generate(prompts, sampling, seeds=[[1, 2], [3, 4]], on_finish=grade, progress=None)
-    engine.sleep(); ...; engine.wake()          # its memory belongs to the trainer in between
-    engine.sync_weights(named_tensors)          # after every policy update
+    completions = engine.generate(prompts, sampling, seeds=[[1, 2], [3, 4]], on_finish=grade)
+    engine.sleep(); ...; engine.wake()          # in between, its GPU memory belongs to the trainer
+    engine.sync_weights(named_tensors)          # after each step of updates
     engine.close()
 
-`VllmEngine` runs vLLM inside the trainer's process, on the GPU and on the CPU build alike; `HfEngine` is the fallback
-for machines where vLLM cannot run: transformers' own `generate`, one padded batch at a time. Both return the log-prob
-of every sampled token under the distribution it was sampled from (after temperature, top-p and top-k).
+`VllmEngine` runs vLLM inside the trainer's process, on a GPU and with the CPU build. `HfEngine` is the fallback where
+vLLM cannot run: `generate` of transformers, one padded batch at a time. Both return the log-prob of each sampled token
+under the distribution that it was sampled from (after temperature, top-p and top-k).
 
-Left out: servers on other machines, asynchronous rollouts, quantised engines, multi-modal prompts.
+Left out: servers on other machines, asynchronous rollouts, quantized engines, multi-modal prompts.
 
-Axes: P prompts, S samples of a prompt, T response tokens.
+Axes: P prompts, S samples per prompt, T response tokens.
 """
 
 import gc
 import logging
 import os
 import re
+import subprocess
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -27,225 +28,214 @@ from typing import Any, Protocol
 
 import torch
 
-from trainer.imports import quick_imports
+from trainer.clock import gc_paused
+from trainer.logging import format_error
 
 OnFinish = Callable[[int, int, "Completion"], None]  # (prompt index, sample index, completion)
 NamedTensors = Iterable[tuple[str, torch.Tensor]]
-NOT_FINITE = "lower lr, or go back to an earlier checkpoint"  # what there is to do
-MOST_SEQUENCES = {"vllm": 1024, "hf": 256}  # decoded at once; vLLM's own default on an H100, and a batch of `generate`
+NOT_FINITE = "lower lr, or go back to an earlier checkpoint"  # the advice for weights that are not finite
+MOST_SEQUENCES = {"vllm": 1024, "hf": 256}  # decoded at once; vLLM: its default on an H100
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. Every field is explicit, so that nothing of the model's own generation_config leaks in."""
+    """Sampling parameters, all of them explicit: the generation_config of the model is not used."""
 
-    temperature: float  # > 0; log-probabilities are those of logits / temperature
-    top_p: float  # 1.0 = off
-    top_k: int  # 0 = off
-    max_tokens: int  # response tokens at most
-    stop_token_ids: tuple[int, ...]  # sampling one of these, and nothing else, ends the answer; it stays and is trained
+    temperature: float  # > 0; log-probs are those of logits / temperature
+    top_p: float  # 1.0: off
+    top_k: int  # 0: off
+    max_tokens: int  # maximum number of response tokens
+    stop_token_ids: tuple[int, ...]  # the only ids that end a response; the id stays in it and is trained on
 
 
 @dataclass(slots=True)
 class Completion:
-    """One sampled answer."""
+    """One sampled response."""
 
-    token_ids: list[int]  # (T,) the stop token included
-    logprobs: list[float]  # (T,) nats, of the sampled tokens, under the sampling distribution
-    finish_reason: str  # "stop", or "length" when max_tokens cut it
+    token_ids: list[int]  # (T,) including the stop token
+    logprobs: list[float]  # (T,) nats, under the sampling distribution
+    finish_reason: str  # "stop", or "length" if max_tokens truncated it
     text: str  # decoded without special tokens
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What an engine needs beyond the model."""
+    """Settings of an engine, apart from the model."""
 
     engine: str  # vllm | hf
     dtype: str  # float32 | bfloat16
-    vocab_size: int  # tokens of the tokenizer; rows of the model's head beyond them are never sampled
+    vocab_size: int  # tokens of the tokenizer; further rows of the model's head are never sampled
     max_model_tokens: int  # prompt + response
     max_sequences: int  # decoded at once
-    memory_share: float  # share of a GPU's memory for the engine (weights + KV cache)
+    memory_share: float  # share of a GPU's memory for weights and KV cache
     cpu_cache_bytes: int  # KV cache on a CPU
-    tensor_parallel: int  # ranks that hold one engine together
+    tensor_parallel: int  # ranks that share one engine
     arguments: dict[str, Any]  # further arguments of vllm.LLM, which override those of this file
     trust_remote_code: bool
 
 
 class EngineError(RuntimeError):
-    """The engine did not start or failed while it sampled; the text has its own words, the cause its traceback."""
+    """The engine did not start, or failed while sampling."""
+
+
+class EngineMismatch(RuntimeError):
+    """The policy in the engine differs from the policy that is trained."""
 
 
 @contextmanager
-def _failing_as_one() -> Iterator[None]:
+def engine_errors(action: str, advice: Callable[[str], str] = lambda message: "") -> Iterator[None]:
+    """Turn an error of the engine inside the block into an EngineError with one line."""
     try:
         yield
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise EngineError(f"the engine failed while sampling: {type(error).__name__}: {error}") from error
+    except subprocess.CalledProcessError as error:
+        needed = "Triton compiles a launcher at the first kernel; install gcc and python3-dev (Python.h)"
+        raise EngineError(f"{action}: {format_error(error, 200)}: {needed}") from error
+    except (RuntimeError, ValueError, AssertionError, KeyError, OSError) as error:
+        message = f"{action}: {type(error).__name__}: {format_error(error, 500)}"
+        raise EngineError(message + advice(str(error))) from error
 
 
 class Engine(Protocol):
-    """What the trainer and the evaluation ask of an engine."""
+    """Interface of the engines."""
 
     def generate(
-        self,
-        prompts: list[list[int]],
-        sampling: Sampling,
-        *,
-        seeds: list[list[int]],
-        on_finish: OnFinish | None,
-        progress: Callable[[int], object] | None,
+        self, prompts: list[list[int]], sampling: Sampling, *, seeds: list[list[int]], on_finish: OnFinish
     ) -> list[list[Completion]]:
-        """Sample len(seeds[i]) answers to prompt i; both callbacks run as answers finish, progress(1) for each.
+        """Sample len(seeds[i]) responses to prompt i; calls `on_finish` for each as it finishes.
 
-        Raises FloatingPointError for a log-probability that is not finite, EngineError when the engine fails.
+        Raises FloatingPointError for a log-prob that is not finite, EngineError if the engine fails.
         """
         ...
 
     def sync_weights(self, weights: NamedTensors) -> None:
         """Load new weights under Hugging Face names; consumes the whole iterable."""
-        ...
 
     def checksum(self, names: list[str]) -> dict[str, float]:
-        """`weight_sum` of each named tensor as the engine holds it; without names whose layout the engine changed."""
+        """`weight_sum` of each named tensor in the engine, without names whose layout the engine changed."""
         ...
 
     def sleep(self) -> None:
-        """Give the engine's memory to the optimizer phase. Weights and cache are lost; a CPU engine keeps them."""
-        ...
+        """Release GPU memory for the updates; weights and KV cache are lost. No effect on a CPU."""
 
     def wake(self) -> None:
-        """Take the memory back. The engine has no weights until the next `sync_weights`."""
-        ...
+        """Allocate the memory again. The engine has no weights until the next `sync_weights`."""
 
     def close(self) -> None:
-        """Shut down; call last, after the final collective."""
-        ...
+        """Shut down, after the last collective."""
 
 
-@quick_imports()
+@gc_paused()
 def make_engine(model: str, options: EngineOptions, *, rank: int, world: int, device: str) -> Engine:
-    """The engine of this rank. `model` is a folder or hub id; call it after Accelerator() (see VllmEngine).
+    """The engine of this rank; call it after Accelerator(). model: a folder or hub id.
 
-    Raises ValueError for an unknown engine, and what the engine raises when it does not start.
+    Raises EngineError if the engine does not start.
     """
     kinds = {"vllm": VllmEngine, "hf": HfEngine}
-    if options.engine not in kinds:
-        raise ValueError(f"engine: {options.engine!r} is not one of {', '.join(kinds)}")
     return kinds[options.engine](model, options, rank=rank, world=world, device=device)
 
 
 def weight_sum(weight: torch.Tensor) -> float:
-    """Sum in double precision, a slice of rows at a time: a copy of an embedding in float64 would fill a small GPU."""
+    """Sum in float64, 4,096 rows at a time: a float64 copy of an embedding would not fit on a small GPU."""
     return sum(rows.sum(dtype=torch.float64) for rows in weight.split(4096)).item() if weight.numel() else 0.0  # type: ignore[union-attr]
 
 
+# ---- vLLM ----
+
+
 class VllmEngine:
-    """vLLM in this process. Traps it takes care of, each without an error message of its own:
+    """vLLM in this process. It avoids three errors that vLLM does not report:
 
-    - built before Accelerator(), it initialises torch.distributed with a world of one: N separate trainings;
-    - a tied output head stays stale on the CPU build unless "lm_head.weight" is sent along;
-    - cached prefixes of old weights are used unless the cache is reset before sampling.
+    - Built before Accelerator(), vLLM initializes torch.distributed with a world of one: N separate trainings.
+    - A tied output head of the CPU build keeps old weights unless "lm_head.weight" is sent.
+    - Prefixes cached under old weights are reused unless the cache is reset before sampling.
 
-    It seeds torch's global generator at construction; every sample is drawn from a stream of its own.
+    vLLM seeds torch's global RNG at construction; each sample has a seed of its own.
     """
 
     def __init__(self, model: str, options: EngineOptions, *, rank: int, world: int, device: str):
         if world > 1 and not torch.distributed.is_initialized():
             raise RuntimeError("the engine must be built after Accelerator(), which starts the process group")
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # same process: weights are handed over by reference
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # same process: weights are passed by reference
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # says that a CPU has no Triton
+        logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # reports that a CPU has no Triton
         arguments = engine_arguments(model, options, world=world, device=device)
         self.eager = arguments["enforce_eager"]
-        with warnings.catch_warnings(), self._uncompiled():
-            warnings.simplefilter("ignore", FutureWarning)  # vLLM's own imports
+
+        def advice(message: str) -> str:
+            if not re.search("memory|KV cache", message):
+                return ""
+            share = "" if "kv_cache_memory_bytes" in arguments else ", or raise engine_memory_share"
+            return f"; lower max_response_tokens or `vllm: {{max_num_seqs: {options.max_sequences}}}`{share}"
+
+        with warnings.catch_warnings(), self._uncompiled(), engine_errors("vLLM could not start", advice):
+            warnings.simplefilter("ignore", FutureWarning)  # from vLLM's own imports
             from vllm import LLM
 
             gc.collect()
-            gc.freeze()  # vLLM collects garbage five times as it starts, and what is imported by now is none
-            try:
-                self.llm = LLM(**arguments, use_tqdm_on_load=False)
-            except (RuntimeError, ValueError, AssertionError, KeyError, OSError) as error:
-                hint = f"; lower max_response_tokens or `vllm: {{max_num_seqs: {options.max_sequences}}}`"
-                hint += "" if "kv_cache_memory_bytes" in arguments else ", or raise engine_memory_share"
-                of_memory = re.search("memory|KV cache", str(error))
-                told = " ".join(f"vLLM could not start: {type(error).__name__}: {error}".split())[:500]
-                raise EngineError(f"{told}{hint if of_memory else ''}") from error
+            gc.freeze()  # vLLM collects garbage five times as it starts; the modules imported so far are none
+            self.llm = LLM(**arguments, use_tqdm_on_load=False)
         self.tokenizer = self.llm.get_tokenizer()
         self.requests = 0
         self.asleep = False
 
     def generate(
-        self,
-        prompts: list[list[int]],
-        sampling: Sampling,
-        *,
-        seeds: list[list[int]],
-        on_finish: OnFinish | None,
-        progress: Callable[[int], object] | None,
+        self, prompts: list[list[int]], sampling: Sampling, *, seeds: list[list[int]], on_finish: OnFinish
     ) -> list[list[Completion]]:
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
         engine = self.llm.llm_engine
-        found: dict[str, tuple[int, int]] = {}  # request id -> (prompt index, sample index)
+        running: dict[str, tuple[int, int]] = {}  # request id -> (prompt index, sample index)
         results: list[list[Any]] = [[None] * len(row) for row in seeds]
-        # Prefixes may be of old weights; and what an earlier call left must not change the rounding of this one.
+        # Cached prefixes may be of old weights, and those of an earlier call would change the rounding of this one.
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("the engine kept cached prefixes of an earlier call: a request is still running")
         with self._uncompiled():
-            for i, (prompt, row) in enumerate(zip(prompts, seeds, strict=True)):
-                for j, seed in enumerate(row):
-                    params = SamplingParams(
-                        temperature=sampling.temperature,
-                        top_p=sampling.top_p,
-                        top_k=sampling.top_k,
-                        max_tokens=sampling.max_tokens,
-                        stop_token_ids=list(sampling.stop_token_ids),
-                        ignore_eos=True,  # the stop ids above are all there are
-                        seed=seed,  # its own stream: a sample does not depend on what else is in the batch
-                        logprobs=0,  # the sampled token's alone
-                        flat_logprobs=True,
-                        detokenize=False,
-                        output_kind=RequestOutputKind.FINAL_ONLY,
-                        skip_clone=True,  # each request has its own
-                    )
-                    request_id = str(self.requests)
-                    self.requests += 1
-                    engine.add_request(request_id, tokens_input(prompt), params)
-                    found[request_id] = (i, j)
+            for i, j, seed in ((i, j, seed) for i, row in enumerate(seeds) for j, seed in enumerate(row)):
+                params = SamplingParams(
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    top_k=sampling.top_k,
+                    max_tokens=sampling.max_tokens,
+                    stop_token_ids=list(sampling.stop_token_ids),
+                    ignore_eos=True,  # only stop_token_ids end a response
+                    seed=seed,  # a sample does not depend on the rest of the batch
+                    logprobs=0,  # of the sampled token only
+                    flat_logprobs=True,
+                    detokenize=False,
+                    output_kind=RequestOutputKind.FINAL_ONLY,
+                    skip_clone=True,  # each request has its own
+                )
+                running[str(self.requests)] = (i, j)
+                engine.add_request(str(self.requests), tokens_input(prompts[i]), params)
+                self.requests += 1
             try:
                 while engine.has_unfinished_requests():
-                    with _failing_as_one():
+                    with engine_errors("the engine failed while sampling"):
                         finished = engine.step()
                     for request in finished:
-                        i, j = found.pop(request.request_id)
+                        i, j = running.pop(request.request_id)
                         results[i][j] = self._completion(request.outputs[0], i, j)  # type: ignore[union-attr]
-                        if on_finish:
-                            on_finish(i, j, results[i][j])
-                        if progress:
-                            progress(1)
-            finally:  # an interrupt leaves no request behind for the next call
-                engine.abort_request(list(found))
+                        on_finish(i, j, results[i][j])
+            finally:  # an interrupt leaves no request for the next call
+                engine.abort_request(list(running))
         return results
 
-    def _uncompiled(self) -> AbstractContextManager[None]:
-        """Eager, vLLM would still compile a helper for ten seconds to gain nothing; the trainer may compile."""
-        return torch._dynamo.config.patch(disable=True) if self.eager else nullcontext()
+    def _uncompiled(self) -> AbstractContextManager[Any]:
+        """With enforce_eager, vLLM would still compile a helper for ten seconds, without a gain."""
+        return torch.compiler.set_stance("force_eager") if self.eager else nullcontext()
 
     def _completion(self, output: Any, i: int, j: int) -> Completion:
         token_ids, logprobs = list(output.token_ids), list(output.logprobs.logprobs)
         if len(logprobs) != len(token_ids) or not all(-float("inf") < x <= 1e-6 for x in logprobs):
-            told = f"the engine returned log-probs that are not finite for prompt {i}, sample {j}"
-            raise FloatingPointError(f"{told}: {NOT_FINITE}")
+            problem = f"the engine returned log-probs that are not finite for prompt {i}, sample {j}"
+            raise FloatingPointError(f"{problem}: {NOT_FINITE}")
         text = self.tokenizer.decode(token_ids, skip_special_tokens=True)
         return Completion(token_ids, logprobs, output.finish_reason, text)
 
     def sync_weights(self, weights: NamedTensors) -> None:
-        # Layer by layer into the tensors that are in use, so that CUDA graphs stay valid. The CPU build repacks
-        # matrices at load; this does it again.
+        # Layer by layer into the tensors in use, so that CUDA graphs stay valid. The CPU build repacks matrices.
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
 
     def checksum(self, names: list[str]) -> dict[str, float]:
@@ -256,7 +246,7 @@ class VllmEngine:
         return self.llm.apply_model(sums)[0]
 
     def sleep(self) -> None:
-        self.llm.sleep(level=2)  # weights are thrown away: the next sync brings all of them
+        self.llm.sleep(level=2)  # discards the weights: the next sync brings all of them
         self.asleep = True
 
     def wake(self) -> None:
@@ -265,18 +255,18 @@ class VllmEngine:
             self.asleep = False
 
     def close(self) -> None:
-        self.wake()  # memory that is not there cannot be freed
-        gc.freeze()  # spares one of two collections in what follows, which unfreezes all
-        self.llm.llm_engine.engine_core.shutdown()
+        self.wake()  # memory that is not mapped cannot be freed
+        gc.freeze()  # saves one of the two garbage collections of the shutdown
+        self.llm.llm_engine.engine_core.shutdown()  # private: vllm.LLM has no method for it
 
 
 def engine_arguments(model: str, options: EngineOptions, *, world: int, device: str) -> dict[str, Any]:
-    """What vLLM is started with on a device, cpu or cuda."""
+    """The arguments of vllm.LLM on a device, cpu or cuda."""
     on_cpu = device.startswith("cpu")
+    # The CPU build has no sleep mode, and its default cache takes most of the machine's memory. Its attention computes
+    # whole blocks, so that blocks of 32 tokens are faster than the default of 128. A prompt that is computed in two
+    # chunks ends in an error if the request has a seed.
     memory: dict[str, Any] = (
-        # The CPU build has no sleep mode, its default cache would take most of the machine's memory, its attention
-        # computes whole blocks, by default of 128 tokens (smaller ones are faster), and a prompt that is computed in
-        # two pieces ends in an error where the request has a seed.
         {
             "kv_cache_memory_bytes": options.cpu_cache_bytes,
             "block_size": 32,
@@ -295,30 +285,30 @@ def engine_arguments(model: str, options: EngineOptions, *, world: int, device: 
         "max_num_seqs": options.max_sequences,
         "tensor_parallel_size": options.tensor_parallel,
         "distributed_executor_backend": "external_launcher" if world > 1 else None,
-        "logprobs_mode": "processed_logprobs",  # of the distribution sampled from, not of the raw logits
-        "generation_config": "vllm",  # ignore the model's own sampling defaults
+        "logprobs_mode": "processed_logprobs",  # of the sampling distribution, not of the raw logits
+        "generation_config": "vllm",  # not the model's own sampling defaults
         "trust_remote_code": options.trust_remote_code,
         "enforce_eager": on_cpu,
         "disable_log_stats": True,
-        "logits_processors": [only_tokenizer_rows(options.vocab_size)],
+        "logits_processors": [mask_beyond_tokenizer(options.vocab_size)],
         **options.arguments,
     }
 
 
-def only_tokenizer_rows(vocab_size: int) -> type:
-    """A logits processor for models whose head has rows beyond the tokenizer (Qwen2.5: 151,936 against 151,665).
+def mask_beyond_tokenizer(vocab_size: int) -> type:
+    """A logits processor for heads with more rows than the tokenizer has tokens (Qwen2.5: 151,936 and 151,665).
 
-    Such ids are sampled at temperature 1 and mean nothing; the trainer masks the same rows. One class for both of
-    vLLM's model runners: the first, which the CPU build takes, and the second, which a GPU takes.
+    The trainer masks the same rows. One class for both model runners of vLLM: the first is used by the CPU build, the
+    second by GPUs. The second import is private; vLLM has no public name for it yet.
     """
-    from vllm.v1.sample.logits_processor import LogitsProcessor as FirstRunners
-    from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as SecondRunners
+    from vllm.v1.sample.logits_processor import LogitsProcessor
+    from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as SecondLogitsProcessor
 
-    class OnlyTokenizerRows(FirstRunners, SecondRunners):
-        def __init__(self, *about: object):
+    class MaskBeyondTokenizer(LogitsProcessor, SecondLogitsProcessor):
+        def __init__(self, *settings: object):
             pass
 
-        def apply(self, logits: torch.Tensor, *about: object) -> torch.Tensor:
+        def apply(self, logits: torch.Tensor, *batch: object) -> torch.Tensor:
             logits[:, vocab_size:] = -float("inf")
             return logits
 
@@ -328,60 +318,52 @@ def only_tokenizer_rows(vocab_size: int) -> type:
         def update_state(self, batch_update: object) -> None:
             pass
 
-    return OnlyTokenizerRows
+    return MaskBeyondTokenizer
 
 
 class SharedEngine:
-    """One engine that several ranks hold together: each asks for its own answers, all compute those of all.
+    """One engine that several ranks share: all of them compute the responses of all, each returns its own.
 
-    `generate` is collective over every rank of the run, also of one that asks for nothing.
+    `generate` is collective over every rank of the run, also over one without prompts.
     """
 
-    def __init__(self, engine: Engine, rank: int, ranks_an_engine: int, gather: Callable[[list[Any]], list[Any]]):
+    def __init__(self, engine: Engine, rank: int, ranks_per_engine: int, gather: Callable[[list[Any]], list[Any]]):
         self.engine, self.gather = engine, gather
-        self.first = rank - rank % ranks_an_engine
-        self.rank, self.end = rank, self.first + ranks_an_engine
+        self.first = rank - rank % ranks_per_engine
+        self.rank, self.end = rank, self.first + ranks_per_engine
         self.sync_weights, self.checksum = engine.sync_weights, engine.checksum
         self.sleep, self.wake, self.close = engine.sleep, engine.wake, engine.close
 
     def generate(
-        self,
-        prompts: list[list[int]],
-        sampling: Sampling,
-        *,
-        seeds: list[list[int]],
-        on_finish: OnFinish | None,
-        progress: Callable[[int], object] | None,
+        self, prompts: list[list[int]], sampling: Sampling, *, seeds: list[list[int]], on_finish: OnFinish
     ) -> list[list[Completion]]:
-        asked = self.gather([(prompts, seeds)])  # of each rank of the run
-        of_engine = asked[self.first : self.end]
-        before = sum(len(theirs) for theirs, _ in asked[self.first : self.rank])
+        of_ranks = self.gather([(prompts, seeds)])
+        of_engine = of_ranks[self.first : self.end]
+        before = sum(len(theirs) for theirs, _ in of_ranks[self.first : self.rank])
         mine = range(before, before + len(prompts))
 
         def finished(i: int, j: int, completion: Completion) -> None:
-            if i in mine and on_finish:
+            if i in mine:
                 on_finish(i - before, j, completion)
-            if i in mine and progress:
-                progress(1)
 
         completions = self.engine.generate(
             [prompt for theirs, _ in of_engine for prompt in theirs],
             sampling,
             seeds=[row for _, theirs in of_engine for row in theirs],
             on_finish=finished,
-            progress=None,
         )
         return [completions[i] for i in mine]
 
 
-class HfEngine:
-    """transformers' generate on a copy of the model: slow, simple, runs wherever torch does."""
+# ---- transformers ----
+
+
+class HfEngine(Engine):
+    """`generate` of transformers on a copy of the model: slow, but runs wherever torch does."""
 
     def __init__(self, model: str, options: EngineOptions, *, rank: int, world: int, device: str):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        if options.tensor_parallel > 1:
-            raise ValueError("engine: hf has no tensor parallelism; set tensor_parallel: 1 or engine: vllm")
         remote = options.trust_remote_code
         self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=remote)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -392,13 +374,7 @@ class HfEngine:
 
     @torch.no_grad()
     def generate(
-        self,
-        prompts: list[list[int]],
-        sampling: Sampling,
-        *,
-        seeds: list[list[int]],
-        on_finish: OnFinish | None,
-        progress: Callable[[int], object] | None,
+        self, prompts: list[list[int]], sampling: Sampling, *, seeds: list[list[int]], on_finish: OnFinish
     ) -> list[list[Completion]]:
         results: list[list[Any]] = [[None] * len(row) for row in seeds]
         jobs = [(i, j) for i, row in enumerate(seeds) for j in range(len(row))]
@@ -408,25 +384,20 @@ class HfEngine:
             done = self._generate_batch([prompts[i] for i, _ in chunk], sampling, seeds[i][j])
             for (i, j), completion in zip(chunk, done, strict=True):
                 results[i][j] = completion
-                if on_finish:
-                    on_finish(i, j, completion)
-                if progress:
-                    progress(1)
+                on_finish(i, j, completion)
         return results
 
     def _generate_batch(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Completion]:
-        """One padded batch; its samples share the random stream that starts at `seed`."""
-        from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+        """One padded batch; its samples share the RNG that `seed` starts."""
+        from transformers import GenerationConfig
 
-        vocab_size = self.options.vocab_size
-        width, pad = max(map(len, prompts)), 0  # masks come from lengths: any id will do
+        vocab_size, width, pad = self.options.vocab_size, max(map(len, prompts)), 0  # any id: masks come from lengths
 
-        class OnlyTokenizerRows(LogitsProcessor):
-            def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-                scores[:, vocab_size:] = -float("inf")
-                if not scores.amax(-1).isfinite().all():  # a NaN counts as the largest
-                    raise FloatingPointError(f"the policy's logits are not finite: {NOT_FINITE}")
-                return scores
+        def mask_beyond_tokenizer(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            scores[:, vocab_size:] = -float("inf")
+            if not scores.amax(-1).isfinite().all():  # NaN counts as the largest
+                raise FloatingPointError(f"the policy's logits are not finite: {NOT_FINITE}")
+            return scores
 
         input_ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
@@ -441,25 +412,25 @@ class HfEngine:
             output_scores=True,
             return_dict_in_generate=True,
         )
-        # generate() fills unset fields from the model's own file; an empty one keeps its sampling defaults out.
+        # generate() takes unset fields from the model's generation_config; an empty one has no sampling defaults.
         self.model.generation_config = GenerationConfig()
         torch.manual_seed(seed)
-        with _failing_as_one():
+        with engine_errors("the engine failed while sampling"):
             out = self.model.generate(
                 input_ids=input_ids,
                 attention_mask=mask,
                 generation_config=config,
-                logits_processor=LogitsProcessorList([OnlyTokenizerRows()]),
+                logits_processor=[mask_beyond_tokenizer],
             )
-        tokens_out = out.sequences[:, width:].tolist()  # (P, T)
-        scores = torch.stack(out.scores, dim=1).float().log_softmax(-1)  # (P, T, V) after temperature and top-p
-        logprobs = scores.gather(-1, out.sequences[:, width:, None]).squeeze(-1).tolist()  # (P, T)
+        sampled = out.sequences[:, width:]  # (P, T)
+        scores = torch.stack(out.scores, dim=1).float().log_softmax(-1)  # (P, T, V) after temperature, top-p and top-k
+        rows = zip(sampled.tolist(), scores.gather(-1, sampled[..., None]).squeeze(-1).tolist(), strict=True)
         done = []
-        for ids, row in zip(tokens_out, logprobs, strict=True):
+        for ids, logprobs in rows:
             ends = [t for t, token in enumerate(ids) if token in sampling.stop_token_ids]
             length = ends[0] + 1 if ends else len(ids)
             text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
-            done.append(Completion(ids[:length], row[:length], "stop" if ends else "length", text))
+            done.append(Completion(ids[:length], logprobs[:length], "stop" if ends else "length", text))
         return done
 
     def sync_weights(self, weights: NamedTensors) -> None:
@@ -471,12 +442,3 @@ class HfEngine:
     def checksum(self, names: list[str]) -> dict[str, float]:
         own = self.model.state_dict()
         return {name: weight_sum(own[name]) for name in names if name in own}
-
-    def sleep(self) -> None:
-        pass
-
-    def wake(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass

@@ -1,13 +1,14 @@
-"""One process's part of a training run: its settings, its parts, and where it stands (`state`).
+"""One process's part of a training run: its configuration, its components and its position (`state`).
 
-    with start(cfg, plan, say, clock) as run:               # trainer/start.py
+    with start(cfg, plan, info, clock) as run:              # trainer/start.py
         with run.phase("rollout"): ...                      # timed as time/rollout_s
-        with run.may_stop(): ...                            # left by all ranks together when one is asked to stop
-        run.sync(); run.log(metrics)
+        with run.interruptible(): ...                       # all ranks leave together if one receives a signal
+        run.sync_weights(); run.log(metrics)
 
-Nothing here knows how the policy is trained: that is train.py.
+The algorithm itself is in train.py.
 """
 
+import hashlib
 import math
 import signal
 from collections.abc import Iterator
@@ -21,20 +22,19 @@ from bandpo.rule import Rule
 from configs.schema import Config, Plan
 from data import epoch_length
 from rewards import Verifier
-from trainer.checks import EngineMismatch
 from trainer.clock import Clock
+from trainer.logging import Tracker
 from trainer.policy import Policy
 from trainer.ranks import Ranks
-from trainer.rollout import NOT_FINITE, Engine, Sampling, weight_sum
-from trainer.state import State
-from trainer.stopping import Signals, Stopped
+from trainer.rollout import NOT_FINITE, Engine, EngineMismatch, Sampling, weight_sum
+from trainer.stopping import Interrupted, Signals
 from trainer.task import Task
-from trainer.tracking import Tracker
+from trainer.types import State
 
 
 @dataclass
 class Run:
-    """See the head of this file. Only `state` (as a whole) and `saved_step` change."""
+    """See the head of this file. Only `state` and `saved_step` are assigned during a run."""
 
     cfg: Config
     plan: Plan
@@ -45,17 +45,17 @@ class Run:
     signals: Signals
     tracker: Tracker
     policy: Policy
-    reference: Policy | None  # the model started from, when kl_coef > 0
+    reference: Policy | None  # the start model, if kl_coef > 0
     optimizer: torch.optim.Optimizer
     engine: Engine
-    verifier: Verifier  # rewards
-    eval_verifier: Verifier  # evaluations: the tolerant one, whatever the reward is
-    rule: Rule  # of the objective
-    layout: str  # how sequences are laid out for the attention kernel (batching.lay_out)
+    verifier: Verifier  # grades for rewards
+    eval_verifier: Verifier  # grades for evaluations: always the tolerant verifier
+    rule: Rule  # clipping rule of the loss
+    layout: str  # of sequences in a micro-batch, for the attention kernel (batching.model_inputs)
     state: State
-    saved_step: int  # of the newest checkpoint; 0: none yet; -1: that one is to be written again
+    saved_step: int  # of the newest checkpoint; 0: none yet
 
-    # ---- where it stands ----
+    # ---- position ----
 
     @property
     def step(self) -> int:
@@ -64,7 +64,7 @@ class Run:
 
     @property
     def epochs(self) -> float:
-        """Passes over the training prompts so far, those that refills used up included."""
+        """Passes over the training prompts so far, including prompts drawn by dynamic sampling."""
         return self.state.prompts_drawn / epoch_length(len(self.task.train), self.cfg.prompts_per_step)
 
     def is_due(self, every: int) -> bool:
@@ -76,13 +76,13 @@ class Run:
         return Sampling(cfg.temperature, cfg.top_p, cfg.top_k, cfg.max_response_tokens, self.task.stop_token_ids)
 
     def seed(self, seed: int) -> None:
-        """Sets the global generators of Python, NumPy and torch, on every device."""
+        """Seed the global RNGs of Python, NumPy and torch, on every device."""
         from accelerate.utils import set_seed
 
         set_seed(seed)
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """Times a phase as time/<name>_s, GPU work included."""
+        """Time a phase as time/<name>_s, GPU work included."""
         return self.clock.phase(name, self.ranks.device)
 
     def log(self, metrics: dict[str, float]) -> None:
@@ -91,50 +91,49 @@ class Run:
     # ---- stopping ----
 
     @contextmanager
-    def may_stop(self) -> Iterator[None]:
-        """Work that may be abandoned. Collective; raises Stopped at its start or end, on all ranks, when one of
-        them was asked to stop.
+    def interruptible(self) -> Iterator[None]:
+        """Work that may be abandoned; collective. Raises Interrupted on all ranks if one of them received a signal.
 
-        Inside, `check_stop` leaves the work of this rank early; the others learn of it at their end.
+        It is raised at the start or at the end of the block. Inside, `raise_if_interrupted` ends the work of this rank
+        early.
         """
         self._leave_together()
         try:
             yield
-        except Stopped:
-            pass  # raised again below, by all
+        except Interrupted:
+            pass  # raised again below, on all ranks
         self._leave_together()
 
-    def check_stop(self) -> None:
-        """Raise Stopped when this process was asked to stop; for callbacks inside `may_stop`.
+    def raise_if_interrupted(self) -> None:
+        """Raise Interrupted if this process received a signal; for callbacks inside `interruptible`.
 
-        Processes that share an engine go on to the end of their call: alone, none of them can leave it.
+        Processes that share an engine finish their call, because none of them can leave it alone.
         """
         if self.cfg.tensor_parallel == 1:
-            self.signals.check()
+            self.signals.raise_if_interrupted()
 
     def _leave_together(self) -> None:
-        agreed = int(self.ranks.largest({"signal": self.signals.number})["signal"])
-        if agreed:  # else leave it alone: a signal may have arrived meanwhile, and is for the next time
+        agreed = int(self.ranks.all_reduce_max({"signal": self.signals.number})["signal"])
+        if agreed:  # a signal that arrived after the collective waits for the next call
             self.signals.number = agreed
-            raise Stopped
+            raise Interrupted
 
     def exit_code(self) -> int:
-        """130 after Ctrl-C, 0 after SIGTERM (pre-emption) or a completed run; collective.
+        """0 after SIGTERM or a completed run, 130 after Ctrl-C, 1 after the death of a launcher; collective.
 
-        1 when the SIGTERM came from the death of a launcher: those of other machines then end as well, where after 0
-        they would wait minutes for the one that is gone.
+        With exit code 0 the launchers of other machines would wait minutes for the one that died.
         """
-        if self.ranks.largest({"orphaned": self.signals.orphaned})["orphaned"]:
-            self.tracker.say("stopped since a launcher died, on this machine or another one")
+        if self.ranks.all_reduce_max({"orphaned": self.signals.orphaned})["orphaned"]:
+            self.tracker.info("stopped because a launcher died, on this machine or another one")
             return 1
         return 130 if self.signals.number == signal.SIGINT else 0
 
     # ---- weights to the engine ----
 
-    def sync(self) -> None:
-        """New weights into the engine, and the check that they arrived.
+    def sync_weights(self) -> None:
+        """Copy the policy's weights into the engine and compare checksums; collective.
 
-        Raises FloatingPointError when they are not finite, EngineMismatch when they did not arrive.
+        Raises FloatingPointError if weights are not finite, EngineMismatch if the engine holds other weights.
         """
         names = self.policy.compared_names(matrices=self.cfg.tensor_parallel == 1)
         ours: dict[str, float] = {}
@@ -145,14 +144,31 @@ class Run:
                     ours[name] = weight_sum(weight)
                 yield name, weight
 
-        self.engine.wake()  # which also empties torch's cache: the engine takes its memory elsewhere
+        self.engine.wake()  # which also empties torch's cache: the engine has an allocator of its own
         self.engine.sync_weights(summed())
         if broken := [name for name, value in ours.items() if not math.isfinite(value)]:
             raise FloatingPointError(f"the policy's weights are not finite, {broken[0]} among them: {NOT_FINITE}")
         theirs = self.engine.checksum(names)
-        # The same numbers summed in double precision: any real update of a weight shows, the order of the sum does not.
+        # Sums in float64 of equal numbers differ by less than 1e-6; every real update of a weight changes them by more.
         wrong = [n for n, value in theirs.items() if not abs(value - ours[n]) <= 1e-6]
         if wrong or not theirs:
             raise EngineMismatch(
-                f"after the sync the engine's weights differ from the trainer's: {wrong[:3] or 'no name fits'}"
+                f"after the sync the engine's weights differ from the trainer's: {wrong[:3] or 'no name matches'}"
             )
+
+
+# ---- pure functions of the step: a checkpoint stores neither ----
+
+
+def learning_rate(cfg: Config, step: int) -> float:
+    """The learning rate of the step after `step` completed ones."""
+    if step < cfg.lr_warmup_steps:
+        return cfg.lr * (step + 1) / cfg.lr_warmup_steps
+    done = (step - cfg.lr_warmup_steps) / max(1, cfg.max_steps - cfg.lr_warmup_steps)
+    factors = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+    return cfg.lr * factors[cfg.lr_schedule]
+
+
+def seed_of(*key: object) -> int:
+    """A seed of 31 bits, a pure function of `key`."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:4], "big") >> 1

@@ -1,6 +1,6 @@
-"""How a run ends: by itself, by SIGTERM or Ctrl-C, by the death of a launcher, by an error on one of several ranks.
+"""End of a run: normal exit, SIGTERM or Ctrl-C, death of the launcher, an error on one of several ranks.
 
-A signal is noted at once and heeded where work may be abandoned: `Run.may_stop`, which lets all ranks leave together.
+A signal is recorded when it arrives and acted on in `Run.interruptible`, which all ranks leave together.
 """
 
 import atexit
@@ -19,52 +19,53 @@ from typing import NoReturn
 import psutil
 
 LAUNCHED = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}  # set by torchrun; by accelerate launch
-SAME_CTRL_C_S = 3.0  # a second one within this time is the first, passed on
-FIRST_WORDS_S = 10.0  # the other ranks wait this long for rank 0 to tell a mistake
-LAST_WORDS_S = 20.0  # a rank that failed has this long to close what it opened
+SAME_CTRL_C_S = 3.0  # a SIGINT within this time of the first is the same Ctrl-C, forwarded by the launcher
+RANK0_FIRST_S = 10.0  # the other ranks wait this long, so that rank 0 prints an error that all ranks meet
+ABORT_AFTER_S = 20.0  # a rank that failed has this long to close what it opened
 
 
-class Stopped(Exception):
+class Interrupted(Exception):
     """A signal asked the run to stop; raised where work may be abandoned, never inside an update."""
 
 
 class Signals:
-    """Which signal asked this process to stop; 0: none has."""
+    """The signal that asked this process to stop; `number` is 0 until one arrives."""
 
     def __init__(self) -> None:
         self.number = 0
         self.parent = os.getppid()
 
-    def check(self) -> None:
-        """Raise Stopped when one has."""
+    def raise_if_interrupted(self) -> None:
+        """Raise Interrupted if a signal has arrived."""
         if self.number:
-            raise Stopped
+            raise Interrupted
 
     @property
     def orphaned(self) -> bool:
-        """Whether the SIGTERM came from the kernel, since the launcher died (die_with_launcher)."""
+        """Whether the kernel sent the SIGTERM because the launcher died (set_parent_death_signal)."""
         return self.number == signal.SIGTERM and os.getppid() != self.parent
 
     @contextmanager
-    def noted(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C inside the block are noted here; a later Ctrl-C stops at once.
+    def handled(self) -> Iterator[None]:
+        """Record SIGTERM and SIGINT inside the block; a second Ctrl-C raises KeyboardInterrupt.
 
-        One Ctrl-C arrives up to three times: from the terminal, passed on by the launcher, and as a SIGTERM when the
-        launcher has died of it.
+        One Ctrl-C arrives up to three times: from the terminal, forwarded by the launcher, and as a SIGTERM if the
+        launcher died of it.
         """
-        noted_s = 0.0
+        first_s = 0.0
 
-        def note(number: int, frame: object) -> None:
-            nonlocal noted_s
+        def record(number: int, frame: object) -> None:
+            nonlocal first_s
             if not self.number:
-                self.number, noted_s = number, time.monotonic()
-                name = signal.Signals(number).name
-                line = f"\n{name}: saving a checkpoint and stopping; Ctrl-C again to stop at once\n"
-                os.write(2, line.encode())  # print() may be what was interrupted
-            elif number == signal.SIGINT and time.monotonic() > noted_s + SAME_CTRL_C_S:
+                self.number, first_s = number, time.monotonic()
+                line = (
+                    f"\n{signal.Signals(number).name}: saving a checkpoint and stopping; Ctrl-C again to stop at once\n"
+                )
+                os.write(2, line.encode())  # not print(), which the signal may have interrupted
+            elif number == signal.SIGINT and time.monotonic() > first_s + SAME_CTRL_C_S:
                 raise KeyboardInterrupt
 
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, record) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
@@ -72,36 +73,35 @@ class Signals:
                 signal.signal(number, handler)
 
 
-def die_with_launcher() -> None:
-    """Ask the kernel (Linux) for a SIGTERM when the launcher dies; exit when it already has. No trainer is left alone.
+def set_parent_death_signal() -> None:
+    """Request a SIGTERM for the death of the launcher (Linux); exit if it has died already.
 
-    Started without a launcher, the parent is a shell, which may well end before the training does (nohup).
+    Without a launcher nothing is requested: the parent is a shell, which may end before the training does (nohup).
     """
     if sys.platform == "linux" and LAUNCHED & os.environ.keys():
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
         if not is_launcher(os.getppid()):  # it died while this process was still importing
-            raise SystemExit("the launcher is gone: nothing is started without it")
+            raise SystemExit("the launcher has died: training does not start without it")
 
 
 def is_launcher(pid: int) -> bool:
-    """Whether a process has torch loaded, as launchers have, or was itself started by one (a script between).
+    """Whether a process has torch loaded, as launchers have, or was started by one (a script in between).
 
-    Whoever adopts an orphan (init, a service manager, a container's first process) is neither.
+    The process that adopts an orphan (init, a service manager, a container's first process) is neither.
     """
     try:
-        return "libtorch" in Path(f"/proc/{pid}/maps").read_text() or bool(
-            LAUNCHED & psutil.Process(pid).environ().keys()
-        )
-    except (OSError, psutil.Error):  # gone, or somebody else's
+        maps, environment = Path(f"/proc/{pid}/maps").read_text(), psutil.Process(pid).environ()
+    except (OSError, psutil.Error):  # it has ended, or belongs to another user
         return False
+    return "libtorch" in maps or bool(LAUNCHED & environment.keys())
 
 
 @contextmanager
-def ending_all_ranks(processes: int) -> Iterator[None]:
-    """An error on one of several ranks ends this process soon, whatever its last words wait for.
+def abort_all_ranks_on_error(processes: int) -> Iterator[None]:
+    """After an error on one of several ranks, end this process within ABORT_AFTER_S.
 
-    The launcher ends the others when one process ends, and they may be waiting for this one in a collective.
+    The launcher then ends the other ranks, which may be waiting for this one in a collective.
     """
     try:
         yield
@@ -109,40 +109,38 @@ def ending_all_ranks(processes: int) -> Iterator[None]:
         error = sys.exception()
         if error and processes > 1:
 
-            def leave() -> None:
+            def abort() -> None:
                 traceback.print_exception(error)
                 os._exit(1)
 
-            timer = threading.Timer(LAST_WORDS_S, leave)
+            timer = threading.Timer(ABORT_AFTER_S, abort)
             timer.daemon = True
             timer.start()
 
 
 @contextmanager
-def one_clear_line(*kinds: type[Exception], code: int) -> Iterator[None]:
-    """These errors inside the block end the process with one line and no traceback.
+def exit_on_error(*kinds: type[Exception], code: int) -> Iterator[None]:
+    """End the process with one line instead of a traceback for these errors.
 
-    `code` is 2 for a user's mistake, 1 for an accident of training.
-
-    Launchers end all processes when one ends, so rank 0 goes first: a mistake that all ranks meet is told once.
+    code: 2 for invalid config or data, 1 for a failure during training. The launcher ends all ranks when one ends, so
+    the others wait for rank 0: an error that all ranks meet is printed once.
     """
-    rank = os.environ.get("RANK", "0") != "0"
     try:
         yield
-    except SystemExit:  # already told by rank 0
-        time.sleep(FIRST_WORDS_S * rank)
-        raise
-    except kinds as error:
-        time.sleep(FIRST_WORDS_S * rank)
+    except (SystemExit, *kinds) as error:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(RANK0_FIRST_S)
+        if isinstance(error, SystemExit):  # printed already
+            raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(code) from None
 
 
-def exit_with(main: Callable[[], int | None]) -> NoReturn:
-    """End the process at once, with the code that `main` returns or exits with; None is 0.
+def hard_exit(main: Callable[[], int | None]) -> NoReturn:
+    """End the process with the exit code that `main` returns or raises; None is 0.
 
-    All that an end owes is done: threads are waited for, atexit functions run, what was printed is written. Python
-    would then take apart every module of torch and vLLM, which takes one to three seconds and is of no use to anybody.
+    Threads are joined, atexit functions run and output is flushed. Python would then unload every module of torch and
+    vLLM, which takes 1 to 3 s.
     """
     try:
         code = main()
@@ -150,7 +148,8 @@ def exit_with(main: Callable[[], int | None]) -> NoReturn:
         if isinstance(ended.code, str):  # Python prints it
             raise
         code = ended.code
-    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]  (with the next line, how Python begins its end)
+    # Private: the first two steps of Python's own shutdown (Py_FinalizeEx). There is no public call for them.
+    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,10 +1,10 @@
-"""What the policy is trained and evaluated on: tokenizer, stop ids, problems with their prompts.
+"""Inputs of a run: tokenizer, stop token ids, problems with their prompts.
 
-task = load_task(cfg, say, ranks)      # finds the user's mistakes before a model is loaded
-dry_run(cfg, processes, say)           # the same as far as it is within reach, and tells it: --dry_run
+task = load_task(cfg, info, ranks)      # reports invalid config and data before a model is loaded
+dry_run(cfg, processes, info)           # the same checks as far as the hub can be reached: --dry_run
 
-Every rank looks at its own files (model, reward, rule, folder); one reads the data, judges the golds and builds the
-prompts, and the others get them from it. So all train on the same problems, and a hash names them (fingerprint.py).
+Every rank checks its own files (model, reward, rule, output folder). Rank 0 reads the data, checks the gold answers and
+builds the prompts for all ranks, so that all train on the same problems; `fingerprint` identifies them.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,15 +31,26 @@ from data import (
     vocabulary_size,
 )
 from rewards import NOT_CHECKED, GraderError, Verifier, check_golds
-from trainer import checkpoint
-from trainer.checks import cache_trouble, find_kernels, find_model, find_room, find_rule
-from trainer.fingerprint import changed, fingerprint_of_data, own_files, tokenizer_hash
-from trainer.imports import quick_imports
-from trainer.model_files import check_context, check_weights, files_hash, read_config, read_tokenizer
+from trainer.checkpoint import safe_run_dir
+from trainer.clock import gc_paused
+from trainer.preflight import (
+    cache_error,
+    check_context,
+    check_kernels,
+    check_model,
+    check_weights,
+    describe_changes,
+    files_hash,
+    find_rule,
+    fingerprint_of_data,
+    function_files,
+    read_config,
+    read_tokenizer,
+)
 from trainer.ranks import Ranks
 
 VERIFIER_MEMORY_GIB = 2.0  # address space of one grading process
-Say = Callable[[str], None]
+Info = Callable[[str], None]  # prints a line on rank 0
 Rows = list[tuple[Problem, list[int]]]  # problem, prompt token ids
 
 
@@ -53,183 +64,98 @@ class Task:
     stop_token_ids: tuple[int, ...]
     train: Rows
     evals: dict[str, Rows]  # by set
-    fingerprint: dict[str, str]  # short hashes of all of this and of the files behind it (fingerprint.py)
+    fingerprint: dict[str, str]  # short hashes of the inputs and of the files behind them (preflight.py)
 
 
 class Model(NamedTuple):
-    """What is known of the model without its weights."""
+    """The model without its weights."""
 
     tokenizer: Any
-    stops: tuple[int, ...]  # ids that end an answer
-    builder: PromptBuilder  # of prompts
-    config: Any  # transformers'
+    stop_token_ids: tuple[int, ...]
+    builder: PromptBuilder
+    config: Any  # of transformers
 
 
-@quick_imports()
-def load_task(cfg: Config, say: Say, ranks: Ranks) -> Task:
-    """Load problems, check their golds, build prompts; collective.
+@gc_paused()
+def load_task(cfg: Config, info: Info, ranks: Ranks) -> Task:
+    """Load problems, check their gold answers, build prompts; collective.
 
-    Raises ValueError or OSError naming what to mend, on all ranks when one of them meets it.
+    Raises ValueError on all ranks if one of them finds invalid config or data.
     """
 
-    def look() -> tuple[Model, dict[str, str]]:
-        with _reward_tried(cfg):
-            _check_local(cfg, say)
-            model = _model(cfg)
-        if told := cache_trouble(cfg, Size.of(model.config)):
-            raise ValueError(told)
-        own = own_files({"reward": cfg.reward, "rule": cfg.rule})
-        return model, {"tokenizer": tokenizer_hash(model.tokenizer, model.stops), "model": files_hash(cfg.model), **own}
+    def read_own_files() -> tuple[Model, dict[str, str]]:
+        with trying_reward(cfg):
+            check_local(cfg, info)
+            model = read_model(cfg)
+        if error := cache_error(cfg, Size.of(model.config)):
+            raise ValueError(error)
+        return model, {"model": files_hash(cfg.model), **function_files({"reward": cfg.reward, "rule": cfg.rule})}
 
-    def read() -> tuple[Rows, dict[str, Rows]]:
-        train = _prompts(cfg, cfg.train_data, model.builder, say)
-        _check_enough(cfg, len(train))
-        _try_reward(cfg, train[0][0], model.tokenizer.decode(train[0][1]))
-        evals = {set_name(n): _prompts(cfg, n, model.builder, say) for n in _eval_sets(cfg)} if cfg.eval_every else {}
-        for name, rows in evals.items():
-            _tell_shared([problem for problem, _ in train], name, [problem for problem, _ in rows], say)
-        return train, evals
-
-    model, of_files = ranks.on_each(look)
-    _check_same(ranks, of_files)
-    train, evals = ranks.on_first(read)
+    model, hashes = ranks.run_on_all_ranks(read_own_files)
+    of_ranks = ranks.gather([hashes])
+    for rank, theirs in enumerate(of_ranks):
+        for line in describe_changes(of_ranks[0], theirs):
+            raise ValueError(f"rank {rank} has other files than rank 0, under the same names: {line}")
+    train, evals = ranks.run_on_rank0(lambda: read_data(cfg, model, info, unreachable=None))
     sizes = ", ".join(f"{name} ({len(rows)})" for name, rows in evals.items())
-    say(f"{len(train):,} training prompts; evaluation on {sizes or 'nothing'}")
+    info(f"{len(train):,} training prompts; evaluation on {sizes or 'nothing'}")
     return Task(
         tokenizer=model.tokenizer,
         vocab_size=min(vocabulary_size(model.tokenizer), model.config.get_text_config().vocab_size),
         model_size=Size.of(model.config),
-        stop_token_ids=model.stops,
+        stop_token_ids=model.stop_token_ids,
         train=train,
         evals=evals,
-        fingerprint=fingerprint_of_data(train, evals) | of_files,
+        fingerprint=fingerprint_of_data(train, evals) | hashes,
     )
 
 
-def look_at_task(cfg: Config, say: Say) -> tuple[Size | None, list[str]]:
-    """Check all that load_task checks and the hub does not keep back; the model's size, and what was kept back.
+@gc_paused()
+def dry_run(cfg: Config, processes: int, info: Info) -> int:
+    """Make every check that needs neither weights nor the hub, print the configuration; returns the exit code, 0.
 
-    Raises as load_task does.
+    Lists what could not be checked. Raises like load_task.
     """
-    missing: list[str] = []
+    unreachable: list[str] = []
     model, size = None, MODELS.get(cfg.model)
-    with _reward_tried(cfg):
-        _check_local(cfg, say)
+    with trying_reward(cfg):
+        check_local(cfg, info)
         try:
-            model = _model(cfg)
+            model = read_model(cfg)
             size = Size.of(model.config)
         except HubUnreachable:
-            missing.append(f"model {cfg.model}: its tokenizer, chat template and stop ids")
-    told = cache_trouble(cfg, size) if size else ""
-    if told and torch.cuda.is_available():
-        raise ValueError(told)
-    if told:  # the run may be meant for another machine
-        say(f"warning: this machine has no GPU, and its processor could not run this: {told}")
-    found: dict[str, list[list[Problem]]] = {"train_data": [], "eval_data": []}
-    train_sets = [cfg.train_data] if isinstance(cfg.train_data, str) else cfg.train_data
-    for key, names in (("train_data", train_sets), ("eval_data", _eval_sets(cfg))):
-        for name in names:
-            try:
-                problems = _problems(cfg, name, say)
-            except HubUnreachable:
-                missing.append(f"{key} {name}: its problems, their golds and the length of their prompts")
-                continue
-            if model:
-                problems = [problem for problem, _ in _built(cfg, name, problems, model.builder, say)]
-            found[key].append(problems)
-            if key == "eval_data":
-                _tell_shared(sum(found["train_data"], []), set_name(name), problems, say)
-    train = sum(found["train_data"], [])
-    if len(found["train_data"]) == len(train_sets):
-        _check_enough(cfg, len(train))
-    if train:
-        _try_reward(cfg, train[0], model.tokenizer.decode(model.builder.build(train[0])) if model else train[0].problem)
-    return size, missing
-
-
-@quick_imports()
-def dry_run(cfg: Config, processes: int, say: Say) -> int:
-    """Say everything that can be told without loading a model, then the configuration; the exit code, 0.
-
-    Raises as load_task does.
-    """
-    size, missing = look_at_task(cfg, say)
+            unreachable.append(f"model {cfg.model}: its tokenizer, chat template and stop token ids")
+    error = cache_error(cfg, size) if size else ""
+    if error and torch.cuda.is_available():
+        raise ValueError(error)
+    if error:  # the run may be for another machine
+        info(f"warning: this machine has no GPU, and its CPU could not run this: {error}")
+    read_data(cfg, model, info, unreachable)
     if size:
-        say(memory_text(cfg, size, processes))
-    say(to_yaml(cfg))
-    for line in missing:
-        say(f"not looked at, since the hub is not within reach: {line}")
+        info(memory_text(cfg, size, processes))
+    info(to_yaml(cfg))
+    for line in unreachable:
+        info(f"not checked, the hub is not reachable: {line}")
     return 0
 
 
-# ---- the parts ----
+# ---- model and local files ----
 
 
-def _check_same(ranks: Ranks, of_files: dict[str, str]) -> None:
-    """Raise ValueError when ranks, on machines of their own, have other files under the same names."""
-    every = ranks.gather([of_files])
-    for rank, theirs in enumerate(every):
-        for line in changed(every[0], theirs):
-            raise ValueError(f"rank {rank} has other files than rank 0, under the same names: {line}")
-
-
-def _check_enough(cfg: Config, problems: int) -> None:
-    if problems < cfg.prompts_per_step:
-        raise ValueError(
-            f"prompts_per_step: {cfg.prompts_per_step} is more than the {problems} usable problems of train_data "
-            f"{cfg.train_data}; use at most {problems}"
-        )
-
-
-def _check_local(cfg: Config, say: Say) -> None:
-    find_room(checkpoint.safe_run_dir(cfg.output_dir, cfg.run_name))
-    find_kernels(cfg)
+def check_local(cfg: Config, info: Info) -> None:
+    safe_run_dir(cfg.output_dir, cfg.run_name)
+    check_kernels(cfg)
     find_rule(cfg)
-    for line in check_leaks(cfg.train_data, _eval_sets(cfg)):
-        say(line)
+    for line in check_leaks(cfg.train_data, eval_sets(cfg)):
+        info(line)
 
 
-@contextmanager
-def _reward_tried(cfg: Config) -> Iterator[None]:
-    """Loads the reward, a user's too, in the process it will have: it comes up while the caller imports and reads."""
-    with ThreadPoolExecutor(1) as beside:
-        trial = beside.submit(lambda: _verifier(cfg).close())
-        yield
-        trial.result()
-
-
-def _verifier(cfg: Config) -> Verifier:
-    return Verifier(1, cfg.verifier_timeout_s, VERIFIER_MEMORY_GIB, cfg.reward)
-
-
-def _try_reward(cfg: Config, problem: Problem, prompt: str) -> None:
-    """Ask a reward of the user's about a made-up answer. Raises ValueError when it gives no number."""
-    if cfg.reward in ("math", "answer_line"):
-        return
-    answer = f"\\boxed{{{problem.gold}}}"
-    about = {"problem": asdict(problem), "prompt": prompt, "response_tokens": 1, "truncated": False}
-    try:
-        with _verifier(cfg) as verifier:
-            (grade,) = verifier.collect([verifier.submit(answer, problem.gold, about)])
-    except GraderError as error:
-        raise ValueError(f"reward: {error} (a made-up answer to {_short(problem.id)})") from None
-    if grade.reason in NOT_CHECKED:
-        raise ValueError(
-            f"reward: {cfg.reward} ended in a {grade.reason} on a made-up answer to {_short(problem.id)}; make it "
-            "quicker or smaller, or raise verifier_timeout_s"
-        )
-
-
-def _eval_sets(cfg: Config) -> list[str]:
-    return [cfg.eval_data] if isinstance(cfg.eval_data, str) else cfg.eval_data
-
-
-def _model(cfg: Config) -> Model:
-    """Its configuration, tokenizer and prompts, once its files are seen to be whole and to fit `cfg`."""
-    find_model(cfg.model)
+def read_model(cfg: Config) -> Model:
+    """Configuration, tokenizer and prompts of the model, after checking its files. Raises ValueError."""
+    check_model(cfg.model)
     config = read_config(cfg.model, trust_remote_code=cfg.trust_remote_code)
     check_context(cfg, config)
-    check_weights(cfg.model, config, trust_remote_code=cfg.trust_remote_code)
+    check_weights(cfg.model, trust_remote_code=cfg.trust_remote_code)
     tokenizer = read_tokenizer(cfg.model, trust_remote_code=cfg.trust_remote_code)
     builder = PromptBuilder(
         tokenizer, template=cfg.prompt_template, system_prompt=cfg.system_prompt, chat_template=cfg.chat_template
@@ -237,41 +163,71 @@ def _model(cfg: Config) -> Model:
     return Model(tokenizer, tuple(stop_token_ids(cfg.model, tokenizer)), builder, config)
 
 
-def _prompts(cfg: Config, sets: str | list[str], builder: PromptBuilder, say: Say) -> Rows:
-    return _built(cfg, sets, _problems(cfg, sets, say), builder, say)
+# ---- data ----
 
 
-def _built(cfg: Config, sets: str | list[str], problems: list[Problem], builder: PromptBuilder, say: Say) -> Rows:
+def read_data(
+    cfg: Config, model: Model | None, info: Info, unreachable: list[str] | None
+) -> tuple[Rows, dict[str, Rows]]:
+    """Training rows and evaluation rows by set; without a model their prompts are empty.
+
+    unreachable: receives a line per set that the hub does not give; None: HubUnreachable is raised.
+    """
+
+    def read(key: str, sets: str | list[str]) -> Rows:
+        try:
+            report = load_problems(sets)
+        except HubUnreachable:
+            if unreachable is None:
+                raise
+            unreachable.append(f"{key} {sets}: its problems, gold answers and prompt lengths")
+            return []
+        for line in report.lines:
+            info(line)
+        problems = drop_bad_golds(report.problems, cfg, info)
+        return prompts_of(cfg, sets, problems, model.builder, info) if model else [(each, []) for each in problems]
+
+    together = unreachable is None or isinstance(cfg.train_data, str)  # else each set by itself: some can be checked
+    parts = [read("train_data", sets) for sets in ([cfg.train_data] if together else cfg.train_data)]
+    train = [row for part in parts for row in part]
+    if all(parts) and len(train) < cfg.prompts_per_step:
+        raise ValueError(
+            f"prompts_per_step: {cfg.prompts_per_step} is more than the {len(train)} usable problems of train_data "
+            f"{cfg.train_data}; use at most {len(train)}"
+        )
+    if train:
+        problem, prompt = train[0]
+        try_reward(cfg, problem, model.tokenizer.decode(prompt) if model else problem.problem)
+    evals = {set_name(name): read("eval_data", name) for name in eval_sets(cfg)} if cfg.eval_every else {}
+    for name, rows in evals.items():
+        if shared := shared_problems([problem for problem, _ in train], [problem for problem, _ in rows]):
+            info(
+                f"warning: {len(shared):,} of the {len(rows):,} problems of eval_data {name} are in train_data too, "
+                f"such as {shorten(shared[0])}: their score measures memorization"
+            )
+    return train, evals
+
+
+def eval_sets(cfg: Config) -> list[str]:
+    return [cfg.eval_data] if isinstance(cfg.eval_data, str) else cfg.eval_data
+
+
+def prompts_of(cfg: Config, sets: str | list[str], problems: list[Problem], builder: PromptBuilder, info: Info) -> Rows:
+    """Problems with their prompts, without those longer than max_prompt_tokens."""
     kept, dropped = build_prompts(problems, builder, max_prompt_tokens=cfg.max_prompt_tokens)
     if dropped:
-        say(f"{sets}: {dropped} prompts longer than max_prompt_tokens {cfg.max_prompt_tokens} dropped")
+        info(f"{sets}: {dropped} prompts longer than max_prompt_tokens {cfg.max_prompt_tokens} dropped")
     spelled = list(filter(None, (builder.control_tokens_in(problem) for problem, _ in kept)))
     if spelled:
         tokens = ", ".join(sorted(set().union(*spelled)))
-        say(f"warning: {sets}: {len(spelled)} problems spell control tokens ({tokens}); they are given as plain text")
+        info(f"warning: {sets}: {len(spelled)} problems spell control tokens ({tokens}); they are given as plain text")
     return kept
 
 
-def _problems(cfg: Config, sets: str | list[str], say: Say) -> list[Problem]:
-    report = load_problems(sets)
-    for line in report.lines:
-        say(line)
-    return _with_good_golds(report.problems, cfg, say)
+def drop_bad_golds(problems: list[Problem], cfg: Config, info: Info) -> list[Problem]:
+    """The problems whose gold answer verifies against itself: no response to the others could be rewarded.
 
-
-def _tell_shared(train: list[Problem], name: str, held_out: list[Problem], say: Say) -> None:
-    shared = shared_problems(train, held_out)
-    if shared:
-        say(
-            f"warning: {len(shared):,} of the {len(held_out):,} problems of eval_data {name} are in train_data too, "
-            f"such as {_short(shared[0])}: of them the score tells memory"
-        )
-
-
-def _with_good_golds(problems: list[Problem], cfg: Config, say: Say) -> list[Problem]:
-    """Without those whose gold does not verify against itself: no answer to them could be rewarded.
-
-    Which these are never depends on how fast a machine is: a gold that used up its limits is a mistake.
+    A gold answer that exceeds the verifier's limits is an error: the speed of a machine must not choose the data.
     """
     if cfg.reward != "math":
         return problems
@@ -279,29 +235,62 @@ def _with_good_golds(problems: list[Problem], cfg: Config, say: Say) -> list[Pro
         reasons = check_golds([problem.gold for problem in problems])
     except GraderError as error:
         raise ValueError(f"train_data, eval_data: the gold answers cannot be checked: {error}") from None
-    told = [
-        f"{_short(problem.id)}: gold {_short(repr(problem.gold))}: {reason}"
+    bad = [
+        (f"{shorten(problem.id)}: gold {shorten(repr(problem.gold))}: {reason}", reason in NOT_CHECKED)
         for problem, reason in zip(problems, reasons, strict=True)
         if reason
     ]
-    unchecked = [line for line, reason in zip(told, filter(None, reasons), strict=True) if reason in NOT_CHECKED]
-    if unchecked:
+    if unchecked := [line for line, not_checked in bad if not_checked]:
         raise ValueError(
-            f"train_data, eval_data: {len(unchecked)} gold answers are too much for the verifier, and what depends on "
-            "a machine's speed may not choose the data; take them out; the first:\n  " + "\n  ".join(unchecked[:10])
+            f"train_data, eval_data: {len(unchecked)} gold answers are too much for the verifier; take them out, since "
+            "a machine's speed must not choose the data. The first:\n  " + "\n  ".join(unchecked[:10])
         )
-    if told and len(told) == len(problems):
+    if bad and len(bad) == len(problems):
         raise ValueError(
-            f"train_data, eval_data: none of {len(problems)} gold answers verifies against itself; correct them, the "
-            "first:\n  " + "\n  ".join(told[:10])
+            f"train_data, eval_data: none of {len(problems)} gold answers verifies against itself; correct them. The "
+            "first:\n  " + "\n  ".join(line for line, _ in bad[:10])
         )
-    for line in told[:10]:
-        say(f"dropped {line}")
-    if told:
-        say(f"{len(told)} problems dropped whose gold does not verify against itself")
+    for line, _ in bad[:10]:
+        info(f"dropped {line}")
+    if bad:
+        info(f"{len(bad)} problems dropped whose gold answer does not verify against itself")
     return [problem for problem, reason in zip(problems, reasons, strict=True) if not reason]
 
 
-def _short(text: str) -> str:
-    """As much of a text as fits into a line."""
+# ---- reward ----
+
+
+@contextmanager
+def trying_reward(cfg: Config) -> Iterator[None]:
+    """Load the reward in a grading process while the block runs; raises ValueError at its end if that fails."""
+    with ThreadPoolExecutor(1) as pool:
+        trial = pool.submit(lambda: one_verifier(cfg).close())
+        yield
+        trial.result()
+
+
+def one_verifier(cfg: Config) -> Verifier:
+    return Verifier(1, cfg.verifier_timeout_s, VERIFIER_MEMORY_GIB, cfg.reward)
+
+
+def try_reward(cfg: Config, problem: Problem, prompt: str) -> None:
+    """Grade a synthetic response with a user's reward. Raises ValueError if that fails."""
+    if cfg.reward in ("math", "answer_line"):
+        return
+    response = f"\\boxed{{{problem.gold}}}"
+    about = {"problem": asdict(problem), "prompt": prompt, "response_tokens": 1, "truncated": False}
+    try:
+        with one_verifier(cfg) as verifier:
+            (grade,) = verifier.collect([verifier.submit(response, problem.gold, about)])
+    except GraderError as error:
+        raise ValueError(f"reward: {error} (a synthetic response to {shorten(problem.id)})") from None
+    if grade.reason in NOT_CHECKED:
+        raise ValueError(
+            f"reward: {cfg.reward} ended in a {grade.reason} on a synthetic response to {shorten(problem.id)}; make it "
+            "faster or smaller, or raise verifier_timeout_s"
+        )
+
+
+def shorten(text: str) -> str:
+    """At most one line of a text."""
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"

@@ -1,10 +1,12 @@
-"""The data of a step: `Sample`, one response from rollout to the loss, and `MicroBatch`, the tensors of several.
+"""The data of a run: `Sample` (one response), `MicroBatch` (tensors of several), `State` (what a checkpoint keeps).
 
 Axes: n sequences of a micro-batch, T their response tokens, flat, one sequence after another.
 """
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -61,3 +63,51 @@ class MicroBatch:
     def lengths(self) -> list[int]:
         """(n,) response tokens of each sequence."""
         return [len(sample.completion.token_ids) for sample in self.samples]
+
+
+@dataclass(frozen=True)
+class State:
+    """Position of a run, saved with each checkpoint in addition to the weights and the optimizer.
+
+    A tweak that must remember something adds a field with a default, and sets it: run.state = replace(run.state, x=1).
+    A field holds numbers, strings, None, lists, dicts and samples.
+    """
+
+    step: int = 0  # completed steps
+    prompts_drawn: int = 0  # position in the order of training prompts
+    tokens_seen: int = 0  # trained on, over all ranks
+    skipped_in_a_row: int = 0  # updates without a finite gradient
+    score: float | None = None  # mean@k of the latest evaluation, averaged over the evaluation sets
+    score_step: int = -1  # step of that evaluation
+    queue: list[list[Sample]] = field(default_factory=list)  # this rank's samples for the next `off_policy_steps` steps
+    pending_metrics: dict[str, float] = field(default_factory=dict)  # of the last step, until it is evaluated
+
+
+KINDS = {kind.__name__: kind for kind in (State, Sample, Problem, Completion, Grade)}
+
+
+def to_text(state: State) -> str:
+    """JSON for `from_text`. Raises TypeError for a value that a field of State cannot hold."""
+
+    def plain(value: Any) -> Any:
+        if is_dataclass(value) and type(value).__name__ in KINDS:
+            return {"kind": type(value).__name__, **{f.name: plain(getattr(value, f.name)) for f in fields(value)}}
+        if isinstance(value, dict):  # as pairs: JSON would turn every key into a string
+            return {"kind": "dict", "pairs": [[plain(k), plain(v)] for k, v in value.items()]}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        if value is None or isinstance(value, (str, bool, int, float)):
+            return value
+        raise TypeError(f"State holds numbers, strings, lists, dicts and samples, not {type(value).__name__}")
+
+    return json.dumps(plain(state))
+
+
+def from_text(text: str) -> State:
+    """The inverse of `to_text`; fields that the text lacks get their defaults."""
+
+    def restored(value: dict[str, Any]) -> Any:
+        kind = value.pop("kind")
+        return dict(value["pairs"]) if kind == "dict" else KINDS[kind](**value)
+
+    return json.loads(text, object_hook=restored)

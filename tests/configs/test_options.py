@@ -11,6 +11,7 @@ from launching import ROOT
 
 from bandpo.rule import RULES, load_rule, synthetic_batch
 from configs import ConfigError, help_text, load
+from configs.load import option_list
 from configs.schema import FIXED_VLLM_ARGUMENTS, OWN_VLLM_ARGUMENTS, RULES_AT_RATIO_1, Config, Plan
 from trainer import rollout
 from trainer.rollout import EngineOptions, engine_arguments
@@ -179,7 +180,7 @@ def test_what_makes_sense_is_accepted_without_a_word(monkeypatch, argv: str):
 
 def test_arguments_of_vllm_that_have_an_option_or_are_fixed_are_refused(monkeypatch):
     """Except those that a user may tune: engine_arguments sets them as well, and `vllm` overrides them."""
-    monkeypatch.setattr(rollout, "only_tokenizer_rows", lambda _: None)  # imports vLLM, which takes seconds
+    monkeypatch.setattr(rollout, "mask_beyond_tokenizer", lambda _: None)  # imports vLLM, which takes seconds
     options = EngineOptions("vllm", "bfloat16", 9, 9, 9, 0.5, 2**28, 1, {}, False)
     ours = set(engine_arguments("m", options, world=2, device="cuda"))
     tunable = {"max_num_seqs", "enforce_eager", "disable_log_stats"}
@@ -214,3 +215,8 @@ def test_functions_of_the_configuration_are_short():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 45, f"{path.name}: {node.name}"
+
+
+def test_the_page_of_options_is_up_to_date():
+    page = (ROOT / "docs" / "configs.md").read_text(encoding="utf-8").partition("## Options\n")[2]
+    assert page.endswith(option_list(Config)), "replace its end by the output of: python -m configs --options"

@@ -96,7 +96,7 @@ def test_a_second_call_samples_only_what_is_missing(
     config: EvalConfig, metrics: dict[str, float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = samples(config)
-    # Stopped in the middle of a line: five whole answers are left of the second process.
+    # Interrupted in the middle of a line: five whole answers are left of the second process.
     file = config.folder / "answers" / "001.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:5]) + lines[5][:40])
@@ -268,7 +268,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over_or_refused(
     weights = trained / "checkpoints" / "step_000010" / "policy" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert "step_000005" in configure([str(trained)]).model
-    assert "warning: checkpoint step_000010 is damaged and passed over" in capsys.readouterr().out
+    assert "warning: checkpoint step_000010 is damaged and skipped" in capsys.readouterr().out
     assert main([str(weights.parent)]) == 2
     assert "model.safetensors has" in capsys.readouterr().err
 
@@ -303,6 +303,7 @@ def test_mistakes_are_one_line(trained: Path, tiny_model: Path, capsys: pytest.C
         ([str(trained.parent)], f"holds runs: name one, {trained}, {young}"),
         ([str(young)], "has no whole checkpoint yet: one is written every 5 steps"),
         ([str(trained), str(young)], f"model: one at a time, not {trained} and {young}"),
+        (["--vllm.logprobs_mode", "raw_logprobs"], "vllm: logprobs_mode is set by the trainer; remove it"),
         (["--model", "nothing"], "model: nothing is not a folder that exists, nor a hub id"),
     ):
         try:

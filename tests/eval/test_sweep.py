@@ -13,6 +13,7 @@ import pytest
 import yaml
 from launching import ROOT, metrics, without_clock
 
+import train
 from eval import sweep
 from eval.sweep import cells, compare_finished, main, options, plan
 
@@ -171,24 +172,23 @@ def test_a_sweep_trains_resumes_and_reports_a_failure(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_sweep_resumes_to_the_same_run(number: signal.Signals, tiny_model: Path, tmp_path: Path) -> None:
-    grid = write_grid(
-        tmp_path / "g.yaml", tiny_model, runs={"band": {"max_steps": 6, "save_every": 2, "prompts_per_step": 64}}
-    )
-    out, alone = tmp_path / "out", tmp_path / "alone"
-    process = sweep_process(grid, out)
-    while process.poll() is None and not (out / "band_seed0" / "checkpoints" / "step_000002").exists():
-        time.sleep(0.02)
-    process.send_signal(number)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 130 and "stopped; the same command resumes" in said
-    reached = metrics(out / "band_seed0")[-1]["step"]
-    assert 2 <= reached < 6, "interrupted too late to show anything"
-    for folder in (out, alone):
-        assert sweep_process(grid, folder).wait(timeout=300) == 0
-    assert without_clock(metrics(out / "band_seed0")) == without_clock(metrics(alone / "band_seed0"))
-    assert "resum" in (out / "band_seed0.log").read_text()
+def test_an_interrupted_sweep_resumes_to_the_same_run(tiny_model: Path, tmp_path: Path) -> None:
+    """Stopped by SIGINT, resumed and stopped by SIGTERM, then resumed to the end."""
+    keys = {"max_steps": 8, "save_every": 2, "prompts_per_step": 64}
+    grid, out = write_grid(tmp_path / "g.yaml", tiny_model, runs={"band": keys}), tmp_path / "out"
+    for number, step in ((signal.SIGINT, 2), (signal.SIGTERM, 4)):
+        process = sweep_process(grid, out)
+        while process.poll() is None and not (out / "band_seed0" / "checkpoints" / f"step_{step:06d}").exists():
+            time.sleep(0.02)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 130 and "stopped; the same command resumes" in said
+        assert step <= metrics(out / "band_seed0")[-1]["step"] < 8, "interrupted too late to show anything"
+    assert main([str(grid), "--out", str(out)]) == 0
+    (alone,), _ = plan(grid, tmp_path / "alone", 1)
+    assert train.main(alone.argv) == 0
+    assert without_clock(metrics(out / "band_seed0")) == without_clock(metrics(alone.folder))
+    assert (out / "band_seed0.log").read_text().count("resuming") == 2
 
 
 def test_each_slot_has_its_own_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,7 +149,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     trains_again = (file, how) in (("optimizer.pt", "altered"), ("manifest.json", "emptied"))
     assert train.main([*argv(toy_model, run, max_steps=4 if trains_again else 2)]) == 0
     said = capsys.readouterr().out
-    assert "warning: checkpoint step_000004 is damaged and passed over" in said and Path(file).name in said
+    assert "warning: checkpoint step_000004 is damaged and skipped" in said and Path(file).name in said
     assert "resuming" in said and "after step 2" in said
     assert (run / "checkpoints" / "damaged_step_000004").is_dir()
     if trains_again:
@@ -166,7 +166,7 @@ def test_without_a_good_checkpoint_the_run_is_not_begun_anew(
     with pytest.raises(SystemExit) as stopped:
         train.main(argv(toy_model, run))
     assert stopped.value.code == 2
-    assert "no good checkpoint is left" in capsys.readouterr().err
+    assert "has no undamaged checkpoint" in capsys.readouterr().err
     assert rows(run) == rows(four_steps)
 
 
@@ -197,7 +197,7 @@ def test_lines_of_metrics_that_were_lost_are_back_after_a_resume(
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text(lines[0] + lines[2] * 2 + lines[3])
     assert train.main(argv(toy_model, run, max_steps=4)) == 0
-    assert "metrics.jsonl was not as the checkpoint knows it (missing or altered: step 1; there twice: step 2)" in (
+    assert "metrics.jsonl does not match the checkpoint (missing, altered or doubled: step 1, 2)" in (
         capsys.readouterr().out
     )
     assert difference(run, four_steps, step=4) == ""
@@ -214,7 +214,7 @@ def test_a_run_whose_folder_is_deleted_while_it_trains_ends_with_one_line(
         "    return gold in completion\n"
     )
     line = error_of(capsys, argv(toy_model, run, reward=f"{reward}:grade", eval_every=0, max_steps=1), 1)
-    assert f"{run} is not this run's any more: deleted or moved while it trained" in line
+    assert f"{run} no longer belongs to this run: deleted, moved or unmounted" in line
 
 
 def test_a_run_that_never_saved_starts_from_step_0(four_steps: Path, toy_model: str, tmp_path: Path, capsys):
@@ -241,7 +241,7 @@ def test_other_content_behind_the_same_settings_is_refused(
         train.main(words)
     told = capsys.readouterr().err
     assert stopped.value.code == 2 and "error: run_name: 'run' cannot be resumed" in told
-    assert "eval_data eval: its problems, golds" in told and "reward: the file of the function changed" in told
+    assert "eval_data eval: problems, gold answers" in told and "reward: file of the function changed" in told
 
 
 # ---- strangers' code ----
@@ -348,6 +348,6 @@ def test_an_engine_that_dies_ends_the_run_with_its_error(toy_model: str, tmp_pat
     assert left_behind(str(trial.folder)) == []
     assert [path.name for path in trial.checkpoints()] == ["step_000001"]
     (line,) = [line for line in trial.console().splitlines() if line.startswith("error: ")]
-    assert "the engine failed while sampling" in line and "the same command again resumes" in line
+    assert "the engine failed while sampling" in line and "the same command resumes the run" in line
     assert "Traceback" not in trial.console()
     assert "engine.step()" in (trial.folder / "engine_error_rank_0.txt").read_text()

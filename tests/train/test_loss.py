@@ -14,6 +14,7 @@ from torch import Tensor
 from bandpo.band import DIVERGENCES, inside_band
 from bandpo.rule import RULES, Rule, load_rule, synthetic_batch
 from configs.schema import Config
+from rewards import GraderError
 from train import group_advantages, grpo_loss, importance_weight, kl_estimate
 from trainer.batching import loss_weights
 from trainer.metrics import Stats
@@ -147,12 +148,28 @@ def test_gradient_is_the_weight_times_the_advantage(name: str):
         batch = micro_batch(given["old_logprobs"], given["advantages"], lengths=lengths)
         _, gradient, stats = run_loss(cfg, rule, batch, given["logprobs"])
         A, ratio = given["advantages"], (given["logprobs"] - given["old_logprobs"]).exp()
-        beyond = (A < 0) & (ratio > (cfg.dual_clip or math.inf))
+        beyond = (A < 0) & ((result if isinstance(result, Tensor) else ratio) > (cfg.dual_clip or math.inf))
         torch.testing.assert_close(gradient, -stats["clip/weight_mean"] * A)
         if isinstance(result, Tensor):
             torch.testing.assert_close(stats["clip/weight_mean"], torch.where(beyond, 0.0, result))
             assert not result.requires_grad and "band/lower_mean" not in stats
-        assert beyond.any() == (cfg.dual_clip is not None) and (gradient[beyond] == 0).all()
+        assert (gradient[beyond] == 0).all() and (cfg.dual_clip is not None or not beyond.any())
+
+
+def test_dual_clip_limits_the_weight_that_multiplies_the_gradient():
+    """GSPO: the ratio of the sequence, e^2 and e^(2/3) here, not the token's. CISPO: the truncated ratio."""
+    A, old = -torch.ones(4, dtype=torch.float64), torch.full((4,), -9.0, dtype=torch.float64)
+    logprobs = old + torch.tensor([4.0, 0.0, 4.0, -8 / 3], dtype=torch.float64)
+    gspo = load_rule("gspo", {"low": 1.0, "high": 9.0})
+    for rule, kept in ((gspo, [False, False, True, True]), (load_rule("cispo", {}), [True] * 4)):
+        batch = micro_batch(old, A, lengths=[2, 2])
+        _, gradient, stats = run_loss(replace(PLAIN, dual_clip=5.0), rule, batch, logprobs)
+        assert (gradient != 0).tolist() == kept and (~stats["clip/fraction"]).tolist() == kept
+
+
+def test_tokens_without_advantage_do_not_count_as_clipped():
+    _, gradient, stats = of_ratios([1e10, 1e-10, 3.0, 1e10], [0.0, 0.0, 0.0, 1.0], FIXED)
+    assert gradient.tolist() == [0] * 4 and stats["clip/fraction"].tolist() == [False] * 3 + [True]
 
 
 def test_gspo_gradient_is_that_of_the_published_objective():
@@ -439,7 +456,7 @@ def test_group_advantages_by_hand():
     assert group_advantages(rewards, "group_mean")[0].tolist() == [0.75, -0.25, -0.25, -0.25]
     assert group_advantages(rewards, "rloo")[0].tolist() == pytest.approx([1.0, -1 / 3, -1 / 3, -1 / 3])
     assert group_advantages(rewards, "group_std")[0].tolist() == pytest.approx([1.5, -0.5, -0.5, -0.5], abs=1e-5)
-    with pytest.raises(ValueError, match="advantage: maxrl needs rewards from 0"):
+    with pytest.raises(GraderError, match="advantage: maxrl needs rewards from 0"):
         group_advantages(2 * rewards - 1, "maxrl")
     with pytest.raises(ValueError, match="advantage: 'max'.*group_std, group_mean, rloo or maxrl"):
         group_advantages(rewards, "max")

@@ -23,8 +23,7 @@ from configs.memory import MODELS, Size
 from configs.names import stems
 from configs.schema import Config
 from rewards import check
-from trainer.checks import cache_trouble
-from trainer.model_files import check_context
+from trainer.preflight import cache_error, check_context
 from trainer.ranks import Ranks
 from trainer.task import load_task
 
@@ -186,8 +185,8 @@ def test_training_problems_that_are_held_out_too_are_counted(capsys, toy_model, 
         assert train.main(["--config", "demo_band", *map(str, keys)]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
     assert line == (
-        "warning: 30 of the 31 problems of eval_data copy are in train_data too, such as copy/0: of them the score "
-        "tells memory"
+        "warning: 30 of the 31 problems of eval_data copy are in train_data too, such as copy/0: their score "
+        "measures memorization"
     )
 
 
@@ -257,10 +256,10 @@ def test_a_cache_that_does_not_hold_one_sequence(toy_model, monkeypatch):
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=total))
 
     machine(24 * 1024)
-    assert cache_trouble(cfg, size) == ""
+    assert cache_error(cfg, size) == ""
     machine(24 * 1024 - 1)
-    assert cache_trouble(cfg, size).startswith("max_response_tokens: one sequence of max_prompt_tokens + ")
-    assert cache_trouble(replace(cfg, engine="hf"), size) == ""
+    assert cache_error(cfg, size).startswith("max_response_tokens: one sequence of max_prompt_tokens + ")
+    assert cache_error(replace(cfg, engine="hf"), size) == ""
 
 
 @pytest.mark.parametrize(
@@ -270,7 +269,7 @@ def test_a_cache_that_does_not_hold_one_sequence(toy_model, monkeypatch):
         ("def reward(answer, gold): return None", "my_reward.py: TypeError: returned NoneType None as score", []),
         ("def reward(answer, gold): return None", "returned NoneType None as score", ["--dry_run"]),
         ("def reward(answer, gold): return gold['a']", "my_reward.py:1: TypeError: string indices", []),
-        ("def reward(answer, gold): exit()", "ended in a crash on a made-up answer to toy_train/0", []),
+        ("def reward(answer, gold): exit()", "ended in a crash on a synthetic response to toy_train/0", []),
     ],
 )
 def test_a_reward_that_gives_no_number(capsys, toy_model, tmp_path, reward: str, told: str, dry: list[str]):
@@ -324,13 +323,17 @@ def edited(model: str, folder: Path, file: str, **values: object) -> str:
         ("generation_config.json", {"eos_token_id": "</s>"}, "generation_config.json: eos_token_id is '</s>'; an id"),
         ("config.json", {"vocab_size": 30}, "embed_tokens.weight has the shape [22, 64] in its file and [30, 64] by"),
         ("config.json", {"hidden_size": 128}, "embed_tokens.weight has the shape [22, 64] in its file and [22, 128]"),
-        ("config.json", {"tie_word_embeddings": False}, "lacks 1 weights, such as lm_head.weight; get its files again"),
+        (
+            "config.json",
+            {"tie_word_embeddings": False},
+            "lacks 1 weights, such as lm_head.weight; download its files again",
+        ),
         (
             "config.json",
             {"num_hidden_layers": 1, "layer_types": ["full_attention"]},
             "has 12 weights that config.json does not describe, such as model.layers.1.",
         ),
-        ("config.json", {"hidden_act": "none"}, "config.json describes no model that can be built (KeyError: 'none')"),
+        ("config.json", {"hidden_act": "none"}, "cannot be loaded (KeyError: 'none')"),
         ("tokenizer.json", {"added_tokens": 3}, "its tokenizer cannot be read (TypeError: "),
     ],
 )
@@ -345,10 +348,10 @@ def test_a_model_whose_files_do_not_belong_together(capsys, toy_model, tmp_path,
 @pytest.mark.parametrize(
     "bytes_left, told",
     [
-        (None, "has no weights, neither model.safetensors nor pytorch_model.bin nor an index of them"),
-        (0, "model.safetensors is not a whole safetensors file"),
-        (100, "model.safetensors is not a whole safetensors file"),
-        (-1, "model.safetensors is not a whole safetensors file"),
+        (None, "cannot be loaded (OSError: Error no file named model.safetensors, or pytorch_model.bin"),
+        (0, "cannot be loaded (SafetensorError: Error while deserializing header"),
+        (100, "cannot be loaded (SafetensorError: Error while deserializing header"),
+        (-1, "cannot be loaded (SafetensorError: Error while deserializing header"),
     ],
 )
 def test_weights_that_are_not_whole(capsys, toy_model, tmp_path, bytes_left: int | None, told: str):
@@ -363,12 +366,12 @@ def test_a_shard_that_is_not_there(capsys, toy_model, tmp_path):
     model = Path(edited(toy_model, tmp_path / "model", "config.json"))
     (model / "model.safetensors").rename(model / "one.safetensors")
     index = model / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}))
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}))
     (line,) = refused(capsys, str(model), tmp_path, "--dry_run")
-    assert "two.safetensors, which the index names, is not there" in line
+    assert "two.safetensors" in line and "cannot be loaded (FileNotFoundError: " in line
     index.write_text("{}")
     (line,) = refused(capsys, str(model), tmp_path, "--dry_run")
-    assert "index.json has no weight_map" in line
+    assert "cannot be loaded (KeyError: " in line
 
 
 def test_a_model_that_is_not_there(capsys, tmp_path):
@@ -391,7 +394,7 @@ def test_a_dry_run_prints_everything_and_loads_nothing(capsys, toy_model, tmp_pa
     assert train.main(argv) == 0
     out = capsys.readouterr().out
     assert "64 prompts x 16 samples = 1,024 sequences" in out and "delta: 0.05" in out
-    assert "problems, generated" in out and "memory:  a rank holds" in out and "not looked at" not in out
+    assert "problems, generated" in out and "memory:  a rank holds" in out and "not checked" not in out
     assert not (tmp_path / "runs").exists()
 
 
@@ -400,7 +403,7 @@ def test_a_dry_run_needs_neither_model_nor_hub(capsys, tmp_path, monkeypatch, na
     monkeypatch.chdir(tmp_path)  # where no demo has left its model
     assert train.main(["--config", name, "--output_dir", str(tmp_path / "runs"), "--dry_run"]) == 0
     out = capsys.readouterr().out
-    told = [line.partition("within reach: ")[2] for line in out.splitlines() if line.startswith("not looked at")]
+    told = [line.partition("not reachable: ")[2] for line in out.splitlines() if line.startswith("not checked")]
     sets = [line.split(":")[0] for line in told]
     cfg = load(Config, ["--config", name])
     from_hub = [] if "toy_train" in cfg.train_data else [("train_data", cfg.train_data), ("eval_data", cfg.eval_data)]

@@ -10,7 +10,7 @@ import train
 from bench.chaos import SMALL, difference
 from trainer.policy import Policy
 from trainer.resume import load_state
-from trainer.state import State, from_text, to_text
+from trainer.types import State, from_text, to_text
 
 pytestmark = pytest.mark.slow
 

@@ -393,7 +393,7 @@ def test_an_orphan_of_the_first_seconds_trains_no_step(toy_model: str, tmp_path:
     trial.send(signal.SIGKILL)
     trial.code()
     assert left_behind(str(trial.folder), patience_s=60) == []
-    assert "the launcher is gone: nothing is started without it" in trial.console()
+    assert "the launcher has died: training does not start without it" in trial.console()
     assert trial.steps() == 0
 
 

@@ -6,8 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +156,13 @@ def own_reward(run: Path, rows: Rows, base: Rows) -> None:
     assert 0 < rows[0]["reward/found"] < 1  # logged beside the score
 
 
+def judged(run: Path, rows: Rows, base: Rows) -> None:
+    """The server's verdict is the reward."""
+    seen = samples(run)
+    assert {row["reward"] for row in seen} == {-1.0, 1.0}
+    assert all((row["reward"] == 1) == is_convinced(row["answer"]) for row in seen)
+
+
 def own_data(run: Path, rows: Rows, base: Rows) -> None:
     written = [json.loads(line) for line in PAGE["Another data set"].files["my_problems.jsonl"].splitlines()]
     assert {row["problem"] for row in samples(run)} == {row["problem"] for row in written}
@@ -197,6 +207,7 @@ CONFIG_FACTS: dict[str, Callable[[Path, Rows, Rows], None]] = {
     "Corrections for the rollout/trainer gap": corrected,
     "Stale rollouts": stale,
     "Another reward": own_reward,
+    "An LLM as judge": judged,
     "Another data set": own_data,
     "Dynamic sampling": refilled,
     "Rollout policy as old policy": rollout_as_old,
@@ -273,6 +284,36 @@ def base(toy_model: str, tmp_path_factory: pytest.TempPathFactory) -> Rows:
     return check_rows(folder / "runs" / "base", "rule_args: {delta: 0.05, divergence: kl, ratio_cap: 10.0}\n")
 
 
+def is_convinced(response: str) -> bool:
+    """The verdict of the judge, which is a function of the text here."""
+    return zlib.crc32(response.encode()) % 2 == 0
+
+
+class Judge(BaseHTTPRequestHandler):
+    """Answers as a chat completions endpoint does."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        response = body["messages"][0]["content"].partition("\nResponse: ")[2].rpartition("\nIs the response")[0]
+        verdict = "Yes, it is." if is_convinced(response) else "No."
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"choices": [{"message": {"content": verdict}}]}).encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Judge) as server:
+        monkeypatch.setenv("JUDGE_URL", f"http://127.0.0.1:{server.server_port}/v1/chat/completions")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield
+        server.shutdown()
+
+
+@pytest.mark.usefixtures("judge")
 @pytest.mark.parametrize(("title", "i"), [case for case in CASES if not PAGE[case[0]].diffs])
 def test_a_tweak_of_the_configuration(
     title: str, i: int, base: Rows, toy_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -320,7 +361,7 @@ def run_in_a_copy(folder: Path, changed: list[Tweak], model: str, more: list[lis
         "from bandpo.band import band_bounds\n"
         "from configs.schema import Config\n"
         "from data.prompts import TEMPLATES\n"
-        "from trainer.state import State\n"
+        "from trainer.types import State\n"
         f"print('FACTS', json.dumps([{facts}]), flush=True)\n"
         "sys.exit(any([train.main(argv) for argv in json.loads(sys.argv[1])]))\n"
     )

@@ -89,7 +89,7 @@ def test_a_machine_that_is_lost_ends_the_other(machines: Machines, lost: str, ra
     assert not any(process.is_running() for process in family)  # no orphan
     told = machines.outputs[1 - rank].read_text() + machines.outputs[rank].read_text()
     if lost == "launcher":
-        assert "stopped since a launcher died" in told  # after a checkpoint of the last completed step
+        assert "stopped because a launcher died" in told  # after a checkpoint of the last completed step
         saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*"))
         assert saved and f"step_{metrics(tmp_path / 'run')[-1]['step']:06d}" == saved[-1]
     else:

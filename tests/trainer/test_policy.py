@@ -11,8 +11,8 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from configs.memory import Size, activations_a_token
-from trainer.checks import check_processes
 from trainer.policy import Policy, PolicyOptions
+from trainer.preflight import check_processes
 from trainer.rollout import weight_sum
 
 SEQUENCES = ragged(4, longest=8)
@@ -250,7 +250,10 @@ def test_start_up_tells_the_memory(folder: str, accelerator: Accelerator):
     count = sum(p.numel() for p in policy.parameters())
     text = policy.text()
     assert f"{count:,} parameters" in text
-    assert f"weights {count * 4 / 2**20:.1f} MiB" in text and f"AdamW {count * 8 / 2**20:.1f} MiB" in text
+    assert (
+        f"GiB per rank: weights {count * 4 / 2**30:.3g}, gradients " in text
+        and f"AdamW {count * 8 / 2**30:.3g}" in text
+    )
 
 
 def test_the_estimate_of_activations_is_near_what_autograd_keeps(accelerator: Accelerator, tmp_path: Path):
@@ -273,7 +276,7 @@ def test_the_estimate_of_activations_is_near_what_autograd_keeps(accelerator: Ac
 def test_what_was_asked_for_and_not_obtained_is_refused(
     folder: str, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ):
-    with pytest.raises(RuntimeError, match="sharding: ddp was asked for, none is what the model has on 1 process"):
+    with pytest.raises(RuntimeError, match="sharding: ddp was requested, the model has none on 1 process"):
         Policy.load(folder, options(sharding="ddp"), accelerator)
     check_processes(accelerator)
     with (
@@ -324,3 +327,15 @@ def test_backward_is_skipped_where_every_gradient_is_zero(folder: str, accelerat
     logprobs, entropy = policy(BATCH)
     policy.backward((one * logprobs).sum(), logprobs, entropy, always=False)
     assert any(g is not None and g.any() for g in gradients(policy))
+
+
+def test_a_broken_log_prob_is_not_skipped(folder: str, accelerator: Accelerator):
+    """A clamp gives NaN the gradient 0, so that alone would let the update pass."""
+    policy = Policy.load(folder, options(), accelerator)
+    with torch.no_grad():
+        policy.causal_lm.get_input_embeddings().weight[BATCH.input_ids.flatten()[0]] = float("nan")
+    logprobs, entropy = policy(BATCH)
+    loss = (logprobs - logprobs.detach()).clamp(-20, 20).sum()
+    assert loss.isnan() and not torch.autograd.grad(loss, logprobs, retain_graph=True)[0].isnan().any()
+    policy.backward(loss, logprobs, entropy, always=False)
+    assert not policy.clip_gradients(1.0).isfinite()

@@ -8,7 +8,7 @@ from launching import ROOT
 
 SCRIPT = """
 import atexit, sys, threading, time
-from trainer.stopping import exit_with
+from trainer.stopping import hard_exit
 
 class Late:
     def __del__(self):
@@ -22,7 +22,7 @@ def main():
     print("main")
     {end}
 
-exit_with(main)
+hard_exit(main)
 """
 
 

@@ -1,4 +1,4 @@
-"""tracking.py: the JSON record, the console, and the real wandb client: offline, refused, mute, resumed, killed."""
+"""logging.py: the JSON record, the console, and the real wandb client: offline, refused, mute, resumed, killed."""
 
 import contextlib
 import fcntl
@@ -21,15 +21,15 @@ from pathlib import Path
 from socket import create_server
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from launching import ROOT
 from wandb_files import records
 
-from trainer import tracking
+from trainer import logging
 from trainer.checkpoint import CheckpointError, RunLock
-from trainer.metrics_log import LogError, MetricsLog, open_log
-from trainer.tracking import Tracker, console_line
+from trainer.logging import LogError, Tracker, console_line, restore_rows
 
 KEY = "k" * 40
 
@@ -54,24 +54,21 @@ GLANCE = {
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Iterator[MetricsLog]:
-    lock = RunLock(tmp_path)
-    it, _ = open_log(tmp_path / "metrics.jsonl", b"", lock)
+def lock(tmp_path: Path) -> Iterator[RunLock]:
+    it = RunLock(tmp_path)
     yield it
     it.close()
-    lock.close()
 
 
-def tracker(run_dir: Path, log: MetricsLog | None) -> Tracker:
-    words = {"project": "p", "run_id": None, "max_steps": 10}
-    return Tracker(run_dir, {}, mode="disabled", is_main=log is not None, log=log, **words)
+def tracker(run_dir: Path, lock: RunLock | None, rows: bytes = b"") -> Tracker:
+    return Tracker(run_dir, {}, mode="disabled", project="p", run_id=None, max_steps=10, lock=lock, rows=rows)
 
 
 # ---- the record and the console ----
 
 
-def test_a_step_is_a_row_to_the_last_bit_and_a_line_on_the_console(tmp_path, log, capsys):
-    it = tracker(tmp_path, log)
+def test_a_step_is_a_row_to_the_last_bit_and_a_line_on_the_console(tmp_path, lock, capsys):
+    it = tracker(tmp_path, lock)
     it.log(0, {"x": 0.1 + 0.2, "y": math.inf, "z": math.nan})
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1  # there before the run ends
     it.log(1, METRICS)
@@ -81,25 +78,18 @@ def test_a_step_is_a_row_to_the_last_bit_and_a_line_on_the_console(tmp_path, log
     assert rows == [{"step": 0, "x": 0.30000000000000004, "y": None, "z": None}, {"step": 1, **METRICS}]
     assert capsys.readouterr().out.splitlines() == [
         "step  0/10",
-        "step  1/10 | reward 0.250 | entropy 0.500 | clip up 1.0% | clip down 0.2% | lr 1e-06 | aime24 mean@32 0.125 "
-        "| eta 0m00s",
+        "step  1/10 | reward 0.250 | entropy 0.500 | clip up 1.0% | clip down 0.2% | lr 1e-06 | aime24 mean@32 0.125",
     ]
 
 
 def test_the_console_line_tells_the_time_left():
-    assert console_line(3, 100, {}, 59.6) == "step   3/100 | eta 1m00s"
-    assert console_line(3, 100, {}, 7265.0) == "step   3/100 | eta 2h01m"
-    assert console_line(3, 100, {"optim/grad_norm": math.nan}, math.nan) == "step   3/100 | grad nan"
+    assert console_line(3, 100, {"time/step_s": 59.6 / 97}) == "step   3/100 | eta 1m00s"
+    assert console_line(3, 100, {"time/step_s": 75.0}) == "step   3/100 | eta 2h01m"
+    assert console_line(3, 100, {"optim/grad_norm": math.nan}) == "step   3/100 | grad nan"
 
 
-def test_the_time_left_is_the_pace_of_the_last_steps(tmp_path, log):
-    it = tracker(tmp_path, log)
-    it._times.extend([(2, 100.0), (4, 130.0)])  # 15 s a step, six steps left
-    assert it._eta_s() == 90.0
-
-
-def test_samples_are_one_json_row_a_line(tmp_path, log, capsys):
-    it = tracker(tmp_path, log)
+def test_samples_are_one_json_row_per_line(tmp_path, lock, capsys):
+    it = tracker(tmp_path, lock)
     rows = [
         {"problem": "1+1=?\n", "answer": "é", "correct": True},
         {"problem": "x" * 300, "answer": None, "correct": False},
@@ -110,18 +100,19 @@ def test_samples_are_one_json_row_a_line(tmp_path, log, capsys):
     lines = (tmp_path / "samples" / "step_000010.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == rows
     assert not (tmp_path / "samples" / "step_000030.jsonl").exists()
-    assert capsys.readouterr().out == "    problem: 1+1=? | answer: é | correct: True\n"  # not at every call
+    assert capsys.readouterr().out == "    problem: 1+1=? | answer: é | correct: True\n"  # once per minute
 
 
-def test_what_a_model_wrote_does_not_reach_the_terminal_raw(tmp_path, log, capsys):
-    it = tracker(tmp_path, log)
-    it.samples(1, [{"answer": "\x1b[2Jgone \ud800"}])
+def test_what_a_model_wrote_does_not_reach_the_terminal_raw(tmp_path, lock, capsys):
+    it = tracker(tmp_path, lock)
+    it.samples(1, [{"answer": "\x1b[2Jgone \ud800", "token_ids": [1]}])
     assert capsys.readouterr().out == "    answer: \N{REPLACEMENT CHARACTER}[2Jgone \N{REPLACEMENT CHARACTER}\n"
-    assert b"[2Jgone" in (tmp_path / "samples" / "step_000001.jsonl").read_bytes()
+    text = (tmp_path / "samples" / "step_000001.jsonl").read_bytes()
+    assert b"[2Jgone" in text and b"\\ud800" in text
 
 
-def test_a_full_disk_delays_the_lines_of_metrics_and_loses_none(tmp_path, log, capsys):
-    it = tracker(tmp_path, log)
+def test_a_full_disk_delays_the_lines_of_metrics_and_loses_none(tmp_path, lock, capsys):
+    it = tracker(tmp_path, lock)
     it.log(0, {"x": 0.0})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(it.rows()) + 5, hard))  # room for half a line
@@ -135,7 +126,7 @@ def test_a_full_disk_delays_the_lines_of_metrics_and_loses_none(tmp_path, log, c
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     out = capsys.readouterr().out
     assert out.count("warning: metrics.jsonl is behind (File too large)") == 2
-    assert "warning: step_000002.jsonl of samples/ is not whole" in out
+    assert "warning: samples/step_000002.jsonl is incomplete" in out
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0, "x": 0.0}\n{"ste'
     it.complete()
     assert steps_of(tmp_path / "metrics.jsonl") == [0, 1, 2]
@@ -150,33 +141,34 @@ def editor_saves(path: Path) -> None:
     (path.parent / "new").rename(path)
 
 
-ACCIDENTS = {
-    "saved by an editor": editor_saves,
+CHANGES = {
+    "saved by an editor": editor_saves,  # another file of the same content: nothing to restore
     "deleted": Path.unlink,
     "emptied": lambda path: path.write_text(""),
     "a line added": lambda path: path.open("a").write("noise\n"),
 }
 
 
-@pytest.mark.parametrize("how", ACCIDENTS)
+@pytest.mark.parametrize("how", CHANGES)
 @pytest.mark.parametrize("last", [False, True])
-def test_metrics_that_others_touched_while_the_run_wrote_them_are_written_anew(tmp_path, log, capsys, how, last):
-    it = tracker(tmp_path, log)
+def test_metrics_that_others_touched_while_the_run_wrote_them_are_written_anew(tmp_path, lock, capsys, how, last):
+    it = tracker(tmp_path, lock)
     it.log(0, {})
     it.log(1, {})
-    ACCIDENTS[how](tmp_path / "metrics.jsonl")
+    CHANGES[how](tmp_path / "metrics.jsonl")
     it.complete() if last else it.log(2, {})
     it.log(3, {})  # into the file of that name
     assert steps_of(tmp_path / "metrics.jsonl") == ([0, 1, 3] if last else [0, 1, 2, 3])
     said = capsys.readouterr().out
-    assert said.count("warning: metrics.jsonl was replaced, changed or deleted by others; written anew with all") == 1
+    warning = "warning: metrics.jsonl was changed or deleted by another program; restored with all"
+    assert said.count(warning) == (how != "saved by an editor")
 
 
-def test_a_run_whose_folder_is_gone_ends(tmp_path, log):
-    it = tracker(tmp_path, log)
+def test_a_run_whose_folder_is_gone_ends(tmp_path, lock):
+    it = tracker(tmp_path, lock)
     (tmp_path / ".lock").unlink()
     for asked in (lambda: it.log(0, {}), it.rows, it.complete):
-        with pytest.raises(CheckpointError, match="is not this run's any more"):
+        with pytest.raises(CheckpointError, match="no longer belongs to this run"):
             asked()
 
 
@@ -184,47 +176,44 @@ def test_a_run_whose_folder_is_gone_ends(tmp_path, log):
 
 KEPT = b'{"step": 0}\n{"step": 1}\n{"step": 2}\n'
 FOUND = {
-    # what is found, of a checkpoint with the rows 0 to 2 -> what is said; None: nothing
+    # content of the file, of a checkpoint with the rows 0 to 2 -> the line about it; None: no line
     KEPT: None,
-    KEPT + b'{"step": 3}\n{"step": 4}\n{"st': (
-        "metrics.jsonl: 2 lines dropped: not in a checkpoint yet, trained again",
-        "metrics.jsonl: 1 line dropped: not whole",
-    ),
-    KEPT + b'{"step": 3}': ("metrics.jsonl: 1 line dropped: not in a checkpoint yet, trained again",),
-    b'{"step": 0}\n{"step": 2}\n{"step": 3}\n': ("(missing or altered: step 1);",),
-    b'{"step": 0}\n{"step": 1}\n{"step": 1}\n{"step": 2}\n': ("(there twice: step 1);",),
-    b'{"step": 0}\n{"step": 1}\n{"ste': ("(missing or altered: step 2);",),
-    b'{"step": 1}\n{"step": 0}\n{"step": 2}\n': ("(other lines or order);",),
-    b"": ("(missing or altered: step 0, 1, 2); written anew from the checkpoint",),
+    KEPT + b'{"step": 3}\n{"step": 4}\n{"st': "metrics.jsonl: 3 lines after the checkpoint dropped; their steps are",
+    KEPT + b'{"step": 3}': "metrics.jsonl: 1 lines after the checkpoint dropped; their steps are trained again",
+    b'{"step": 0}\n{"step": 2}\n{"step": 3}\n': "(missing, altered or doubled: step 1);",
+    b'{"step": 0}\n{"step": 1}\n{"step": 1}\n{"step": 2}\n': "(missing, altered or doubled: step 1);",
+    b'{"step": 0}\n{"step": 1}\n{"ste': "(missing, altered or doubled: step 2);",
+    b'{"step": 1}\n{"step": 0}\n{"step": 2}\n': "(other lines or order);",
+    b"": "(missing, altered or doubled: step 0, 1, 2); restored from the checkpoint",
 }
 
 
 @pytest.mark.parametrize("found", FOUND)
-def test_a_resumed_log_has_the_rows_of_the_checkpoint_and_tells_what_was_not_so(tmp_path, found):
+def test_a_resumed_log_has_the_rows_of_the_checkpoint_and_tells_what_was_not_so(tmp_path, lock, found):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(found)
-    inode, lock = path.stat().st_ino, RunLock(tmp_path)
-    log, told = open_log(path, KEPT, lock)
-    assert path.read_bytes() == log.rows == KEPT
-    assert len(told) == len(FOUND[found] or ()) and all(map(str.__contains__, told, FOUND[found] or ()))
+    inode = path.stat().st_ino
+    lines = restore_rows(path, KEPT)
+    it = tracker(tmp_path, lock, KEPT)
+    assert path.read_bytes() == it.rows() == KEPT
+    assert len(lines) == (FOUND[found] is not None) and all(FOUND[found] in line for line in lines)
     assert (path.stat().st_ino == inode) == (found == KEPT)  # not rewritten for nothing
     aside = tmp_path / "metrics_found.jsonl"
     assert aside.exists() == bool(found and not found.startswith(KEPT))
     assert not aside.exists() or aside.read_bytes() == found
-    log.append({"step": 3})
+    it.log(3, {})
     assert steps_of(path) == [0, 1, 2, 3]
-    log.close()
-    lock.close()
 
 
 def test_other_ranks_write_and_print_nothing(tmp_path, capsys):
     it = tracker(tmp_path / "run", None)
     it.log(0, METRICS)
     it.samples(0, [{"a": 1}])
-    it.histogram(0, "h", [1.0])
+    it.histogram(0, "h", np.ones(1))
     it.artifact([tmp_path], "a")
-    it.say("hello")
-    assert list(it.progress(range(3), "optimize", "micro-batches")) == [0, 1, 2]
+    it.info("hello")
+    with it.progress(3, "optimize", "micro-batches") as bar:
+        bar.update()
     it.finish()
     assert capsys.readouterr() == ("", "") and not (tmp_path / "run").exists()
 
@@ -232,13 +221,13 @@ def test_other_ranks_write_and_print_nothing(tmp_path, capsys):
 BARS = """
 from pathlib import Path
 from trainer.checkpoint import RunLock
-from trainer.metrics_log import open_log
-from trainer.tracking import Tracker
-log, _ = open_log(Path({0!r}) / "metrics.jsonl", b"", RunLock(Path({0!r})))
-keys = dict(project="p", run_id=None, max_steps=10, is_main=True, log=log)
+from trainer.logging import Tracker
+keys = dict(project="p", run_id=None, max_steps=10, lock=RunLock(Path({0!r})), rows=b"")
 it = Tracker(Path({0!r}), {{}}, mode="disabled", **keys)
-for _ in it.progress(range(3), "optimize", "micro-batches"):
-    it.say("a line")
+with it.progress(3, "optimize", "micro-batches") as bar:
+    for _ in range(3):
+        it.info("a line")
+        bar.update()
 with it.progress(5, "rollout", "sequences") as bar:
     bar.update(5)
 """
@@ -261,7 +250,7 @@ def test_bars_are_drawn_on_a_terminal_only_and_lines_stay_whole(tmp_path):
 
 
 def test_environment_has_this_launch_and_the_earlier_ones(tmp_path):
-    assert tracking.write_environment(tmp_path) == tracking.write_environment(tmp_path) == []
+    assert logging.write_environment(tmp_path) == logging.write_environment(tmp_path) == []
     now = json.loads((tmp_path / "environment.json").read_text())
     assert len(now["earlier_launches"]) == 1 and "earlier_launches" not in now["earlier_launches"][0]
     assert now["command"][1:] == sys.argv and now["python"].startswith("3.")
@@ -274,24 +263,24 @@ def test_environment_has_this_launch_and_the_earlier_ones(tmp_path):
 
 def test_a_launch_with_other_threads_or_packages_than_the_one_before_is_told(tmp_path, monkeypatch):
     """A run goes on to the last bit only where these are the same."""
-    tracking.write_environment(tmp_path)
+    logging.write_environment(tmp_path)
     then = torch.get_num_threads()
     monkeypatch.setattr(torch, "get_num_threads", lambda: then + 1)
-    monkeypatch.setattr(tracking, "PACKAGES", [name for name in tracking.PACKAGES if name != "wandb"])
-    (line,) = tracking.write_environment(tmp_path)
+    monkeypatch.setattr(logging, "PACKAGES", logging.PACKAGES - {"wandb"})
+    (line,) = logging.write_environment(tmp_path)
     assert f"threads {then} then, {then + 1} now" in line and line.endswith(" then, None now")
     (tmp_path / "environment.json").write_text('{"earlier_launches": [], "hardware": 3}')
-    assert tracking.write_environment(tmp_path) == []
+    assert logging.write_environment(tmp_path) == []
 
 
 @pytest.mark.parametrize("text", ["", "{garbage", "[1]", "{}", '{"earlier_launches": null}'])
 def test_an_environment_that_cannot_be_read_is_set_aside(tmp_path, text):
     (tmp_path / "environment.json").write_text(text)
-    (line,) = tracking.write_environment(tmp_path)
-    assert "environment.json cannot be read, kept as environment_found.json" in line
+    (line,) = logging.write_environment(tmp_path)
+    assert "environment.json cannot be read, saved as environment_found.json" in line
     assert (tmp_path / "environment_found.json").read_text() == text
     assert json.loads((tmp_path / "environment.json").read_text())["earlier_launches"] == []
-    assert tracking.write_environment(tmp_path) == []
+    assert logging.write_environment(tmp_path) == []
 
 
 # ---- wandb, in a process of its own as in a run ----
@@ -299,20 +288,25 @@ def test_an_environment_that_cannot_be_read_is_set_aside(tmp_path, text):
 RUN = """
 import json, os, signal, socket, sys, time
 from pathlib import Path
-from trainer import tracking
+import numpy as np
+from trainer import logging
 from trainer.checkpoint import RunLock
-from trainer.metrics_log import open_log
-from trainer.tracking import Tracker
+from trainer.logging import Tracker
 run_dir, mode, run_id, first, last, event = sys.argv[1:]
 config = {"delta": 0.05, "eval_data": ["a", "b"]}
 path, lock = Path(run_dir, "metrics.jsonl"), RunLock(Path(run_dir))
-log, _ = open_log(path, path.read_bytes() if path.exists() else b"", lock)
-keys = dict(project="bandpo", run_id=run_id or None, max_steps=9, is_main=True, log=log)
+rows = path.read_bytes() if path.exists() else b""
+keys = dict(project="bandpo", run_id=run_id or None, max_steps=9, lock=lock, rows=rows)
+import wandb  # not counted
+began = time.monotonic()
 it = Tracker(Path(run_dir), config, mode=mode, **keys)
+print("started after", time.monotonic() - began)
+if event in ("kill", "drip"):
+    it._wandb._started.wait(60)
 for step in range(int(first), int(last)):
     it.log(step, json.loads(os.environ["METRICS"]))
-    it.histogram(step, "histogram/ratio", [0.5, 1.0, 1.0, float("inf"), float("nan")])
-    it.histogram(step, "histogram/empty", [float("nan")])
+    it.histogram(step, "histogram/ratio", np.array([0.5, 1.0, 1.0, np.inf, np.nan]))
+    it.histogram(step, "histogram/empty", np.array([np.nan]))
     if event == "kill" and step == 1:
         for line in os.popen("ps -A -o pid,ppid,comm"):
             pid, parent, name = line.split(maxsplit=2)
@@ -323,7 +317,7 @@ if event == "drip":
     asked = socket.create_connection((host, int(port)))
     asked.sendall(b"POST /drip HTTP/1.1\\r\\n\\r\\n")
     asked.recv(1)
-    tracking.FINISH_TIMEOUT_S = tracking.SERVICE_TIMEOUT_S = 1.0
+    logging.FINISH_TIMEOUT_S = logging.SERVICE_TIMEOUT_S = 1.0
 it.samples(int(last) - 1, [{"problem": "1+1", "correct": True}, {"problem": None, "correct": "no"}])
 Path(run_dir, "table.md").write_text("| a |")
 it.artifact([Path(run_dir, "table.md")], "comparison")
@@ -356,6 +350,11 @@ def run(
     return done
 
 
+def line_of_wandb(done: subprocess.CompletedProcess[str]) -> str:
+    """The first line about wandb; on a busy machine the first steps may be printed before it."""
+    return next(line for line in done.stdout.splitlines() if line.startswith("wandb: "))
+
+
 def history(path: Path) -> list[dict[str, Any]]:
     return [
         {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
@@ -373,8 +372,10 @@ def test_an_offline_run_holds_everything_and_its_resumption_the_same_id(tmp_path
     done = run(tmp_path, "offline")
     run_id = re.search(r"^id (\w+)$", done.stdout, re.M)
     assert run_id
-    line = done.stdout.splitlines()[0]
-    assert line == f"wandb: offline, as asked; to upload later: wandb sync {tmp_path}/wandb/offline-run-*-{run_id[1]}"
+    line = line_of_wandb(done)
+    assert (
+        line == f"wandb: offline, as configured; to upload later: wandb sync {tmp_path}/wandb/offline-run-*-{run_id[1]}"
+    )
 
     (file,) = offline_files(tmp_path)
     assert file.parent.match(f"offline-run-*-{run_id[1]}")  # what the line names
@@ -423,7 +424,7 @@ def test_wandb_s_own_offline_setting_is_followed(tmp_path):
 @pytest.mark.parametrize("mode", ["auto", "online"])
 def test_a_closed_port_is_offline_at_once(tmp_path, mode):
     done = run(tmp_path, mode, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY=KEY)
-    line = done.stdout.splitlines()[0]
+    line = line_of_wandb(done)
     assert line.startswith("wandb: offline, 127.0.0.1 does not answer (") and "wandb sync" in line
     assert len(history(offline_files(tmp_path)[0])) == 3
 
@@ -440,8 +441,9 @@ def test_a_server_that_accepts_and_says_nothing_is_offline(tmp_path):
 @pytest.mark.parametrize("setting", [{"WANDB_BASE_URL": "garbage"}, {"WANDB_MODE": "nonsense"}])
 def test_settings_that_wandb_refuses_switch_it_off_with_a_line(tmp_path, setting):
     done = run(tmp_path, "auto", **setting)
-    assert done.stdout.startswith("wandb: off (1 validation error for Settings")
-    assert done.stdout.splitlines()[0].endswith("; metrics.jsonl has everything")
+    line = line_of_wandb(done)
+    assert line.startswith("wandb: off (1 validation error for Settings")
+    assert line.endswith("; metrics.jsonl has everything")
 
 
 class Server(ThreadingHTTPServer):
@@ -558,11 +560,12 @@ def test_a_server_that_refuses_the_key_is_offline(tmp_path):
 
 @pytest.mark.slow
 def test_a_server_whose_answers_drip_holds_up_neither_start_nor_end(tmp_path):
-    server, began = Server(resumed=None, refuses=False), time.monotonic()
+    server = Server(resumed=None, refuses=False)
     server.drips = True
     done = run(tmp_path / "start", "auto", WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
-    assert "wandb: offline, 127.0.0.1 does not answer (timed out" in done.stdout
-    assert time.monotonic() - began < 25  # was 155
+    (waited_s, took_s) = re.findall("(?:started|finished) after (.*)", done.stdout)
+    assert float(waited_s) < logging.START_TIMEOUT_S + 2
+    assert float(took_s) < logging.FINISH_TIMEOUT_S + 3 * logging.SERVICE_TIMEOUT_S
 
     server = Server(resumed=None, refuses=False)
     done = run(tmp_path / "end", "auto", event="drip", WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
@@ -583,7 +586,7 @@ def test_no_key_or_a_broken_one_is_offline_without_a_question(tmp_path):
 
 def test_a_run_outlives_the_process_of_wandb(tmp_path):
     done = run(tmp_path, "offline", last=6, event="kill")
-    assert "wandb: stopped, for the reason below; training goes on, metrics.jsonl has everything" in done.stdout
+    assert "wandb: stopped by the error below; training goes on, metrics.jsonl has everything" in done.stdout
 
 
 def test_a_run_that_ends_by_an_exception_is_marked_failed(tmp_path):

@@ -1,0 +1,324 @@
+"""Preflight checks: what can be verified before the policy is loaded, and the fingerprint of a run's inputs.
+
+    check_model(model)                                      # a local folder, or on the hub and reachable
+    config = read_config(model, trust_remote_code=False)
+    check_weights(model, trust_remote_code=False)           # complete, and of the shapes that config.json describes
+    fingerprint = {"model": files_hash(model), **fingerprint_of_data(train, evals)}
+    describe_changes(of_checkpoint, fingerprint)            # any line means that the run cannot be resumed
+
+Each check raises an error of one line that names the key, the value and the fix.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+from safetensors import SafetensorError
+
+from bandpo.rule import Rule, check_rule, load_rule
+from configs.memory import GIB, Size, cache_a_token
+from configs.schema import Config
+from data import HubUnreachable, Problem
+from data.tables import read_json_object
+from trainer.checkpoint import sha256
+from trainer.logging import format_error
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Rows = Sequence[tuple[Problem, list[int]]]  # problem, prompt token ids
+HUB_TIMEOUT_S = 10.0
+OWN_FOLDERS = ("build", "runs")  # paths, also before they exist
+JSON_FILES = (
+    "config.json generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json "
+    "model.safetensors.index.json"
+).split()
+FULL_CONTEXT_ROPE = ("linear", "dynamic")  # kinds of RoPE whose factor multiplies max_position_embeddings
+KERNELS = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}  # attention -> package
+# transformers raises them for files that are absent, truncated or inconsistent, and for values of config.json.
+LOAD_ERRORS = (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+# Weights, configuration, tokenizer, chat template, and code that comes with a model.
+MODEL_FILES = ("model*.safetensors", "pytorch_model*.bin", "*.json", "*.txt", "*.model", "*.jinja", "*.py")
+CHANGES = dict.fromkeys(["reward", "rule"], "file of the function") | {"model": "files of the start model"}
+DATA_CHANGE = "problems, gold answers, their order, or token ids of the prompts"
+
+
+# ---- model ----
+
+
+def check_model(model: str) -> None:
+    """Raise ValueError if `model` is neither a model's folder nor a hub id, HubUnreachable if it cannot be fetched.
+
+    A hub id is OWNER/NAME where OWNER is no folder here. One request with a timeout: the libraries would retry for
+    minutes.
+    """
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]  (of its own client)
+
+    if Path(model).exists():
+        if not (Path(model) / "config.json").is_file():
+            raise ValueError(f"model: {model} has no config.json; name a folder in Hugging Face format")
+        return
+    match = re.fullmatch(r"(\w[\w.-]*)/\w[\w.-]*", model)
+    if not match or match[1] in OWN_FOLDERS or Path(match[1]).is_dir():
+        raise ValueError(
+            f"model: {model} is not a folder that exists, nor a hub id such as Qwen/Qwen2.5-3B-Instruct; correct the "
+            "path"
+        )
+    if isinstance(try_to_load_from_cache(model, "config.json"), str):
+        return
+    reason = "HF_HUB_OFFLINE is set"
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            HfApi().model_info(model, timeout=HUB_TIMEOUT_S)
+            return
+        except (HTTPError, OSError) as error:
+            reason = f"{type(error).__name__}: {format_error(error, 250)}"
+    raise HubUnreachable(
+        f"model: {model} could not be fetched from the hub ({reason}). Where the hub can be reached run "
+        f"`hf download {model} --local-dir DIR`, then start with --model DIR"
+    )
+
+
+def read_config(model: str, *, trust_remote_code: bool) -> Any:
+    """The transformers configuration of a folder or hub id.
+
+    Raises ValueError naming the file if it is not JSON or holds a value of the wrong type.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    folder = model_folder(model)
+    for path in (folder / name for name in JSON_FILES):
+        if path.is_file():
+            read_json_object(path)
+    try:
+        return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (StrictDataclassError, ValueError, OSError) as error:
+        raise ValueError(f"model: {folder / 'config.json'}: {format_error(error, 250)}") from None
+
+
+def read_tokenizer(model: str, *, trust_remote_code: bool) -> Any:
+    """The tokenizer of a folder or hub id. Raises ValueError if its files are invalid."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:  # depends on the kind of tokenizer
+        reason = f"{type(error).__name__}: {format_error(error, 250)}"
+        raise ValueError(f"model: {model}: its tokenizer cannot be read ({reason}); download its files again") from None
+
+
+def check_context(cfg: Config, config: Any) -> None:
+    """Raise ValueError if prompt and response together are longer than the model's context."""
+    config = config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    if context is None:
+        return
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [kind for kind in (rope, *rope.values()) if isinstance(kind, dict)]  # for all layers, or per layer type
+    context *= max([kind.get("factor") or 1 for kind in kinds if kind.get("rope_type") in FULL_CONTEXT_ROPE], default=1)
+    total = cfg.max_prompt_tokens + cfg.max_response_tokens
+    if total > context:
+        raise ValueError(
+            f"max_response_tokens: {cfg.max_response_tokens} with max_prompt_tokens {cfg.max_prompt_tokens} makes "
+            f"{total:,} tokens, the context of {cfg.model} is {int(context):,}; lower one of the two"
+        )
+
+
+def check_weights(model: str, *, trust_remote_code: bool) -> None:
+    """Raise ValueError if weights are absent, truncated, or not those that config.json describes.
+
+    transformers loads the model on the meta device, which reads only the headers of safetensors files. A hub id whose
+    weights are not in the cache yet is not checked.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    local, verbosity = Path(model).is_dir(), logging.get_verbosity()
+    logging.set_verbosity_error()  # instead of a table of the differences
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model,
+            device_map="meta",
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except LOAD_ERRORS as error:
+        if isinstance(error, OSError) and not local:
+            return
+        reason = f"{type(error).__name__}: {format_error(error, 250)}"
+        raise ValueError(f"model: {model} cannot be loaded ({reason}); download its files again") from None
+    finally:
+        logging.set_verbosity(verbosity)
+    found = loaded[1]
+    for name, stored, described in sorted(found["mismatched_keys"]):
+        raise ValueError(
+            f"model: {model}: {name} has the shape {list(stored)} in its file and {list(described)} by config.json; "
+            "the two do not belong together"
+        )
+    refuse_missing_weights(model, found)
+    if layers := sorted(name for name in found["unexpected_keys"] if ".layers." in name):
+        raise ValueError(
+            f"model: {model} has {len(layers)} weights that config.json does not describe, such as {layers[0]}; the "
+            "two do not belong together"
+        )
+
+
+def refuse_missing_weights(model: str, found: Mapping[str, Any]) -> None:
+    """Raise ValueError for a weight that is in no file. found: the loading info of transformers."""
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"model: {model} lacks {len(missing)} weights, such as {missing[0]}; download its files again")
+
+
+def model_folder(model: str) -> Path:
+    """The folder itself, or the snapshot of a hub id in the cache."""
+    from transformers.utils.hub import cached_file
+
+    path = cached_file(model, "config.json")
+    assert path is not None, "cached_file raises if there is none"
+    return Path(path).parent
+
+
+# ---- rule and machine ----
+
+
+def find_rule(cfg: Config) -> Rule:
+    """The clipping rule, after a run on a synthetic batch. Raises ValueError if it or its arguments are invalid."""
+    rule = load_rule(cfg.rule, cfg.rule_args)
+    check_rule(rule)
+    return rule
+
+
+def check_kernels(cfg: Config) -> None:
+    """Raise ValueError if the requested attention kernel is not installed, or if vLLM could not compile on a GPU."""
+    package = KERNELS.get(cfg.attention)
+    if package and importlib.util.find_spec(package) is None:
+        raise ValueError(f"attention: {cfg.attention} needs the package {package}; install it, or use attention: auto")
+    if cfg.engine == "vllm" and torch.cuda.is_available():
+        check_compiler()
+
+
+def check_compiler() -> None:
+    """Raise ValueError without a C compiler that finds Python.h: Triton compiles its launcher at the first kernel."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or "cc"
+    include = sysconfig.get_path("include", "posix_prefix")  # where Triton looks
+    try:
+        subprocess.run(
+            [compiler, "-fsyntax-only", f"-I{include}", "-xc", "-"],
+            input="#include <Python.h>\n",
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = error.stderr.splitlines()[0] if isinstance(error, subprocess.CalledProcessError) else error
+        raise ValueError(
+            f"engine: vllm compiles kernels on a GPU, which needs a C compiler and Python's headers ({reason}); "
+            "install gcc and python3-dev, or use engine: hf"
+        ) from None
+
+
+def cache_error(cfg: Config, size: Size) -> str:
+    """An error message if vLLM's KV cache cannot hold one sequence, else "".
+
+    The free memory is estimated high: on a GPU, the engine's share minus the weights.
+    """
+    if cfg.engine != "vllm":
+        return ""
+    tokens = cfg.max_prompt_tokens + cfg.max_response_tokens
+    if torch.cuda.is_available():
+        bytes_per_number, key = (4 if cfg.precision == "float32" else 2), "engine_memory_share"
+        card = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        free = cfg.engine_memory_share * card * cfg.tensor_parallel - size.parameters * bytes_per_number
+    else:
+        bytes_per_number, key = (2 if cfg.precision == "bfloat16" else 4), "max_response_tokens"
+        free = psutil.virtual_memory().total - size.parameters * bytes_per_number
+    needed = tokens * cache_a_token(size, bytes_per_number)
+    if needed <= free:
+        return ""
+    return (
+        f"{key}: one sequence of max_prompt_tokens + max_response_tokens, {tokens:,}, needs {needed / GIB:.3g} GiB for "
+        f"keys and values, and {max(0, free) / GIB:.3g} are free (got {getattr(cfg, key)}); "
+        + ("raise it, or lower max_response_tokens" if key == "engine_memory_share" else "lower it")
+    )
+
+
+def check_processes(accelerator: "Accelerator") -> None:
+    """Raise RuntimeError if Accelerate runs another number of processes than the launcher, or shards by itself.
+
+    Accelerate does not report a launch of CPU processes that it does not recognize: each process would train alone and
+    overwrite the files of the others, or a single one would start.
+    """
+    promised = int(os.environ.get("WORLD_SIZE", 1))
+    cpu_launch = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N ..."
+    if accelerator.num_processes != promised:
+        raise RuntimeError(
+            f"the launcher started {promised} processes, Accelerate sees {accelerator.num_processes}. On CPUs start "
+            f"with: {cpu_launch}"
+        )
+    # accelerate launch sets MASTER_PORT for one process only if several were requested.
+    launched_alone = "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ
+    if launched_alone and "MASTER_PORT" in os.environ:
+        raise RuntimeError(
+            "several processes were asked for, accelerate launch started one. On GPUs add --multi_gpu; on CPUs start "
+            f"with: {cpu_launch} (MASTER_PORT is set: unset it if one process was meant)"
+        )
+    for plugin in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{plugin}") == "true":
+            raise RuntimeError(
+                f"the accelerate configuration asks for {plugin}; sharding is the key `sharding` here: set "
+                "distributed_type: MULTI_GPU, as configs/accelerate/ does"
+            )
+
+
+# ---- fingerprint ----
+
+
+def fingerprint_of_data(train: Rows, evals: Mapping[str, Rows]) -> dict[str, str]:
+    """Hashes of the training problems and of each evaluation set, with the token ids of their prompts."""
+    sets = {"train_data": train, **{f"eval_data {name}": rows for name, rows in evals.items()}}
+    return {key: short_hash([[list(vars(p).values()), ids] for p, ids in rows]) for key, rows in sets.items()}
+
+
+def files_hash(model: str) -> str:
+    """Hash of the names and contents of MODEL_FILES in a folder; for a hub id the commit in the cache.
+
+    Dates and the folder's name do not count, so a copy has the same hash.
+    """
+    folder = model_folder(model)
+    if not Path(model).is_dir():
+        return folder.name[:16]  # of the snapshot
+    paths = sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern))
+    return short_hash([[path.name, sha256(path)] for path in paths])
+
+
+def function_files(keys: Mapping[str, str]) -> dict[str, str]:
+    """Hash per key of the file of FILE.py:FUNCTION; other values have none. Files that it imports are not covered."""
+    return {key: sha256(Path(value.rpartition(":")[0]))[:16] for key, value in keys.items() if ".py:" in value}
+
+
+def short_hash(value: object) -> str:
+    """16 hexadecimal digits of the SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode("ascii")).hexdigest()[:16]
+
+
+def describe_changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """List what changed, one line per item. Any change means the checkpoint cannot be resumed.
+
+    Keys that only one of the two has are skipped: evaluation sets with eval_every 0, checkpoints of earlier versions.
+    """
+    keys = [key for key in old if key in new and old[key] != new[key]]
+    return [f"{key}: {CHANGES.get(key, DATA_CHANGE)} changed ({old[key]} then, {new[key]} now)" for key in keys]
