@@ -99,7 +99,7 @@ check: $(STAMP) ## lint, format, types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell && $(BIN)/pyright
 
 fuzz: $(STAMP) ## the verifier under two minutes of random input
-	@$(BIN)/python -m rewards.fuzz --minutes 2
+	@PYTHONPATH=. $(BIN)/python tests/fuzzing.py --minutes 2
 
 chaos: $(STAMP) ## runs killed, damaged and starved, then resumed and compared bit for bit
 	@$(BIN)/python -m bench.chaos --runs 20 --seed 0

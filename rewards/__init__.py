@@ -7,7 +7,7 @@
     shape_reward(grade, ...)                the grade as a reward
 
 math/ holds the mathematics, pool/ the processes. Policies: docs/verifier.md.
-Command line: `python -m rewards.check FILE.jsonl`, `python -m rewards.fuzz --minutes 2`.
+Command line: `python -m rewards.check FILE.jsonl`.
 """
 
 import os

@@ -3,11 +3,18 @@ r"""Arithmetic that an answer leaves undone: `17\times23`, `40+\frac{4}{2}`, `2\
 A sum, difference or product of two rational numbers is undone, wherever it stands in the answer. Fractions, powers,
 roots, factorials, binomials and functions alone are not, nor are mixed numbers, scientific notation and quotients of
 factorials. For a gold that is a fraction, only whole numbers and decimals count: `\frac12+\frac13` says 5/6.
+
+Simple expressions are also evaluated at one point, which shows without computer algebra that most wrong answers are
+wrong. Both read an expression with Python's own parser; nothing is ever executed.
 """
 
 import ast
+import cmath
+import operator
 import re
+from collections.abc import Callable
 from fractions import Fraction
+from functools import lru_cache
 from math import isqrt
 
 _LARGE = Fraction(7)  # stands for a whole number that need not be computed
@@ -19,29 +26,35 @@ _FUNCTION = (
 _AS_PYTHON = [(re.compile(pattern), python) for pattern, python in (
     (r"\*10\^\{-?\d+\}|%|\\degree", ""),  # ends a number, as the fraction of a mixed one does
     (r"\\lfloor|\\lceil", "unknown("), (r"\\rfloor|\\rceil", ")"),
-    (_FUNCTION, "unknown"), (r"\\binom\{[^{}]*\}\{[^{}]*\}", "7"), (r"\|([^|]*)\|", r"(\1)"),
+    (_FUNCTION, "unknown "), (r"unknown (?=[({])", "unknown"), (r"\\binom\{[^{}]*\}\{[^{}]*\}", "7"),
+    (r"\|([^|]*)\|", r"(\1)"),
     (r"\}\{", ")/("), (r"\\frac", ""), (r"\\sqrt\[[^\[\]]*\]", "unknown"), (r"\\sqrt(?=\{)", "root"),
-    (r"\\(?:theta|pi)(?![a-z])|(?<![a-z\\])[a-zA-Z](?![a-z])", "unknown "), (r"\\([a-z]+)", r"\1"),
+    (r"\\(theta|pi)(?![a-z])|(?<![a-z\\])([a-zA-Z])(?![a-z])", r"\1\2 "), (r"\\([a-z]+)", r"\1"),
     (r"\{", "("), (r"\}", ")"), (r"\^", "**"), (r"(\d+)!", r"(\1).whole "), (r"\)!", ").whole "),
-    (r"(?<![\d.])0+(?=\d)", ""), (r"(?<![a-z])\(", "group("), (r"(?<=[\d)])(?=[a-z])|(?<=\))(?=\d)", "*"),
-    (r"(?<=unknown )(?=[\da-z])|(?<=whole )(?=[\da-z])", "*"),
+    (r"(?<![\d.])0+(?=\d)", ""), (r"(?<![a-z])\(", "group("), (r"(?<=[\d)])(?=[a-zA-Z])|(?<=\))(?=\d)", "*"),
+    (r"(?<=[a-zA-Z]) +(?=[\da-zA-Z])", "*"),
 )]  # fmt: skip
+_PYTHON = re.compile(
+    r"(?:[a-zA-Z+\-*/() ,]|\d+(?:\.\d*)?(?![\w.])|\.\d+(?![\w.])|\.whole )*"
+)  # what parses without warnings
+_NO_ARITHMETIC = (SyntaxError, ValueError, RecursionError, MemoryError)  # words, several values, something cut off
 
 
-def is_undone(text: str, *, whole: bool) -> bool:
-    """Whether a normalised answer to a gold that is a number (`whole`: a whole one) leaves arithmetic undone."""
-    text = _MIXED.sub(lambda m: "" if int(m[1]) < int(m[2]) else m[0], text)
+def _parsed(text: str) -> ast.expr:
     for pattern, python in _AS_PYTHON:
         text = pattern.sub(python, text)
+    if not _PYTHON.fullmatch(text):
+        raise ValueError("no arithmetic")
+    return ast.parse(text.strip(), mode="eval").body
+
+
+@lru_cache(maxsize=4096)
+def is_undone(text: str, *, whole: bool) -> bool:
+    """Whether a normalised answer to a gold that is a number (`whole`: a whole one) leaves arithmetic undone."""
+    reader = _Reader(whole)
     try:
-        reader = _Reader(whole)
-        reader.read(ast.parse(text.strip(), mode="eval").body, top=True)
-    except (
-        SyntaxError,
-        ValueError,
-        RecursionError,
-        MemoryError,
-    ):  # no arithmetic: words, several values, a cut-off one
+        reader.read(_parsed(_MIXED.sub(lambda m: "" if int(m[1]) < int(m[2]) else m[0], text)), top=True)
+    except _NO_ARITHMETIC:
         return False
     return reader.undone
 
@@ -57,7 +70,7 @@ class _Reader:
         match node:
             case ast.Constant(value=int() | float()):
                 return Fraction(str(node.value))
-            case ast.Name(id="unknown"):
+            case ast.Name():
                 return None
             case ast.UnaryOp(op=sign, operand=inner):
                 value = self.read(inner, top=top, below=below)
@@ -100,3 +113,59 @@ def _root(value: Fraction | None, index: int) -> Fraction | None:
         return value
     top, bottom = (isqrt(part) if part >= 0 else 0 for part in value.as_integer_ratio())
     return Fraction(top, bottom) if index == 2 and Fraction(top * top, bottom * bottom) == value else None
+
+
+_SIMPLE = re.compile(  # what one reading is certain of: no functions, no f(x), no mixed numbers, nothing behind a/b
+    r"(?:[-+*^{ ]|\}(?![(^])|\d+(?:\.\d+)?(?! ?\\frac)|(?<![a-zA-Z}])\(|\)|/\d+(?![\d.a-zA-Z\\({^])|[a-zA-Z]"
+    r"|\\frac(?=\{)|\\sqrt(?=\{)|\\pi(?![a-zA-Z]))+"
+)
+_LETTER = re.compile(r"\\[a-zA-Z]+|([a-df-hj-zA-Z])")
+_PRODUCT = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z]{2,}")  # of unknowns: xy^2
+_CONSTANTS: dict[str, complex] = {"e": cmath.e, "i": 1j, "pi": cmath.pi}
+_OPERATIONS: dict[type, Callable[[complex, complex], complex]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+}  # fmt: skip
+
+
+def differ(a: str, g: str) -> bool:
+    """Whether two normalised expressions in the same letters have clearly different values for some numbers in place of
+    these. Another letter may be the same constant of integration.
+    """
+    if {*_LETTER.findall(a), ""} != {*_LETTER.findall(g), ""}:
+        return False
+    x, y = _value(a), _value(g)
+    return x is not None and y is not None and abs(x - y) > 1e-6 * (1 + abs(x) + abs(y))
+
+
+@lru_cache(maxsize=4096)
+def _value(text: str) -> complex | None:
+    if not _SIMPLE.fullmatch(text) or text.count("}{") != text.count("\\frac"):
+        return None
+    try:
+        return _evaluated(_parsed(_PRODUCT.sub(lambda m: " ".join(m[0]), text)))
+    except (*_NO_ARITHMETIC, ArithmeticError):
+        return None
+
+
+def _evaluated(node: ast.expr) -> complex:
+    """The value at one point. Raises ValueError for what is no plain arithmetic, or too large to be exact enough."""
+    match node:
+        case ast.Constant(value=int() | float()):
+            value = complex(node.value)
+        case ast.Name(id=name) if len(name) == 1 or name == "pi":
+            value = _CONSTANTS.get(name) or 0.3 + ord(name) * 0.0170733
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=inner):
+            value = _evaluated(inner) * (-1 if isinstance(sign, ast.USub) else 1)
+        case ast.Call(func=ast.Name(id="group" | "root" as name), args=[inner]):
+            value = cmath.sqrt(_evaluated(inner)) if name == "root" else _evaluated(inner)
+        case ast.BinOp(left=left, op=kind, right=right) if type(kind) in _OPERATIONS:
+            x, y = _evaluated(left), _evaluated(right)
+            if isinstance(kind, ast.Pow) and y != round(y.real) and (x.real < 0 or x.imag):
+                raise ValueError("which root is meant?")
+            value = _OPERATIONS[type(kind)](x, y)
+        case _:
+            raise ValueError("no plain arithmetic")
+    if not abs(value) < 1e9:
+        raise ValueError("too large")
+    return value

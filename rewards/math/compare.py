@@ -253,8 +253,13 @@ def _groups(a: str, g: str, leaf: Leaf):
     return same and not x.is_set and not y.is_set and _in_order(items, golds, leaf)
 
 
+_COMPOUND = re.compile(r"(\d[\d.,]*\\text\{[^{}]*\})[ ,]*")
+
+
 def _units(a: str, g: str, leaf: Leaf):
-    """The same unit on both sides, or a unit on the answer alone; degrees also as radians."""
+    """The same unit on both sides, or a unit on one side alone; degrees also as radians; 2 hours 3 minutes in parts."""
+    if len(measures := _COMPOUND.findall(g)) > 1 and not _COMPOUND.sub("", g):
+        return not _COMPOUND.sub("", a) and _in_order(_COMPOUND.findall(a), measures, leaf)
     x, y = split_unit(a), split_unit(g)
     if (x.core, y.core) == (a, g):
         return NotImplemented
@@ -303,7 +308,7 @@ def _expressions(a: str, g: str, leaf: Leaf) -> Verdict:
     if _NOT_MATHS.search(a) or "\\text{" in g or ("=" in a) != ("=" in g):
         return False
     check_size(g)
-    return leaf.expressions(a, g)
+    return False if arithmetic.differ(a, g) else leaf.expressions(a, g)
 
 
 _RULES: tuple[Callable[[str, str, Leaf], Verdict], ...] = (

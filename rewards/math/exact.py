@@ -7,8 +7,9 @@ from functools import lru_cache
 MAX_DIGITS = 400  # of a number read exactly; also bounds the decimal exponent
 
 _DIGITS = r"(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+|\d+)(?:\.\d*)?|\.\d+"
-_DECIMAL = re.compile(_DIGITS)
-_SCIENTIFIC = re.compile(rf"(?:({_DIGITS})(?:[eE]([+-]?\d+)|\*10\^\{{([+-]?\d+)\}})|10\^\{{([+-]?\d+)\}})")
+_SCIENTIFIC = re.compile(
+    rf"({_DIGITS})(?:(?:[eE]|\*10\^\{{)([+-]?\d+)\}}?)?|10\^\{{([+-]?\d+)\}}"
+)  # or a plain decimal
 _FRACTION = re.compile(rf"\\frac\{{([+-]?)({_DIGITS})\}}\{{([+-]?)({_DIGITS})\}}|()({_DIGITS})/([+-]?)({_DIGITS})")
 _MIXED = re.compile(r"(\d+) ?\\frac\{(\d+)\}\{(\d+)\}|(\d+)[ +](\d+)/(\d+)")
 _REPEATING = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\{(\d+)\}|\\dot\{(\d)\}(\d*)\\dot\{(\d)\}|\((\d+)\))")
@@ -30,12 +31,8 @@ def number(text: str) -> Fraction | None:
     text = enclosed[1] + enclosed[2] if enclosed else text
     if text[:1] in ("+", "-"):
         text, factor = text[1:], -factor if text[0] == "-" else factor
-    if text[:1].isdigit() or text[:1] in ("\\", "."):
-        for read in (_decimal, _scientific, _fraction, _mixed, _repeating, _continued):
-            value = read(text)
-            if value is not None:
-                return value if factor == 1 else factor * value
-    return None
+    value = _unsigned(text) if text[:1].isdigit() or text[:1] in ("\\", ".") else None
+    return value if value is None or factor == 1 else factor * value
 
 
 def same_number(a: str, g: str) -> bool | None:
@@ -52,48 +49,25 @@ def value_or_text(text: str) -> Fraction | str:
     return text if value is None else value
 
 
-def _decimal(text: str) -> Fraction | None:
-    if text.isdecimal():
-        return Fraction(int(text))
-    return Fraction(text.replace(",", "").replace(" ", "").rstrip(".")) if _DECIMAL.fullmatch(text) else None
+def _decimal(digits: str) -> Fraction:
+    return Fraction(digits.replace(",", "").replace(" ", "").rstrip("."))
 
 
-def _scientific(text: str) -> Fraction | None:
-    match = _SCIENTIFIC.fullmatch(text)
-    exponent = match and (match[2] or match[3] or match[4])
-    if not match or not exponent or len(exponent) > 4 or abs(int(exponent)) > MAX_DIGITS:
-        return None
-    head = _decimal(match[1] or "1")
-    return None if head is None else head * Fraction(10) ** int(exponent)
-
-
-def _fraction(text: str) -> Fraction | None:
-    match = _FRACTION.fullmatch(text)
-    if not match:
-        return None
-    signs_and_digits = [group for group in match.groups() if group is not None]
-    top, bottom = (_decimal(digits) for digits in signs_and_digits[1::2])
-    if top is None or not bottom:
-        return None
-    return -top / bottom if signs_and_digits[::2].count("-") == 1 else top / bottom
-
-
-def _mixed(text: str) -> Fraction | None:
-    match = _MIXED.fullmatch(text)
-    whole, upper, lower = (int(group) for group in match.groups() if group) if match else (0, 0, 0)
-    return whole + Fraction(upper, lower) if 0 < upper < lower else None  # 3\frac{5}{2} is no mixed number
-
-
-def _repeating(text: str) -> Fraction | None:
-    match = _REPEATING.fullmatch(text)
-    return _with_cycle(match[1], match[2], "".join(part for part in match.groups()[2:] if part)) if match else None
-
-
-def _continued(text: str) -> Fraction | None:
-    """`0.2727...`: the shortest cycle that is written out at least twice, three times when it is one digit."""
-    match = _ELLIPSIS.fullmatch(text)
-    whole, digits = match.groups() if match else ("", "")
-    for length in range(1, len(digits) // 2 + 1):
+def _unsigned(text: str) -> Fraction | None:
+    if found := _SCIENTIFIC.fullmatch(text):
+        head, exponent = _decimal(found[1] or "1"), found[2] or found[3] or "0"
+        return head * Fraction(10) ** int(exponent) if len(exponent) < 5 and abs(int(exponent)) <= MAX_DIGITS else None
+    if found := _FRACTION.fullmatch(text):
+        sign, top, other_sign, bottom = (group for group in found.groups() if group is not None)
+        negative = (sign == "-") != (other_sign == "-")
+        return _decimal(top) / _decimal(bottom) * (-1 if negative else 1) if _decimal(bottom) else None
+    if found := _MIXED.fullmatch(text):
+        whole, upper, lower = (int(group) for group in found.groups() if group)
+        return whole + Fraction(upper, lower) if 0 < upper < lower else None  # 3\frac{5}{2} is no mixed number
+    if found := _REPEATING.fullmatch(text):
+        return _with_cycle(found[1], found[2], "".join(part for part in found.groups()[2:] if part))
+    whole, digits = found.groups() if (found := _ELLIPSIS.fullmatch(text)) else ("", "")
+    for length in range(1, len(digits) // 2 + 1):  # the shortest cycle that is written out twice, three times one digit
         for start in range(len(digits) - max(3, 2 * length) + 1):
             tail = digits[start:]
             if (tail[:length] * len(tail))[: len(tail)] == tail:

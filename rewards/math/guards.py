@@ -29,7 +29,7 @@ class TooLarge(Exception):
 _EXPONENT = re.compile(r"((?<![\w.])\d+)?\^\{?(?:[+-]|\()?(\d+)")
 _DIGITS = re.compile(r"\d+")
 _TOWER = re.compile(r"\^\{[^{}a-zA-Z]*\^|\^\{?[^{}^a-zA-Z]*\}?\^|\^\{[^{}]*!|\^\{\{|(?:\^\{[^{}]*){5}")  # or 5 deep
-_SMALL_TOWER = re.compile(r"\^\{(\d{1,2})\^\{(\d)\}\}")
+_SMALL_TOWER = re.compile(r"\^\{(\d{1,2})\^\{(\d|[a-z])\}\}")
 _FACTORIAL = re.compile(r"\^\{?\d+[)}]*(?=!)|!(?=[)}\s]*!)|(\d+)[)}]*(?=!)")  # of a power, a factorial, a number
 _OPERATOR = re.compile(r"[+\-*/^_&]|\\frac|\\sqrt")
 _FUNCTION = re.compile(
@@ -38,7 +38,7 @@ _FUNCTION = re.compile(
 
 
 def _small_tower(match: re.Match[str]) -> str:
-    value = int(match[1]) ** int(match[2])
+    value = int(match[1]) ** int(match[2]) if match[2].isdigit() else 0  # 2^{2^n} is no number
     return f"^{{{value}}}" if value <= MAX_EXPONENT else match[0]
 
 

@@ -54,39 +54,54 @@ _COMMAND = re.compile(r"\\([A-Za-z]+)\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _TOKEN = re.compile(r"\s*(\{|\\sqrt\{[^{}]*\}|\\[a-zA-Z]+|[0-9a-zA-Z])")
 _ARGUMENTS = re.compile(r"\\(?:frac|binom)(?![a-zA-Z])")
-_MODULUS = re.compile(r"\(\s*(?:\\?mod|\\text\s*\{ ?mod ?\})\s*([^()]+)\)|\\pmod\s*(\w+)|\\mod\s*(\w+)$")
-_WORD_SYMBOLS = re.compile(r"(?<![\\a-zA-Z])(pi|infinity|sqrt|sin|cos|tan|cot|sec|csc|ln|log|exp)(?![a-zA-Z])")
 _SPACING = re.compile(r"\\[,;:> ]|~|\\\n|\s+|\\hspace\*?\{[^{}]*\}")
 _EDGE = r"(?:[ \t\r\n,;~]|\\[,;:!> ]|\\\\(?![a-zA-Z])|\\q?quad(?![a-zA-Z])|\\(?:blacks|s)quare|\\checkmark)+"
 _EDGES = re.compile(rf"^{_EDGE}|(?<![ \t\r\n,;~]){_EDGE}$")
 _PRAISE = re.compile(r"(?:\s|[✅✔✓☑✨⭐🎉🎊🏆👍💯🔥🌟🙂😀😊😄])+$")  # at the end; a cross is left there and refused
 _TEXT_COMMAND = re.compile(r"\\text(?=\s*\{)")
-_AND_A_HALF = re.compile(r"(?<=\d) ?(?:\\text\{)? ?and a half\}?")
 _PLAIN_JOINER = re.compile(r"(?<=[ )\]}])(and|or)(?=[ (\[])")
 _SEVERAL_EACH = re.compile(r"=[^;=]*,[^;=]*=.* or .*=[^;=]*,[^;=]*=", re.DOTALL)  # x=1,y=2 or x=3,y=4
-_NO_SPACE = re.compile(r"\\!\s*")
-_THOUSANDS = re.compile(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d{3}(?!\d))")
 _INEQUALITY = re.compile(r"[<>]|\\[lgn]eq")
-_ROW_SPACE = re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\]")  # \\[4pt]
-_LAYOUT = re.compile(r"\\(?:textcolor|colorbox|color)\{[^{}]*\}|\\(?:left|right)\s*\.")
 _DOUBLED = re.compile(r"(?<!\\)\\\\begin")
-_NEGATED = re.compile(r"\\not\s*(?:=|\\in(?![a-z]))")
-_DEGREE = re.compile(r"\^\s*\{\s*\\(?:circ|degree)\s*\}|\^\s*\\(?:circ|degree)(?![a-zA-Z])|\^\s*o$")
-_INFIX = re.compile(r"(\{)?([^{}]*)\\(over|choose)(?![a-zA-Z])([^{}]*)(?(1)\}|$)")
-_RESPELLED = [(re.compile(pattern), spelling) for pattern, spelling in (
-    (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-    (r"(\d)\s*[xX]\s*(10\s*\^)", r"\1*\2"),
-    (r"<=", r"\\leq "), (r">=", r"\\geq "), (r"(?<![\d)}\]!])!=", r"\\neq "),
-    (r"\\mu\s*\\text\{ ?", r"\\text{μ"),
-    (r"\\(sqrt|dot|bar|overline|mathbb|hat|vec|tilde)\s*([0-9a-zA-Z])", r"\\\1{\2}"),
-)]  # fmt: skip
-_RESPELLED_AT_LAST = [(re.compile(pattern), spelling) for pattern, spelling in (
-    (r"(\d)\s*(?:\\text\{to\}|to)\s*(\d)", r"\1:\2"),  # 3 to 2
-    (r"(\d)\s*\^?\{?(?:\\text\{)?(st|nd|rd|th)\}*$", r"\1\2"),  # 5th
-    (r"([\^_])\s*(-?\d+|-?[a-zA-Z]|\\[a-zA-Z]+)(?!\{)", r"\1{\2}"),
-    (r"(?<![\w}\\^_\])])\{(-?[\w.,]+)\}", r"\1"),  # {42}, what a dropped \bf leaves
-    (r"(?<![\w})\]!|%])\+(?=\\infty|\d|\\frac)", ""),  # a plus sign that only says "positive"
-)]  # fmt: skip
+
+
+def _rules(*rows: tuple[str, str, str]) -> list[tuple[str, re.Pattern[str], str]]:
+    return [(needed, re.compile(pattern), spelling) for needed, pattern, spelling in rows]
+
+
+# (a text that must be there, pattern, spelling), applied in this order.
+_BEFORE_COMMANDS = _rules(
+    ("\\!", r"\\!\s*", ""), ("{", r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d{3}(?!\d))", ""), ("{,}", r"\{,\}", ","),
+    ("\\%", r"\\%", "%"), ("**", r"\*\*", "^"), ("...", r"\.\.\.", r"\\ldots "),
+    ("\\begin", r"\\\\(?:\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\])?", ROW),  # \\[4pt]
+    ("{:}", r"\{:\}", ":"), ("{=}", r"\{=\}", "="), ("$", r"(?<!\\)\$", " "),
+    ("color", r"\\(?:textcolor|colorbox|color)\{[^{}]*\}", ""), (".", r"\\(?:left|right)\s*\.", ""),
+    ("\\not", r"\\not\s*(?:=|\\in(?![a-z]))", r"\\neq "),
+)  # fmt: skip
+_BEFORE_TEXTS = _rules(
+    ("^", r"\^\s*\{\s*\\(?:circ|degree)\s*\}|\^\s*\\(?:circ|degree)(?![a-zA-Z])|\^\s*o$", r"\\degree "),
+    ("", _SPACING.pattern, " "),
+    ("mod", r"\(\s*(?:\\?mod|\\text\s*\{ ?mod ?\})\s*([^()]+?)\s*\)|\\pmod\s*(\w+)|\\mod\s*(\w+)$", r"\\pmod{\1\2\3}"),
+    ("half", r"(?<=\d) ?(?:\\text\{)? ?and a half\}?", r"\\frac{1}{2}"),
+    ("\\frac", r"\\frac\{\\text\{([^{}]*)\}\}\{\\text\{([^{}]*)\}(?:\^\{?(\d)\}?)?\}", r"\\text{\1/\2\3}"),
+)  # fmt: skip
+_BEFORE_BRACES = _rules(
+    ("infinity", r"(?<![\\a-zA-Z])infinity(?![a-zA-Z])", r"\\infty "),
+    ("", r"(?<![\\a-zA-Z])(pi|sqrt|sin|cos|tan|cot|sec|csc|ln|log|exp)(?![a-zA-Z])", r"\\\1 "),
+    ("\\over", r"(\{)?([^{}]*)\\over(?![a-zA-Z])([^{}]*)(?(1)\}|$)", r"\\frac{\2}{\3}"),
+    ("\\choose", r"(\{)?([^{}]*)\\choose(?![a-zA-Z])([^{}]*)(?(1)\}|$)", r"\\binom{\2}{\3}"),
+    ("\\sqrt", r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"), ("^", r"(\d)\s*[xX]\s*(10\s*\^)", r"\1*\2"),
+    ("<=", "<=", r"\\leq "), (">=", ">=", r"\\geq "), ("!=", r"(?<![\d)}\]!])!=", r"\\neq "),
+    ("\\mu", r"\\mu\s*\\text\{ ?", r"\\text{μ"),
+    ("\\", r"\\(sqrt|dot|bar|overline|mathbb|hat|vec|tilde)\s*([0-9a-zA-Z])", r"\\\1{\2}"),
+)  # fmt: skip
+_AT_LAST = _rules(
+    ("to", r"(\d)\s*(?:\\text\{to\}|to)\s*(\d)", r"\1:\2"),  # 3 to 2
+    ("", r"(\d)\s*\^?\{?(?:\\text\{)?(st|nd|rd|th)\}*$", r"\1\2"),  # 5th
+    ("", r"([\^_])\s*(-?\d+|-?[a-zA-Z]|\\[a-zA-Z]+)(?!\{)", r"\1{\2}"),
+    ("{", r"(?<![\w}\\^_\])])\{(-?[\w.,]+)\}", r"\1"),  # {42}, what a dropped \bf leaves
+    ("+", r"(?<![\w})\]!|%])\+(?=\\infty|\d|\\frac)", ""),  # a plus sign that only says "positive"
+)  # fmt: skip
 _MATHS_IN_TEXT = re.compile(
     r"\s*[-+\\$]|\s*\(?[-+]?\d[\d,.:/]*\)?%?(?:\s|$)|[^=\\]*[=\\]|\s*\d+[A-F]|\s*\(?[A-Za-z]\)?\s*$"
 )
@@ -95,7 +110,6 @@ _AFTER_NUMBER = re.compile(r"[\w}%)][ ,]*$|\\text\{[^{}]*\}(?:\^\{?-?\d\}?)?[*/ 
 _LOOSE_BLANK = re.compile(r"(?<![\w.,]) |(?<=,) (?!\d{3}(?!\d))|(?<!\d,)(?<=,) | (?![\w.])")
 _ROOT = re.compile(r"√(\d+)")
 _UNIT_OUTSIDE = re.compile(r"^\$([^$]+)\$\s*([A-Za-z][A-Za-z ./]*)$")  # $5$ cm
-_UNIT_FRACTION = re.compile(r"\\frac\{\\text\{([^{}]*)\}\}\{\\text\{([^{}]*)\}(?:\^\{?(\d)\}?)?\}")
 _LEAD = re.compile(  # what a sentence says before its value: "The value of $n$ is", "There are", "Domain:"
     r"(?i)(?:(?:so|thus|hence|therefore|then|finally)[,\s]+)?(?:there (?:are|is)(?=\s)"
     r"|(?:the|my|our|its|it|this|answer|result|solution)\b[^=<>.;?!]*?\s(?:is|are|equals)(?=[\s$:*]|\\)"
@@ -103,14 +117,14 @@ _LEAD = re.compile(  # what a sentence says before its value: "The value of $n$ 
 )
 _SENTENCE = re.compile(r"[A-Za-z][a-z']*(?:,?\s+[A-Za-z'][a-z']*)+?\s+(?=[*$(\\-]*\d)")  # The class found
 _ENDING = re.compile(  # 30 eggs in the garden
-    r"(\\?\$?-?\d[\d,.]*%?(?: [a-z]+){0,3}?) (?:altogether |in total )?"
+    r"(\\?\$\d[\d,.]*|-?\d[\d,.]*(?:\\?%|(?: [a-z]+){1,3}?)) (?:altogether |in total )?"
     r"(?:in|of|for|from|at|on|over|during|after|by) [A-Za-z ,']+"
 )
 _VERB = re.compile(
     r"\b(?:are|was|has|have|had|found|made|paid|spent|got|ate|won|sold|took|gave|will|can|need|should|must|would|to|[a-z]{2,}(?:ed|s))\b"
 )
 _DENIED = re.compile(
-    r"(?i)n't\b|\b(?:not?|never|nor|neither|wrong\w*|incorrect\w*|false|or|either|maybe|perhaps|possibly|otherwise"
+    r"(?i)n't\b|\b(?:not?|nobody|nothing|none|never|nor|neither|wrong\w*|incorrect\w*|false|or|either|maybe|perhaps|possibly|otherwise"
     r"|else|unless|if|might|(?<!that )could|may)\b"
 )
 _QUALIFIED = re.compile(
@@ -204,39 +218,27 @@ def _as_words(text: str) -> str:
 
 
 def _normalize_math(text: str) -> str:
-    text = (
-        _THOUSANDS.sub("", _NO_SPACE.sub("", text))
-        .replace("{,}", ",")
-        .replace("\\%", "%")
-        .replace("**", "^")
-        .replace("...", "\\ldots ")
-    )
-    text = _ROW_SPACE.sub(ROW, text).replace("\\\\", ROW) if "\\begin" in text else text
-    text = text.replace("{:}", ":").replace("{=}", "=").replace("$", " ") if "\\$" not in text else text
-    text = _LAYOUT.sub("", text) if "color" in text or "." in text else text
-    text = _NEGATED.sub(r"\\neq ", text) if "\\not" in text else text
+    text = _respelled(text, _BEFORE_COMMANDS)
     text = _COMMAND.sub(_one_command, text) if "\\" in text else text
-    text = _SPACING.sub(" ", _DEGREE.sub(r"\\degree ", text) if "^" in text else text)
-    text = _MODULUS.sub(lambda m: f"\\pmod{{{m[m.lastindex or 0].strip()}}}", text) if "mod" in text else text
+    text = _respelled(text, _BEFORE_TEXTS)
     if "\\text" in text:
-        units = _UNIT_FRACTION.sub(r"\\text{\1/\2\3}", text)
-        text = _rewritten(units, _TEXT_COMMAND, 1, lambda inner, before: _one_text(inner[0].strip(), before))
-    text = _AND_A_HALF.sub(r"\\frac{1}{2}", text) if "half" in text else text
+        text = _rewritten(text, _TEXT_COMMAND, 1, lambda inner, before: _one_text(inner[0].strip(), before))
     both = " \\land " if _INEQUALITY.search(text) else " , "  # "and" between inequalities means both at once
     either = " ; " if " or " in text and _SEVERAL_EACH.search(text) else " , "
     text = _PLAIN_JOINER.sub(lambda m: both if m[1] == "and" else either, text)
-    text = _WORD_SYMBOLS.sub(lambda m: "\\infty " if m[1] == "infinity" else f"\\{m[1]} ", text)
-    if "\\over" in text or "\\choose" in text:
-        text = _INFIX.sub(lambda m: f"\\{'frac' if m[3] == 'over' else 'binom'}{{{m[2]}}}{{{m[4]}}}", text)
-    for pattern, spelling in _RESPELLED:
-        text = pattern.sub(spelling, text)
+    text = _respelled(text, _BEFORE_BRACES)
     text = _in_braces(text) if "\\frac" in text or "\\binom" in text else text
-    for pattern, spelling in _RESPELLED_AT_LAST:
-        text = pattern.sub(spelling, text)
-    text = _squeeze(text)
+    text = _squeeze(_respelled(text, _AT_LAST))
     if text.startswith("{") and closing_brace(text, 0) == len(text) - 1:
         text = text[1:-1]
     return "\\emptyset" if text in ("\\{\\}", "\\{\\emptyset\\}") else text
+
+
+def _respelled(text: str, rules: list[tuple[str, re.Pattern[str], str]]) -> str:
+    for needed, pattern, spelling in rules:
+        if needed in text:
+            text = pattern.sub(spelling, text)
+    return text
 
 
 def _rewritten(text: str, commands: re.Pattern[str], count: int, rewrite: Callable[[list[str], str], str]) -> str:

@@ -41,12 +41,12 @@ def split(text: str, separator: str) -> list[str]:
     """Split at a separator that stands outside all brackets."""
     if separator not in text:
         return [text]
-    pieces, depth, last, index = [], 0, 0, 0
+    pieces, depth, last, index, is_word = [], 0, 0, 0, separator[-1].isalpha()
     while index < len(text):
-        if depth == 0 and text.startswith(separator, index) and not _is_other_sign(text, separator, index):
-            pieces.append(text[last:index])
-            index += len(separator)
-            last = index
+        end = index + len(separator)
+        if depth == 0 and text.startswith(separator, index) and not (is_word and text[end : end + 1].isalpha()):
+            pieces.append(text[last:index])  # \in is not the head of \infty
+            index = last = end
             continue
         char = text[index]
         if char == "\\" and not text.startswith(("\\{", "\\}"), index):
@@ -55,14 +55,6 @@ def split(text: str, separator: str) -> list[str]:
         depth += (char in "({[") - (char in ")}]")
         index += 1
     return [piece.strip() for piece in [*pieces, text[last:]]]
-
-
-def _is_other_sign(text: str, separator: str, index: int) -> bool:
-    r"""`<=` is no equality, nor is `!=` but after a number: 7!=5040. `\in` is not the head of `\infty`."""
-    if separator == "=":
-        before = text[index - 1 : index]
-        return before in ("<", ">") or (before == "!" and not re.search(r"[\d)}]!$", text[max(0, index - 2) : index]))
-    return separator[-1].isalpha() and text[index + len(separator) : index + len(separator) + 1].isalpha()
 
 
 @lru_cache(maxsize=4096)

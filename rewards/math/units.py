@@ -21,7 +21,7 @@ _ALIASES = """
 in inch inches | ft foot feet | yd yard yds | mi mile | lb pound lbs | oz ounce | ton tonne 吨 | gal gallon | acre
 mm 毫米 | cm cms 厘米 | m 米 | km kms 千米 | g gm 克 | kg kgs 千克 公斤 | mL 毫升 | L 升 | s sec secs 秒
 min minute mins 分钟 | h hr hour hrs 小时 | day 天 | week wk 周 | month 月 | year yr yrs 年 岁 | hectare | kelvin
-mi/h mph | km/h kmh kmph kph | b/s bps | dollar usd us$ $ 美元 | cent ¢ | euro € 欧元 | pound-sterling £
+dollar usd us$ $ 美元 | cent ¢ | euro € 欧元 | pound-sterling £
 rupee rs inr ₹ | yuan 元 | yen jpy ¥ | degree deg 度 | degree-f fahrenheit degrees-fahrenheit degrees-f
 degree-c celsius degrees-celsius degrees-c | radian rad | unit | person people 人 名 | man men | woman women
 child children | mouse mice | am a.m. a.m | pm p.m. p.m | way 种 | time 次 | percent-point | Å angstrom | erg | dyne
@@ -33,7 +33,9 @@ _CANONICAL = {
     for group in _ALIASES.strip().replace("\n", "|").split("|")
     for word in group.split()
 }  # fmt: skip
-_SYMBOL = re.compile(r"[GMTkhdcmμn]?(?:[mgslLWJVANΩ]|Pa|Hz|eV|mol|cal)|[GMTkmμn][KCTBb]|[GMTk]bps")
+_SLASHED = {"mph": "mi/h", "kmh": "km/h", "kph": "km/h", "kmph": "km/h", "bps": "b/s", "Mbps": "Mb/s", "Gbps": "Gb/s"}
+_RATES = re.compile(rf"\b(?:{'|'.join(_SLASHED)})\b")
+_SYMBOL = re.compile(r"[GMTkhdcmμn]?(?:[mgslLWJVANΩ]|Pa|Hz|eV|mol|cal)|[GMTkmμn][KCTBb]")
 _SPELLED = re.compile(rf"({'|'.join(_PREFIXES)})?({'|'.join(_BASES)})s?")
 _GLUED = re.compile(r"(?:mm|cm|km|kg|mg|ml|mL|lbs?|oz|ft|mph|kmh|[hH]z)(?![a-zA-Z])|[a-zA-Z]{4}")  # no product
 _FACTOR = re.compile(r"([^\s*^\d{}]+)(?:\^?\{?(-?\d)\}?)?(?:[\s*]+|$)")
@@ -59,7 +61,8 @@ _NO_NOUNS = frozenset(  # numbers and operations (42 sixteenths is not 42), and 
 )
 _NO_ADJECTIVES = _NO_NOUNS | frozenset(
     """not no if is was has about approximately roughly nearly almost under over below above per fewer more or and maybe
-    to of by half third quarter hundred thousand dozen double triple twice else times negative""".split()
+    to of by half third quarter hundred thousand dozen double triple twice else times negative factorial choose
+    squared cubed""".split()
 )
 NOT_OPTIONAL = frozenset(("am", "pm"))  # in a gold: 3:45 may be either
 _MULTIPLIERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
@@ -133,6 +136,7 @@ def _measured(core: str, words: str) -> Measure | None:
     if "\\text" in core:
         return None
     words = " ".join(words.strip(" .,;:").replace("-", " ").split()) if "^" not in words else words.strip()
+    words = words.removesuffix(" and")  # 2 hours and 30 minutes
     first, _, rest = words.partition(" ") if words.isascii() else (words[:1], "", words[1:])
     if first.lower() in _MULTIPLIERS:
         core, words = f"{core}*10^{{{_MULTIPLIERS[first.lower()]}}}", rest.removeprefix("s ")
@@ -140,7 +144,7 @@ def _measured(core: str, words: str) -> Measure | None:
             return Measure(core, "")
     if words.lower() in ("percent", "pct", "per cent"):
         return Measure(core + "%", "")
-    factors = _factors_of(f" {words}")
+    factors = _factors_of(f" {_RATES.sub(lambda m: _SLASHED[m[0]], words)}")
     if factors is None:
         return None
     unit = " ".join(name if power == 1 else f"{name}^{power}" for name, power in sorted(factors.items()) if power)
@@ -168,7 +172,7 @@ def _product(words: str) -> Counter[str] | None:
         inner = _product(next(filter(None, (raised[2], raised[3], raised[6], raised[7]))))
         times = 2 if raised[1] or raised[4] or raised[5] else 3
         return inner and Counter({name: times * power for name, power in inner.items()})
-    together = words.lower().replace(" ", "-")
+    together = words.lower().replace(" ", "-") if len(words) > 1 else words
     if whole := _CANONICAL.get(together) or _CANONICAL.get(together.removesuffix("s")):
         words = whole
     total: Counter[str] = Counter()
@@ -176,9 +180,7 @@ def _product(words: str) -> Counter[str] | None:
     known = [(_known(name), power) for name, power in names] if "".join(_FACTOR.split(words)[::3]) == "" else []
     if known and all(name for name, _ in known):
         for name, power in known:
-            over, _, under = name.partition("/")
-            total[over] += power
-            total[under] -= power if under else 0
+            total[name] += power
         return total
     *adjectives, noun = words.lower().split(" ")
     plural = noun.isalpha() and len(noun) >= 4 and noun.endswith("s") and not noun.endswith("ss")
@@ -190,7 +192,7 @@ def _product(words: str) -> Counter[str] | None:
 
 def _known(word: str) -> str:
     """The one name of a unit, symbols as they are written (mW is not MW), words in any case; "" when it is none."""
-    lower = word.lower()
+    lower = word.lower() if len(word) > 1 else word
     for spelled in (word, lower, lower.rstrip("."), lower.removesuffix("s") if len(lower) > 3 else lower):
         if spelled in _CANONICAL:
             return _CANONICAL[spelled]

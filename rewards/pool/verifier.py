@@ -41,7 +41,7 @@ DEATH_STRIKES = 5  # a worker that ended by its own doing
 MAX_KILLED_STARTS = 100  # in a row; then this machine lets no worker start
 MAX_TIMEOUT_S, MAX_MEMORY_GIB = 86_400, 1_000_000
 ITEMS_PER_WORKER = 5000  # then it is replaced, so that the algebra's caches cannot grow without end
-MAX_KNOWN = 100_000  # tickets kept by what they are about: the samples of a group repeat their answers
+MAX_KNOWN = 50_000  # tickets kept by what they are about: the samples of a group repeat their answers
 _CRASH: dict[str, Any] = {"value": None, "reason": "crash"}
 _TIMEOUT: dict[str, Any] = {"value": None, "reason": "timeout"}
 
