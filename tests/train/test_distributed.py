@@ -48,7 +48,7 @@ def gradients(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in models:
         tiny_model(tied=path.name == "tied").save_pretrained(path)
     well(launch(1, TESTS / "gradient_script.py", out, "none", *models))
-    together(2, TESTS / "gradient_script.py", out, "ddp,fsdp2", *models)
+    together(2, TESTS / "gradient_script.py", out, "ddp,fsdp2", *models, timeout_s=300)
     return out
 
 
