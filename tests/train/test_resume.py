@@ -320,7 +320,7 @@ def test_two_processes_killed_and_stopped_end_as_if_nothing_had_been(toy_model: 
     """One rank dies by SIGKILL; later the launcher is asked to stop; then the run is left to end. bench.chaos does the
     same with vLLM, and with ddp."""
     left_alone, trial = tmp_path / "alone", two_processes(tmp_path / "disturbed", "hf", "fsdp2")
-    together(2, "train.py", *argv(toy_model, left_alone, sharding="fsdp2"))
+    together(2, "train.py", *argv(toy_model, left_alone, sharding="fsdp2"), timeout_s=600)
 
     trial.launch()
     assert trial.wait_until(lambda: trial.steps() > 3)
