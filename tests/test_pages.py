@@ -12,7 +12,9 @@ from launching import ROOT
 from configs.schema import Config
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-CODE = [path for path in ROOT.glob("**/*.py") if not {".venv", "runs", "build", "test_pages.py"} & {*path.parts}]
+FOLDERS = ("bandpo", "bench", "configs", "data", "eval", "rewards", "tests", "trainer")
+CODE = [*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).glob("**/*.py"))]
+CODE = [path for path in CODE if path.name != "test_pages.py"]
 # Not the field's terms; the comment has the word to use.
 NOWHERE = [
     "anchor",  # old policy
