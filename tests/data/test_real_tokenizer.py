@@ -9,7 +9,7 @@ import torch
 
 from data import Problem, PromptBuilder, stop_token_ids, vocabulary_size
 from data.prompts import FEW_SHOT, token_text
-from trainer.batching import model_inputs
+from trainer.attention import model_inputs
 
 USER, ASSISTANT, END = "<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>\n"
 
@@ -78,7 +78,7 @@ def test_packed_real_prompts_predict_the_same_tokens_as_padded_ones(real_model: 
     """Log-probs of a group that shares its prompt and of a second prompt, in both layouts."""
     from transformers import AutoModelForCausalLM
 
-    from trainer.policy import register_attention
+    from trainer.attention import register_attention
 
     register_attention()
     made = builder(tokenizer, "few_shot")
