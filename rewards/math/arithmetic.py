@@ -151,8 +151,8 @@ def _value(text: str) -> complex | None:
 def _evaluated(node: ast.expr) -> complex:
     """The value at one point. Raises ValueError for what is no plain arithmetic, or too large to be exact enough."""
     match node:
-        case ast.Constant(value=int() | float()):
-            value = complex(node.value)
+        case ast.Constant(value=int() | float() as number):
+            value = complex(number)
         case ast.Name(id=name) if len(name) == 1 or name == "pi":
             value = _CONSTANTS.get(name) or 0.3 + ord(name) * 0.0170733
         case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=inner):
