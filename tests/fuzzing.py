@@ -78,7 +78,7 @@ def main() -> int:
     options = parser.parse_args()
     with Verifier(workers=2, timeout_s=2.0, memory_gib=2.0, grader="math") as verifier:
         stop = time.monotonic() + 60 * options.minutes
-        reasons, trouble = fuzz(verifier, options.seed, batch=100, go_on=lambda _: time.monotonic() < stop)
+        reasons, trouble = fuzz(verifier, options.seed, batch=20, go_on=lambda _: time.monotonic() < stop)
     sys.stdout.write(f"seed {options.seed}: {reasons.total()} items, {dict(reasons.most_common())}\n")
     if trouble:
         sys.stdout.write(f"FAILED: {trouble}\n")

@@ -35,7 +35,7 @@ _AS_PYTHON = [(re.compile(pattern), python) for pattern, python in (
     (r"(?<=[a-zA-Z]) +(?=[\da-zA-Z])", "*"),
 )]  # fmt: skip
 _PYTHON = re.compile(
-    r"(?:[a-zA-Z+\-*/() ,]|\d+(?:\.\d*)?(?![\w.])|\.\d+(?![\w.])|\.whole )*"
+    r"(?:[a-zA-Z+\-*/() ,]|\d++(?:\.\d*+)?+(?![\w.])|\.\d++(?![\w.])|\.whole )*+"
 )  # what parses without warnings
 _NO_ARITHMETIC = (SyntaxError, ValueError, RecursionError, MemoryError)  # words, several values, something cut off
 
@@ -116,8 +116,8 @@ def _root(value: Fraction | None, index: int) -> Fraction | None:
 
 
 _SIMPLE = re.compile(  # what one reading is certain of: no functions, no f(x), no mixed numbers, nothing behind a/b
-    r"(?:[-+*^{ ]|\}(?![(^])|\d+(?:\.\d+)?(?! ?\\frac)|(?<![a-zA-Z}])\(|\)|/\d+(?![\d.a-zA-Z\\({^])|[a-zA-Z]"
-    r"|\\frac(?=\{)|\\sqrt(?=\{)|\\pi(?![a-zA-Z]))+"
+    r"(?:[-+*^{ ]|\}(?![(^])|\d++(?:\.\d++)?+(?! ?\\frac)|(?<![a-zA-Z}])\(|\)|/\d++(?![.a-zA-Z\\({^])|[a-zA-Z]"
+    r"|\\frac(?=\{)|\\sqrt(?=\{)|\\pi(?![a-zA-Z]))++"
 )
 _LETTER = re.compile(r"\\[a-zA-Z]+|([a-df-hj-zA-Z])")
 _PRODUCT = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z]{2,}")  # of unknowns: xy^2
@@ -151,8 +151,8 @@ def _value(text: str) -> complex | None:
 def _evaluated(node: ast.expr) -> complex:
     """The value at one point. Raises ValueError for what is no plain arithmetic, or too large to be exact enough."""
     match node:
-        case ast.Constant(value=int() | float()):
-            value = complex(node.value)
+        case ast.Constant(value=int() | float() as number):
+            value = complex(number)
         case ast.Name(id=name) if len(name) == 1 or name == "pi":
             value = _CONSTANTS.get(name) or 0.3 + ord(name) * 0.0170733
         case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=inner):

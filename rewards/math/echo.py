@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from .exact import number
+from .guards import TooLarge
 from .normalize import normalize
 from .parts import group, statement
 from .units import split_unit
@@ -25,7 +26,12 @@ _MIXED = re.compile(r"-?\d+ ?\\frac")
 
 def is_echo(answers: Sequence[str], gold: str, problem: str) -> bool:
     """Whether each of the final answers, which equal the gold, is copied from the problem."""
-    return all(not _is_plain(a) and _is_copied(a, _value(normalize(gold)), problem) for a in map(normalize, answers))
+    try:
+        return all(
+            not _is_plain(a) and _is_copied(a, _value(normalize(gold)), problem) for a in map(normalize, answers)
+        )
+    except (TooLarge, RecursionError):  # a gold so large that only the same spelling equals it
+        return False
 
 
 def _is_copied(answer: str, gold: str, problem: str) -> bool:

@@ -69,6 +69,7 @@ def _rules(*rows: tuple[str, str, str]) -> list[tuple[str, re.Pattern[str], str]
     return [(needed, re.compile(pattern), spelling) for needed, pattern, spelling in rows]
 
 
+_INFIX = r"(\{)?((?:[^{}\\]|\\(?!NAME))*+)\\NAME(?![a-zA-Z])((?:[^{}\\]|\\(?!NAME))*+)(?(1)\}|$)"
 # (a text that must be there, pattern, spelling), applied in this order.
 _BEFORE_COMMANDS = _rules(
     ("\\!", r"\\!\s*", ""), ("{", r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d{3}(?!\d))", ""), ("{,}", r"\{,\}", ","),
@@ -88,8 +89,8 @@ _BEFORE_TEXTS = _rules(
 _BEFORE_BRACES = _rules(
     ("infinity", r"(?<![\\a-zA-Z])infinity(?![a-zA-Z])", r"\\infty "),
     ("", r"(?<![\\a-zA-Z])(pi|sqrt|sin|cos|tan|cot|sec|csc|ln|log|exp)(?![a-zA-Z])", r"\\\1 "),
-    ("\\over", r"(\{)?([^{}]*)\\over(?![a-zA-Z])([^{}]*)(?(1)\}|$)", r"\\frac{\2}{\3}"),
-    ("\\choose", r"(\{)?([^{}]*)\\choose(?![a-zA-Z])([^{}]*)(?(1)\}|$)", r"\\binom{\2}{\3}"),
+    ("\\over", _INFIX.replace("NAME", "over"), r"\\frac{\2}{\3}"),
+    ("\\choose", _INFIX.replace("NAME", "choose"), r"\\binom{\2}{\3}"),
     ("\\sqrt", r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"), ("^", r"(\d)\s*[xX]\s*(10\s*\^)", r"\1*\2"),
     ("<=", "<=", r"\\leq "), (">=", ">=", r"\\geq "), ("!=", r"(?<![\d)}\]!])!=", r"\\neq "),
     ("\\mu", r"\\mu\s*\\text\{ ?", r"\\text{μ"),

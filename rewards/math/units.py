@@ -64,6 +64,7 @@ _NO_ADJECTIVES = _NO_NOUNS | frozenset(
     to of by half third quarter hundred thousand dozen double triple twice else times negative factorial choose
     squared cubed""".split()
 )
+MAX_WORDS = 12  # of a unit with what follows it
 NOT_OPTIONAL = frozenset(("am", "pm"))  # in a gold: 3:45 may be either
 _MULTIPLIERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
 
@@ -112,7 +113,7 @@ def _tails(text: str) -> Iterator[tuple[str, str]]:
         words = text[start.end() :]
         glued = not start[0]
         known = _GLUED.match(words) if glued else re.search("[A-Za-z]{2}|[/.]", words)
-        if known and re.fullmatch(rf"[A-Za-z./ *-]+{_POWER}", words):
+        if known and words.count(" ") < MAX_WORDS and re.fullmatch(rf"[A-Za-z./ *-]+{_POWER}", words):
             yield text[: start.start()], words
 
 

@@ -1,5 +1,7 @@
 """Fuzzing in seconds; `make fuzz` is the same for longer."""
 
+import time
+
 import pytest
 from fuzzing import FRAGMENTS, fuzz
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from rewards import Grade, Verifier, answer_line_reward, extract_answer, vote_key
 from rewards.math.compare import UNDECIDED, compare
+from rewards.math.echo import is_echo
 from rewards.math.extract import final_answers
 from rewards.math.golds import Undecided, trouble_with
 
@@ -43,6 +46,20 @@ def test_an_answer_equals_itself_or_is_no_answer(answer):
     found = final_answers(f"\\boxed{{{answer}}}")
     if found == (answer.strip(),):
         assert compare(found, answer, UNDECIDED)[0] is True
+
+
+@pytest.mark.parametrize(
+    "fragment", [*FRAGMENTS, "each ", "of ab ", "7", "m/", "1/", "12,", "The cat ", "x=1,", "\\text{cm}*"]
+)
+def test_long_runs_take_no_time_in_the_caller(fragment):
+    """Processor time, so that the load does not matter."""
+    for frame in ("5 %s", "%s \\ldots x", "x=%s"):
+        text = frame.replace("%s", fragment * (1950 // len(fragment)))
+        start = time.thread_time()
+        for answer, gold in ((text, "42"), (text, f"{text}1"), ("42", text)):
+            compare((answer,), gold, UNDECIDED)
+            is_echo((answer,), gold, f"Find ${text}$.")
+        assert time.thread_time() - start < 2
 
 
 @pytest.mark.slow
