@@ -124,13 +124,13 @@ def in_phase(name: str, step: int) -> Callable[[pytest.MonkeyPatch, signal.Signa
 def in_the_middle_of_an_evaluation(patch: pytest.MonkeyPatch, number: signal.Signals) -> None:
     submit = Verifier.submit
 
-    def signalling(verifier: Verifier, completion: str, gold: str):
+    def signalling(verifier: Verifier, completion: str, gold: str, *about: Any):
         if sys._getframe(1).f_code.co_filename.endswith("evaluate.py"):
             seen.append(gold)
             assert len(seen) <= 99, "the evaluation goes on"
             if len(seen) == 99:
                 signal.raise_signal(number)
-        return submit(verifier, completion, gold)
+        return submit(verifier, completion, gold, *about)
 
     seen: list[str] = []
     evaluate, when = train.evaluate_policy, iter([False, True])  # not the evaluation of step 0
