@@ -176,7 +176,7 @@ def test_a_sweep_trains_resumes_and_reports_a_failure(
 @pytest.mark.slow
 def test_an_interrupted_sweep_resumes_to_the_same_run(tiny_model: Path, tmp_path: Path) -> None:
     """Stopped by SIGINT, resumed and stopped by SIGTERM, then resumed to the end."""
-    keys = {"max_steps": 8, "save_every": 2, "prompts_per_step": 64}
+    keys = {"max_steps": 8, "save_every": 2, "prompts_per_step": 32}
     grid, out = write_grid(tmp_path / "g.yaml", tiny_model, runs={"band": keys}), tmp_path / "out"
     for number, step in ((signal.SIGINT, 2), (signal.SIGTERM, 4)):
         process = sweep_process(grid, out)

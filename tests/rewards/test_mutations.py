@@ -15,7 +15,7 @@ import pytest
 
 from rewards import Verifier
 
-PAIRS = 5400
+PAIRS = 2500
 Pair = tuple[str, str, str]
 
 

@@ -80,7 +80,7 @@ def test_two_machines_train_as_one_with_two_processes(machines: Machines, toy_mo
 
 
 @pytest.mark.parametrize("machines", [(500, "hf")], indirect=True)
-@pytest.mark.parametrize("lost, rank", [("launcher", 0), ("launcher", 1), ("machine", 1)])
+@pytest.mark.parametrize("lost, rank", [("launcher", 0), ("machine", 1)])
 def test_a_machine_that_is_lost_ends_the_other(machines: Machines, lost: str, rank: int, tmp_path: Path):
     machines.wait_for("step   2/")
     family = machines.processes(rank)
