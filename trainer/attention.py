@@ -137,6 +137,9 @@ def attention_by_sequence(
     on the right, where causal attention does not look.
     """
 
+    if sequences is None or places is None:
+        raise NotForwarded
+
     def unpack(states: torch.Tensor) -> torch.Tensor:
         # An embedding lookup is an index whose backward pass is fast on a CPU too.
         rows = nn.functional.embedding(sequences, states[0].transpose(0, 1).flatten(1))  # (N, L, heads * d)
@@ -144,8 +147,6 @@ def attention_by_sequence(
 
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    if sequences is None or places is None:
-        raise NotForwarded
     mask = None
     if sliding_window is not None and sequences.shape[1] > sliding_window:
         position = torch.arange(sequences.shape[1], device=query.device)
