@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--llm", action="store_true", help="SmolLM2-135M on arithmetic in English, not the tiny model")
     arguments, keys = parser.parse_known_args(argv)
-    llm = arguments.llm
+    llm: bool = arguments.llm
     started = time.perf_counter()
     name = "demo_llm" if llm else "demo"
     configs = (f"{name}_grpo", f"{name}_band")
@@ -91,7 +91,7 @@ def train(config: str, keys: Sequence[str], threads: int) -> int:
     accelerate = shutil.which("accelerate", path=str(Path(sys.executable).parent)) or "accelerate"
     line = [accelerate, "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
     line += ["--dynamo_backend", "no", "train.py", "--config", f"{config}.yaml", *keys]
-    # Passive: threads that wait for each other do not spin, which is several times faster beside other programs.
+    # Passive: waiting threads do not spin, which is several times faster next to other programs.
     environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", **os.environ}
     with subprocess.Popen(
         line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

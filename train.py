@@ -77,9 +77,8 @@ def main(argv: list[str]) -> int:
             return dry_run(cfg, plan.processes, say)
     with start(cfg, plan, say, Clock()) as run:
         try:
-            if (
-                run.step == 0 or run.state.pending_metrics
-            ):  # the start policy, or a step whose evaluation was interrupted
+            # The start policy is evaluated, or a step whose evaluation was interrupted.
+            if run.step == 0 or run.state.pending_metrics:
                 finish_step(run, run.state.pending_metrics)
             while run.step < cfg.max_steps:
                 finish_step(run, train_step(run))

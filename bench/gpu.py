@@ -10,7 +10,7 @@ default and then with each of --variants; `steps` with vLLM: rollout, sleep and 
 a process of its own; one that fails is reported and the next one starts. Figures are
 appended to --out as well, a JSON line each, with hardware and versions.
 
-Aims on an H200 at 3B: update at least 300 model TFLOP/s, old log-probs 350, sync .25 s.
+Aims on an H200 at 3B: update at least 300 model TFLOP/s, old log-probs 350, sync 0.25 s.
 """
 
 import argparse

@@ -265,9 +265,12 @@ def token_text(tokenizer: Any, token: int) -> str:
     """Text of one token; of a token that is part of a character, its bytes in hex, such as "<F0 9F>"."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    text, letters = tokenizer.decode([token]), tokenizer.convert_ids_to_tokens(token)
+    text = tokenizer.decode([token])
+    if "\N{REPLACEMENT CHARACTER}" not in text:
+        return text
+    letters = tokenizer.convert_ids_to_tokens(token)
     byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}  # of byte-level BPE
-    if "\N{REPLACEMENT CHARACTER}" not in text or not byte_of.keys() >= set(letters):
+    if not byte_of.keys() >= set(letters):
         return text
     return f"<{' '.join(f'{byte_of[letter]:02X}' for letter in letters)}>"
 

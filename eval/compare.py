@@ -13,7 +13,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import atan, cos, pi, sin, sqrt
@@ -143,7 +143,7 @@ def label_configs(configs: Sequence[dict[str, Any]]) -> list[str]:
     """
     if len(configs) == 1:
         return [str(configs[0].get("rule") or configs[0].get("run_name") or "run")]
-    flat = [_flatten(config) for config in configs]
+    flat = [_texts(config) for config in configs]
     keys = sorted(dict.fromkeys(key for config in flat for key in config), key=lambda key: key != "rule")
     labels = []
     for config in flat:
@@ -160,13 +160,18 @@ def label_configs(configs: Sequence[dict[str, Any]]) -> list[str]:
     return labels
 
 
-def _flatten(config: dict[str, Any]) -> dict[str, str]:
-    """{"rule": "band", "rule_args.delta": "0.05"}: one text per key, without those of REPEAT_KEYS."""
-    flat: dict[str, str] = {}
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of mappings as keys of their own: {"rule_args": {"delta": 0.05}} becomes {"rule_args.delta": 0.05}."""
+    flat: dict[str, Any] = {}
     for key, value in config.items():
-        entries = {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
-        flat |= {name: _short(v) for name, v in entries.items() if key not in REPEAT_KEYS}
+        flat |= {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
     return flat
+
+
+def _texts(config: Mapping[str, Any]) -> dict[str, str]:
+    """One short text per key, without those of REPEAT_KEYS."""
+    kept = {key: value for key, value in config.items() if key not in REPEAT_KEYS}
+    return {key: _short(value) for key, value in flatten(kept).items()}
 
 
 def _short(value: Any) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from eval.records import Record, Series, load_record
+from rewards import NOT_COMPARED
 
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
 DASHES = ("solid", "dashed", "dashdot", "dotted")
@@ -48,9 +49,7 @@ FIGURES: dict[str, tuple[Axis, ...]] = {
         Axis("Groups with no response correct", "% of groups", "reward/solved_none"),
         Axis("Zero-advantage groups", "% of groups", "reward/zero_std"),
     ),
-    "verifier": (
-        Axis("Not compared:", "% of responses", "reward/(?P<line>timeout|crash|guard|no_answer|contradiction)"),
-    ),
+    "verifier": (Axis("Not compared:", "% of responses", f"reward/(?P<line>{'|'.join(NOT_COMPARED)})"),),
     "clip": (
         Axis("Clipped at the upper bound", "% of tokens with A > 0", "clip/up"),
         Axis("Clipped at the lower bound", "% of tokens with A < 0", "clip/down"),

@@ -43,7 +43,7 @@ from tqdm import tqdm
 from configs import ConfigError, diff, load
 from configs.schema import Config
 from data import set_name
-from eval.compare import REPEAT_KEYS, Group, Parser, save, tables
+from eval.compare import REPEAT_KEYS, Group, Parser, flatten, save, tables
 from eval.plots import FIGURES
 from eval.records import load_record
 from trainer.checkpoint import latest, step_of
@@ -130,10 +130,8 @@ def options(*layers: Mapping[str, Any]) -> dict[str, str]:
     for layer in layers:
         if "rule" in layer:
             found = {key: value for key, value in found.items() if key.partition(".")[0] != "rule_args"}
-        for key, value in layer.items():
-            entries = {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
-            for name, entry in entries.items():
-                found[name] = f"[{', '.join(map(str, entry))}]" if isinstance(entry, list) else str(entry)
+        for key, value in flatten(layer).items():
+            found[key] = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
     return found
 
 

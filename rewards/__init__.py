@@ -18,15 +18,15 @@ from .math.compare import UNDECIDED
 from .math.exact import number
 from .math.extract import extract_answer
 from .math.golds import NOT_CHECKED, Undecided, trouble_with
-from .math.grade import REASONS, Grade, Reason, shape_reward
+from .math.grade import NOT_COMPARED, REASONS, Grade, Reason, shape_reward
 from .math.guards import MAX_CHARS
 from .math.normalize import normalize
 from .pool.own import ABOUT
 from .pool.verifier import GraderError, Ticket, Verifier
 
 __all__ = [
-    "ABOUT", "NOT_CHECKED", "REASONS", "Grade", "GraderError", "Reason", "Ticket", "Verifier", "answer_line_reward",
-    "check_gold", "check_golds", "extract_answer", "math_reward", "shape_reward", "vote_key",
+    "ABOUT", "NOT_CHECKED", "NOT_COMPARED", "REASONS", "Grade", "GraderError", "Reason", "Ticket", "Verifier",
+    "answer_line_reward", "check_gold", "check_golds", "extract_answer", "math_reward", "shape_reward", "vote_key",
 ]  # fmt: skip
 
 _shared: Verifier | None = None

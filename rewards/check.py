@@ -2,10 +2,8 @@
 
     python -m rewards.check tests/rewards/verifier_cases.jsonl [--grader math|answer_line|FILE.py:FUNCTION]
 
-Each line of the file: {"completion": str, "gold": str, "expected": bool}, and perhaps "kind" and "problem", the text of
-the problem. Exit status 1 when
-there was a false positive: paying for a wrong answer is the mistake that a policy learns to repeat; 2 when the file or
-an option is wrong.
+Each line of the file: {"completion": str, "gold": str, "expected": bool}, optionally "kind" and "problem", the text of
+the problem. Exit code: 1 for a false positive, which a policy would learn to repeat; 2 for an invalid file or option.
 """
 
 import argparse

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from tiny import VOCABULARY, make_sample, ragged
+from tiny import make_sample, policy_options, ragged
 from torch.distributed.tensor import DTensor
 
 import train
 from configs import load
 from configs.schema import Config, Plan
-from trainer.policy import Policy, PolicyOptions
+from trainer.policy import Policy
 from trainer.preflight import check_processes, find_rule
 from trainer.ranks import Ranks
 from trainer.run import Run
@@ -70,16 +70,8 @@ def main(out: str, shardings: str, *models: str) -> None:
 
 
 def write_gradients(model: str, out: Path, sharding: str, accelerator: Accelerator) -> None:
-    options = PolicyOptions(
-        sharding=sharding,
-        precision="float32",
-        attention="auto",
-        gradient_checkpointing=sharding == "fsdp2",  # must change nothing
-        temperature=1.0,
-        vocab_size=VOCABULARY,
-        chunk_tokens=16,
-        trust_remote_code=False,
-    )
+    checkpointing = sharding == "fsdp2"  # must change nothing
+    options = policy_options(sharding=sharding, attention="auto", gradient_checkpointing=checkpointing)
     policy = Policy.load(model, options, accelerator, trainable=True)
     if sharding == "fsdp2":
         assert all(isinstance(p, DTensor) for p in policy.parameters())

@@ -11,6 +11,7 @@ from data import Problem
 from data.toy import make_tokenizer
 from rewards import Grade
 from trainer.attention import model_inputs
+from trainer.policy import PolicyOptions
 from trainer.rollout import Completion
 from trainer.types import MicroBatch, Sample
 
@@ -75,6 +76,15 @@ def make_sample(prompt: list[int], response: list[int], **changed: object) -> Sa
     problem, grade = Problem("set/0", "1 + 1 =", "2", "set", None), Grade(False, None, "mismatch")
     fields: dict[str, object] = {"reward": 0.0, "step": 0, "index": 0, "advantage": 1.0, **changed}
     return Sample(problem, prompt, completion, grade, **fields)  # type: ignore[arg-type]
+
+
+def policy_options(**changed: object) -> PolicyOptions:
+    """Options of a policy with the tiny model, in float32 on one process."""
+    fields: dict[str, object] = {
+        **{"sharding": "none", "precision": "float32", "attention": "sdpa", "gradient_checkpointing": False},
+        **{"temperature": 1.0, "vocab_size": VOCABULARY, "chunk_tokens": 16, "trust_remote_code": False},
+    }
+    return PolicyOptions(**{**fields, **changed})  # type: ignore[arg-type]
 
 
 def make_batch(

@@ -1,10 +1,10 @@
-"""The attention kernel of a policy, and whether it may pack sequences.
+"""The attention kernel of a policy, and the layout of its sequences.
 
     layout = set_attention(causal_lm, "auto", "bfloat16")     # padded | packed | by_sequence (model_inputs)
 
 Packed sequences stand end to end in one row. An attention kernel keeps them apart; layers of linear attention and
-convolution (Qwen3.5, LFM2, Mamba hybrids) do not, unless they are told the boundaries. A model is therefore asked with
-two small batches. docs/models.md lists what was tried.
+convolution (Qwen3.5, LFM2, Mamba hybrids) mix them. Two small batches show which of the two a model does;
+docs/models.md lists what was tried.
 """
 
 from collections.abc import Sequence
@@ -28,19 +28,17 @@ def set_attention(causal_lm: Any, attention: str, precision: str) -> str:
     from transformers.utils.import_utils import is_flash_attn_2_available
 
     register_attention()
-    if attention in ("auto", "flash_attention_2", "flash_attention_3"):
-        if _use(causal_lm, "sdpa_by_sequence") and keeps_packed_sequences_apart(causal_lm):
-            flash = torch.cuda.is_available() and is_flash_attn_2_available() and precision == "bfloat16"
-            kernel = ("flash_attention_2" if flash else "sdpa_by_sequence") if attention == "auto" else attention
-            if _use(causal_lm, kernel):
-                return "by_sequence" if kernel == "sdpa_by_sequence" else "packed"
-        elif attention != "auto":
-            raise ValueError(
-                f"attention: {attention} packs sequences, which this model's layers would mix; use auto, sdpa or eager"
-            )
-    for kernel in ("sdpa", "eager") if attention == "auto" else (attention,):
+    auto, flash = attention == "auto", attention.startswith("flash")
+    packs = (auto or flash) and _use(causal_lm, "sdpa_by_sequence") and keeps_packed_sequences_apart(causal_lm)
+    if flash and not packs:
+        raise ValueError(
+            f"attention: {attention} packs sequences, which this model's layers would mix; use auto, sdpa or eager"
+        )
+    has_flash = torch.cuda.is_available() and is_flash_attn_2_available() and precision == "bfloat16"
+    packed = ["flash_attention_2" if has_flash else "sdpa_by_sequence"] if packs else []
+    for kernel in [*packed, "sdpa", "eager"] if auto else [attention]:
         if _use(causal_lm, kernel):
-            return "padded"
+            return "by_sequence" if kernel == "sdpa_by_sequence" else "packed" if "flash" in kernel else "padded"
     raise ValueError(f"attention: this model does not support {attention}; use auto")
 
 
@@ -57,15 +55,15 @@ def _use(causal_lm: Any, kernel: str) -> bool:
 def keeps_packed_sequences_apart(causal_lm: Any) -> bool:
     """Whether the second of two packed sequences stays the same when the first one changes.
 
-    It is equal to the last bit where nothing mixes them, but for the order of sums in mixtures of experts. Random
+    It stays equal to the last bit if nothing mixes them, except for the order of sums in mixtures of experts. Random
     models of 14 architectures that mix them changed by 0.1 to 1 of the norm.
     """
     hidden = []
     for first in ([1, 2, 3, 4], [8, 7, 6, 5]):
-        batch = model_inputs([[1, 2], [5, 6]], [first, [9, 8, 7, 6]], layout="by_sequence", device=causal_lm.device)
-        names = ("input_ids", "position_ids", "attention_mask", "sequences", "places")
+        inputs = model_inputs([[1, 2], [5, 6]], [first, [9, 8, 7, 6]], layout="by_sequence", device=causal_lm.device)
+        inputs = {name: value for name, value in inputs.items() if name not in ("predictors", "targets")}
         try:
-            out = causal_lm.get_decoder()(**{name: batch[name] for name in names}, use_cache=False).last_hidden_state
+            out = causal_lm.get_decoder()(**inputs, use_cache=False).last_hidden_state
         except NotForwarded:
             return False
         hidden.append(out[0, -5:].float())
@@ -121,26 +119,25 @@ def model_inputs(
 
 def attention_by_sequence(
     module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     attention_mask: None,
     *,
-    sequences: torch.Tensor | None = None,
-    places: torch.Tensor | None = None,
+    sequences: Tensor | None = None,
+    places: Tensor | None = None,
     sliding_window: int | None = None,
     **settings: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[Tensor, None]:
     """PyTorch's attention for packed positions: (1, heads, P, d) to padded sequences and back to (1, P, heads, d).
 
     The rest of a layer, nearly all of its work, computes no padding, and a prompt once for all its samples. Padding is
-    on the right, where causal attention does not look.
+    on the right, where causal attention does not look. Raises NotForwarded.
     """
-
     if sequences is None or places is None:
         raise NotForwarded
 
-    def unpack(states: torch.Tensor) -> torch.Tensor:
+    def unpack(states: Tensor) -> Tensor:
         # An embedding lookup is an index whose backward pass is fast on a CPU too.
         rows = nn.functional.embedding(sequences, states[0].transpose(0, 1).flatten(1))  # (N, L, heads * d)
         return rows.unflatten(-1, states.shape[1::2]).transpose(1, 2)  # (N, heads, L, d)

@@ -109,7 +109,7 @@ class Tracker:
         lock: RunLock | None,
         rows: bytes,
     ):
-        """metrics.jsonl holds `rows` already."""
+        """rows: the content of metrics.jsonl, which `restore_rows` has written."""
         self.run_id = run_id or secrets.token_hex(4)
         self._run_dir, self._max_steps, self._lock = run_dir, max_steps, lock
         self._path, self._rows, self._written = run_dir / "metrics.jsonl", rows, len(rows)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from configs.schema import Config
 from data.prompts import token_text
-from rewards import REASONS, GraderError
+from rewards import NOT_COMPARED, REASONS, GraderError
 from trainer.ranks import Number, Pair
 from trainer.rollout import EngineMismatch
 from trainer.run import Run
@@ -188,7 +188,7 @@ def response_metrics(cfg: Config, samples: list[Sample]) -> dict[str, Pair]:
         "response/length_mean": [len(s.completion.token_ids) for s in samples],
         "response/truncated": [s.truncated for s in samples],
     }
-    for reason in ("timeout", "crash", "guard", "no_answer", "contradiction", "echo"):
+    for reason in NOT_COMPARED:
         per_response[f"reward/{reason}"] = [s.grade.reason == reason for s in samples]
     per_group = {
         "reward/solved_all": [all(s.grade.correct for s in group) for group in groups],

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -40,10 +40,9 @@ from trainer.rollout import (
 )
 from trainer.run import Run
 from trainer.stopping import Signals, abort_all_ranks_on_error, exit_on_error
-from trainer.task import VERIFIER_MEMORY_GIB, Task, load_task
+from trainer.task import VERIFIER_MEMORY_GIB, Info, Task, load_task
 from trainer.types import State
 
-Info = Callable[[str], None]  # prints a line on rank 0
 BYTES = {"float32": 4, "bfloat16": 2}
 FAILURES = (checkpoint.CheckpointError, LogError, FloatingPointError, EngineError, EngineMismatch, GraderError)
 

@@ -216,7 +216,7 @@ def prompts_of(cfg: Config, sets: str | list[str], problems: list[Problem], mode
     """Problems with their prompts, without those longer than max_prompt_tokens. Raises ValueError."""
     builder, rows = model.builder, model.config.get_text_config().vocab_size
     kept, dropped = build_prompts(problems, builder, max_prompt_tokens=cfg.max_prompt_tokens)
-    largest = max(token for _, ids in kept for token in ids)
+    largest = max(max(ids) for _, ids in kept)
     if largest >= rows:
         raise ValueError(
             f"model: prompts of {sets} have the token {model.tokenizer.decode(largest)!r} with the id {largest}, and "

@@ -3,7 +3,7 @@ r"""Does an answer equal the gold? Structure and exact numbers here; single expr
 `equal` goes through one rule for each kind of value: texts, statements (`x=5`), matrices, bases, roundings, sets of
 reals, groups (lists, sets, tuples), units, ratios, expressions. The first rule whose kind either side is decides: by
 equal strings, then exact Fractions, then `leaf`. The verdict is True, False, or None for "not decided here". With
-`UNDECIDED` as the leaf no computer algebra is needed and most answers are settled in microseconds (rewards/pool.py
+`UNDECIDED` as the leaf no computer algebra is needed and most answers are settled in microseconds (pool/verifier.py
 tries this first, in the caller); in a worker the leaf is symbolic.equal_expressions. Policies: docs/verifier.md.
 """
 

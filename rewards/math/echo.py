@@ -1,7 +1,7 @@
 r"""An answer copied from the problem: `\cos 1050^\circ` for "Find $\cos 1050^\circ$" is true, yet no work.
 
-Such an answer stands in the problem as a formula or as one side of it, and is not written like the gold, whatever the
-order of the terms. Plain numbers, single symbols and choice letters are never echoes, alone or in a list: a problem may
+Such an answer stands in the problem as a formula or as one side of it, and is not written like the gold in any order of
+its terms. Plain numbers, single symbols and choice letters are never echoes, alone or in a list: a problem may
 well name its answer. A fraction that can be reduced, a power and a repeating decimal are no plain numbers.
 """
 

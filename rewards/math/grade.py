@@ -14,6 +14,7 @@ before any computer algebra, too large to be honest. timeout: the item used up i
 worker (memory, a fault)."""
 
 REASONS: tuple[str, ...] = get_args(Reason)
+NOT_COMPARED = tuple(reason for reason in REASONS if reason not in ("match", "mismatch"))  # logged as reward/REASON
 
 
 @dataclass(frozen=True, slots=True)

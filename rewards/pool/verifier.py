@@ -4,13 +4,13 @@
         tickets = [verifier.submit(completion, gold) for completion, gold in pairs]     # at once, from any thread
         grades = verifier.collect(tickets)                                              # in order
 
-`submit` settles in the caller whatever needs no computer algebra (microseconds); the rest goes to a queue. One daemon
+`submit` settles in the caller what needs no computer algebra (microseconds); the rest goes to a queue. One daemon
 thread owns one worker process each: it hands over an item and waits for the reply. The kernel ends a process whose
-item has used up its processor time, and it is replaced. Neither a loaded machine nor waiting in the queue costs
-anybody a reward. The first worker is started when the Verifier is made, the others when an item needs one.
+item has used up its processor time, and it is replaced. Load and time in the queue change no reward. The first worker
+is started when the Verifier is made, the others when an item needs one.
 
-A worker killed from outside costs nobody a reward either: its item is tried again, and a worker killed while it starts
-had none. An item under which workers end by their own doing (memory, a fault, an exit) is a crash at the second time.
+An item whose worker is killed from outside is graded again. A worker killed while it starts had no item. An item under
+which workers end by themselves (memory, a fault, an exit) is a crash at the second time.
 
 Works from any thread and after a fork (the child starts workers of its own), in several processes at once, and while
 the interpreter shuts down. Workers are killed by `close`, at exit, and by the kernel when their parent dies (Linux).
@@ -36,8 +36,8 @@ from ..math.grade import Grade
 from .process import Worker, WorkerDied, WorkerKilled, WorkerNotStarted, WorkerStalled
 from .watch import Watch
 
-MAX_STRIKES = 10  # of an item, then it is a crash. One is a worker ended from outside: nobody hits one item so often
-DEATH_STRIKES = 5  # a worker that ended by its own doing
+MAX_STRIKES = 10  # of an item, then it is a crash. A worker ended from outside counts 1,
+DEATH_STRIKES = 5  # a worker that ended by itself 5
 MAX_KILLED_STARTS = 100  # in a row; then this machine lets no worker start
 MAX_TIMEOUT_S, MAX_MEMORY_GIB = 86_400, 1_000_000
 ITEMS_PER_WORKER = 5000  # then it is replaced, so that the algebra's caches cannot grow without end
@@ -257,7 +257,7 @@ class Verifier:
 
     def _done(self, ticket: Ticket) -> Ticket:
         """The ticket once its reply, or its error, is there."""
-        if ticket.pid != os.getpid():  # submitted before a fork: nobody here works on it
+        if ticket.pid != os.getpid():  # submitted before a fork: no thread of this process grades it
             return self._done(self._enqueue(Ticket(ticket.call, *ticket.args, judged=ticket.judged)))
         while not ticket.done():
             self._while_waiting()

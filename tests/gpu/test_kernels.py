@@ -11,26 +11,17 @@ import pytest
 import torch
 from accelerate import Accelerator
 from launching import ROOT
-from tiny import make_batch, tiny_model
+from tiny import make_batch, policy_options, tiny_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from bandpo.logprobs import token_logprobs
 from trainer.attention import register_attention
-from trainer.policy import LogprobModel, Policy, PolicyOptions
+from trainer.policy import LogprobModel, Policy
 
 register_attention()
 
-OPTIONS = PolicyOptions(
-    sharding="none",
-    precision="bfloat16",
-    attention="auto",
-    gradient_checkpointing=False,
-    temperature=1.0,
-    vocab_size=48,
-    chunk_tokens=256,
-    trust_remote_code=False,
-)
+OPTIONS = policy_options(precision="bfloat16", attention="auto", chunk_tokens=256)
 
 
 def test_logprobs_against_float64(device: str, figure: Callable[..., None]):

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from launching import ROOT
-from tiny import make_batch
+from tiny import make_batch, policy_options
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from trainer.attention import set_attention
-from trainer.policy import LogprobModel, PolicyOptions, check_head
+from trainer.policy import LogprobModel, check_head
 
 ROWS = 64
 PROMPTS = [[5, 6, 7], [5, 6, 7], [9, 10, 11, 12]]
@@ -40,16 +40,7 @@ LINEAR, CONVOLUTION = (
     {"layer_types": ["linear_attention", "full_attention"]},
     {"layer_types": ["conv", "full_attention"]},
 )
-OPTIONS = PolicyOptions(
-    sharding="none",
-    precision="float32",
-    attention="auto",
-    gradient_checkpointing=False,
-    temperature=1.0,
-    vocab_size=ROWS,
-    chunk_tokens=16,
-    trust_remote_code=False,
-)
+OPTIONS = policy_options(vocab_size=ROWS)
 LATENT = {"head_dim": 8, "num_key_value_heads": 4}
 OWN: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "minimax", "olmo_hybrid"), LINEAR),

@@ -12,13 +12,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import VOCABULARY, make_batch, make_sample, ragged, tiny_model
+from tiny import VOCABULARY, make_batch, make_sample, policy_options, ragged, tiny_model
 
 from configs import load
 from configs.schema import Config, Plan
 from trainer.attention import register_attention
 from trainer.batching import assign_to_ranks, group_numbers, loss_weights, make_micro_batches, make_minibatches
-from trainer.policy import LogprobModel, PolicyOptions
+from trainer.policy import LogprobModel
 from trainer.rollout import Completion
 
 register_attention()
@@ -27,16 +27,7 @@ CPU = torch.device("cpu")
 # Three samples of every prompt, one after another.
 SEQUENCES = [(ragged(12, longest=24)[i - i % 3][0], r, a) for i, (_, r, a) in enumerate(ragged(12, longest=24))]
 LAYOUTS = ["padded", "packed", "by_sequence"]
-OPTIONS = PolicyOptions(
-    sharding="none",
-    precision="float32",
-    attention="sdpa",
-    gradient_checkpointing=False,
-    temperature=0.7,
-    vocab_size=VOCABULARY,
-    chunk_tokens=16,
-    trust_remote_code=False,
-)
+OPTIONS = policy_options(temperature=0.7)
 
 
 # ---- cut ----

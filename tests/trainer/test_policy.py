@@ -8,31 +8,17 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny import ROWS, VOCABULARY, make_batch, ragged, tiny_model
+from tiny import ROWS, make_batch, policy_options, ragged, tiny_model
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from configs.memory import Size, activations_a_token
-from trainer.policy import Policy, PolicyOptions
+from trainer.policy import Policy
 from trainer.preflight import check_processes
 from trainer.rollout import weight_sum
 
 SEQUENCES = ragged(4, longest=8)
 BATCH = make_batch([p for p, _, _ in SEQUENCES], [r for _, r, _ in SEQUENCES])
-
-
-def options(**changed: object) -> PolicyOptions:
-    fields: dict[str, object] = {
-        "sharding": "none",
-        "precision": "float32",
-        "attention": "sdpa",
-        "gradient_checkpointing": False,
-        "temperature": 1.0,
-        "vocab_size": VOCABULARY,
-        "chunk_tokens": 16,
-        "trust_remote_code": False,
-    }
-    return PolicyOptions(**{**fields, **changed})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +46,7 @@ def one_update(policy: Policy, optimizer: torch.optim.Optimizer) -> None:
 
 def test_master_weights_are_float32(folder: str, accelerator: Accelerator):
     for precision in ("float32", "bfloat16"):
-        policy = Policy.load(folder, options(precision=precision), accelerator)
+        policy = Policy.load(folder, policy_options(precision=precision), accelerator)
         logprobs, entropy = policy(BATCH)
         logprobs.sum().backward()
         assert {p.dtype for p in policy.parameters()} == {torch.float32} == {logprobs.dtype, entropy.dtype}
@@ -69,15 +55,15 @@ def test_master_weights_are_float32(folder: str, accelerator: Accelerator):
 
 def test_bfloat16_computes_in_bfloat16(folder: str, accelerator: Accelerator):
     with torch.no_grad():
-        exact, _ = Policy.load(folder, options(), accelerator)(BATCH)
-        rounded, _ = Policy.load(folder, options(precision="bfloat16"), accelerator)(BATCH)
+        exact, _ = Policy.load(folder, policy_options(), accelerator)(BATCH)
+        rounded, _ = Policy.load(folder, policy_options(precision="bfloat16"), accelerator)(BATCH)
     gap = (exact - rounded).abs().max().item()
     assert 1e-4 < gap < 0.5  # half the digits are gone, the numbers are not
 
 
 def test_the_same_policy_has_the_same_logprobs_with_and_without_gradient(folder: str, accelerator: Accelerator):
     """What lets the first update use its own forward pass as the old policy's: bit for bit, checkpointing included."""
-    policy = Policy.load(folder, options(gradient_checkpointing=True), accelerator)
+    policy = Policy.load(folder, policy_options(gradient_checkpointing=True), accelerator)
     with torch.no_grad():
         old, _ = policy(BATCH)
     now, _ = policy(BATCH)
@@ -85,7 +71,7 @@ def test_the_same_policy_has_the_same_logprobs_with_and_without_gradient(folder:
 
 
 def test_named_weights_are_the_model_in_a_fixed_order(folder: str, accelerator: Accelerator):
-    policy = Policy.load(folder, options(), accelerator)
+    policy = Policy.load(folder, policy_options(), accelerator)
     pairs = list(policy.named_weights("float32"))
     names = [name for name, _ in pairs]
     assert len(set(names)) == len(names) and names == [name for name, _ in policy.named_weights("float32")]
@@ -96,7 +82,7 @@ def test_named_weights_are_the_model_in_a_fixed_order(folder: str, accelerator: 
 
 
 def test_checksums_see_every_update_and_cover_what_an_engine_keeps(folder: str, accelerator: Accelerator):
-    policy = Policy.load(folder, options(), accelerator)
+    policy = Policy.load(folder, policy_options(), accelerator)
     names = policy.compared_names(matrices=True)
     assert "model.embed_tokens.weight" in names and "model.norm.weight" in names
     assert set(names) - set(policy.compared_names(matrices=False)) == {"model.embed_tokens.weight"}
@@ -109,7 +95,7 @@ def test_checksums_see_every_update_and_cover_what_an_engine_keeps(folder: str, 
 
 
 def test_checksums_are_of_the_precision_of_the_engine(folder: str, accelerator: Accelerator):
-    policy = Policy.load(folder, options(), accelerator)
+    policy = Policy.load(folder, policy_options(), accelerator)
     with torch.no_grad():
         policy.causal_lm.model.norm.weight.fill_(1.001)  # 1.0 in bfloat16
     assert sums(policy, "bfloat16")["model.norm.weight"] == 64.0
@@ -143,7 +129,7 @@ def test_a_model_that_changes_its_logits_is_refused_by_the_field_that_does(
 ):
     AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **TINY, **fields)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=rf"changes its logits after the head \(.*{named}"):
-        Policy.load(str(tmp_path), options(), accelerator)
+        Policy.load(str(tmp_path), policy_options(), accelerator)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +142,7 @@ def test_a_plain_head_is_computed_as_the_model_computes_it(
 ):
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **TINY, **fields))
     model.save_pretrained(tmp_path)
-    policy = Policy.load(str(tmp_path), options(vocab_size=ROWS), accelerator)
+    policy = Policy.load(str(tmp_path), policy_options(vocab_size=ROWS), accelerator)
     batch = make_batch([[3, 4]], [[5, 6, 7]])
     with torch.no_grad():
         found, _ = policy(batch)
@@ -170,7 +156,7 @@ def test_dropout_of_the_configuration_is_off(accelerator: Accelerator, tmp_path:
     for kind in ("llama", "gpt_neox"):
         fields = {"attention_dropout": 0.5, "hidden_dropout": 0.5} | {k: v for k, v in TINY.items() if "head_" not in k}
         AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields)).save_pretrained(tmp_path / kind)
-        policy = Policy.load(str(tmp_path / kind), options(gradient_checkpointing=checkpointing), accelerator)
+        policy = Policy.load(str(tmp_path / kind), policy_options(gradient_checkpointing=checkpointing), accelerator)
         assert torch.equal(policy(BATCH)[0], policy(BATCH)[0])
         logprobs, _ = policy(BATCH)
         calls = []
@@ -187,11 +173,11 @@ def test_a_model_that_lacks_a_weight_is_refused(accelerator: Accelerator, tmp_pa
     weights = {name: value for name, value in model.state_dict().items() if "layers.1.mlp.up" not in name}
     model.save_pretrained(tmp_path, state_dict=weights)
     with pytest.raises(ValueError, match=r"lacks 1 weights, such as model.layers.1.mlp.up_proj.weight"):
-        Policy.load(str(tmp_path), options(), accelerator)
+        Policy.load(str(tmp_path), policy_options(), accelerator)
 
 
 def test_written_weights_load_as_they_are(folder: str, accelerator: Accelerator, tmp_path: Path):
-    policy = Policy.load(folder, options(), accelerator)
+    policy = Policy.load(folder, policy_options(), accelerator)
     one_update(policy, torch.optim.AdamW(policy.parameters(), lr=1e-3))
     policy.write(tmp_path, policy.full_weights())
     found: Any = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto", output_loading_info=True)
@@ -202,12 +188,12 @@ def test_written_weights_load_as_they_are(folder: str, accelerator: Accelerator,
 
 
 def test_optimizer_state_comes_back(folder: str, accelerator: Accelerator, tmp_path: Path):
-    policy = Policy.load(folder, options(), accelerator)
+    policy = Policy.load(folder, policy_options(), accelerator)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
     one_update(policy, optimizer)
     torch.save(policy.full_optimizer(optimizer), tmp_path / "optimizer.pt")
     policy.write(tmp_path / "policy", policy.full_weights())
-    again = Policy.load(str(tmp_path / "policy"), options(), accelerator)
+    again = Policy.load(str(tmp_path / "policy"), policy_options(), accelerator)
     moments = torch.optim.AdamW(again.parameters(), lr=1e-3)
     again.load_optimizer(tmp_path / "optimizer.pt", moments)
     one_update(policy, optimizer)
@@ -217,7 +203,7 @@ def test_optimizer_state_comes_back(folder: str, accelerator: Accelerator, tmp_p
 
 
 def test_gradients_are_clipped_to_their_global_norm(folder: str, accelerator: Accelerator):
-    policy = Policy.load(folder, options(), accelerator)
+    policy = Policy.load(folder, policy_options(), accelerator)
     policy(BATCH)[0].sum().backward()
     squares = [p.grad.double().square().sum() for p in policy.parameters() if p.grad is not None]
     before = torch.stack(squares).sum().sqrt().item()
@@ -229,7 +215,7 @@ def test_gradients_are_clipped_to_their_global_norm(folder: str, accelerator: Ac
 
 
 def test_a_frozen_policy_has_no_gradient(folder: str, accelerator: Accelerator):
-    reference = Policy.load(folder, options(gradient_checkpointing=True), accelerator, trainable=False)
+    reference = Policy.load(folder, policy_options(gradient_checkpointing=True), accelerator, trainable=False)
     logprobs, _ = reference(BATCH)
     assert not logprobs.requires_grad and not any(p.requires_grad for p in reference.parameters())
 
@@ -237,11 +223,11 @@ def test_a_frozen_policy_has_no_gradient(folder: str, accelerator: Accelerator):
 def test_fsdp2_on_one_process_is_sharded_and_the_same(accelerator: Accelerator, tmp_path: Path):
     tiny_model(tied=True).save_pretrained(tmp_path)
     try:
-        policy = Policy.load(str(tmp_path), options(sharding="fsdp2"), accelerator)
+        policy = Policy.load(str(tmp_path), policy_options(sharding="fsdp2"), accelerator)
         assert all(isinstance(p, DTensor) for p in policy.parameters())
         with torch.no_grad():
             sharded, _ = policy(BATCH)
-            expected, _ = Policy.load(str(tmp_path), options(), accelerator)(BATCH)
+            expected, _ = Policy.load(str(tmp_path), policy_options(), accelerator)(BATCH)
         assert (sharded - expected).abs().max() < 1e-5
     finally:
         if torch.distributed.is_initialized():
@@ -249,7 +235,7 @@ def test_fsdp2_on_one_process_is_sharded_and_the_same(accelerator: Accelerator, 
 
 
 def test_start_up_tells_the_memory(folder: str, accelerator: Accelerator):
-    policy = Policy.load(folder, options(), accelerator)
+    policy = Policy.load(folder, policy_options(), accelerator)
     count = sum(p.numel() for p in policy.parameters())
     text = policy.text()
     assert f"{count:,} parameters" in text
@@ -261,7 +247,7 @@ def test_start_up_tells_the_memory(folder: str, accelerator: Accelerator):
 
 def test_the_estimate_of_activations_is_near_what_autograd_keeps(accelerator: Accelerator, tmp_path: Path):
     tiny_model(tied=True).save_pretrained(tmp_path)
-    policy = Policy.load(str(tmp_path), options(), accelerator)
+    policy = Policy.load(str(tmp_path), policy_options(), accelerator)
     weights, kept = {p.data_ptr() for p in policy.parameters()}, {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -280,7 +266,7 @@ def test_what_was_asked_for_and_not_obtained_is_refused(
     folder: str, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ):
     with pytest.raises(RuntimeError, match="sharding: ddp was requested, the model has none on 1 process"):
-        Policy.load(folder, options(sharding="ddp"), accelerator)
+        Policy.load(folder, policy_options(sharding="ddp"), accelerator)
     check_processes(accelerator)
     with (
         monkeypatch.context() as m,
@@ -304,7 +290,7 @@ def gradients(policy: Policy) -> list[torch.Tensor | None]:
 
 def test_backward_gives_the_gradient_of_the_loss(folder: str, accelerator: Accelerator):
     """Bit for bit, whichever of log-probs and entropy the loss depends on."""
-    policy = Policy.load(folder, options(), accelerator)
+    policy = Policy.load(folder, policy_options(), accelerator)
     for loss_of in (lambda lp, h: lp.square().sum(), lambda lp, h: (lp * h).sum(), lambda lp, h: (lp.exp() - h).sum()):
         loss_of(*policy(BATCH)).backward()
         expected = gradients(policy)
@@ -315,7 +301,7 @@ def test_backward_gives_the_gradient_of_the_loss(folder: str, accelerator: Accel
 
 
 def test_backward_is_skipped_where_every_gradient_is_zero(folder: str, accelerator: Accelerator):
-    policy = Policy.load(folder, options(), accelerator)
+    policy = Policy.load(folder, policy_options(), accelerator)
 
     def after(weight: float, *, always: bool) -> list[torch.Tensor | None]:
         logprobs, entropy = policy(BATCH)
@@ -334,7 +320,7 @@ def test_backward_is_skipped_where_every_gradient_is_zero(folder: str, accelerat
 
 def test_a_broken_log_prob_is_not_skipped(folder: str, accelerator: Accelerator):
     """A clamp gives NaN the gradient 0, so that alone would let the update pass."""
-    policy = Policy.load(folder, options(), accelerator)
+    policy = Policy.load(folder, policy_options(), accelerator)
     with torch.no_grad():
         policy.causal_lm.get_input_embeddings().weight[BATCH.input_ids.flatten()[0]] = float("nan")
     logprobs, entropy = policy(BATCH)
@@ -350,7 +336,7 @@ def test_a_generation_config_that_transformers_refuses_to_save_is_kept(
     strange = {"do_sample": False, "temperature": 0.6, "top_p": 0.9, "early_stopping": True, "eos_token_id": [1, 2]}
     start = shutil.copytree(folder, tmp_path / "start")
     (start / "generation_config.json").write_text(json.dumps(strange))
-    policy = Policy.load(str(start), options(), accelerator)
+    policy = Policy.load(str(start), policy_options(), accelerator)
     policy.write(tmp_path / "policy", policy.full_weights())
     assert strange.items() <= json.loads((tmp_path / "policy" / "generation_config.json").read_text()).items()
-    assert Policy.load(str(tmp_path / "policy"), options(), accelerator).causal_lm.generation_config.top_p == 0.9
+    assert Policy.load(str(tmp_path / "policy"), policy_options(), accelerator).causal_lm.generation_config.top_p == 0.9
