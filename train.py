@@ -38,6 +38,7 @@ from eval.report import write_report
 from rewards import Grade, GraderError, Ticket, shape_reward
 from trainer.batching import make_minibatches
 from trainer.clock import Clock
+from trainer.lora import StartModel
 from trainer.metrics import (
     MAX_SKIPPED,
     Stats,
@@ -277,7 +278,9 @@ def add_old_logprobs(run: Run, minibatches: list[list[MicroBatch]]) -> list[list
     return minibatches
 
 
-def forward_all(run: Run, policy: Policy, minibatches: list[list[MicroBatch]], *names: str) -> list[list[MicroBatch]]:
+def forward_all(
+    run: Run, policy: Policy | StartModel, minibatches: list[list[MicroBatch]], *names: str
+) -> list[list[MicroBatch]]:
     """The micro-batches with the policy's log-probs and entropy under these names."""
     with run.tracker.progress(sum(map(len, minibatches)), f"step {run.step + 1} {names[0]}", "micro-batches") as bar:
 

@@ -3,8 +3,8 @@
 In bytes, per rank, with n processes, P parameters, H hidden, V vocabulary rows, L layers, F feed-forward, K = kv heads
 x head size, m `micro_batch_tokens`, c LOGPROB_CHUNK_TOKENS:
 
-    weights, Adam    4 P + 8 P, float32, divided by n under fsdp2; 4 P more (/ n) for a reference that stays on the GPU
-    gradients        4 P (/ n), and under ddp 4 P for the buckets
+    weights, Adam    4 P + 8 T, float32, divided by n under fsdp2; T: trained, P or the adapters of LoRA
+    gradients        4 T (/ n), and under ddp 4 T for the buckets
     gathered         bfloat16. fsdp2: two layers and embedding + head, their gradients too; else 2 P of casts
     activations      2 m H L at the layers' borders, and one layer's inside, 2 m (12 H + 2 K + 4 F), computed again in
                      backward; without gradient_checkpointing the inside of every layer
@@ -71,6 +71,10 @@ class Size:
     def layer_parameters(self) -> int:
         return 2 * self.hidden * (self.hidden + self.kv) + 3 * self.hidden * self.feed_forward + 2 * self.hidden
 
+    def adapter_parameters(self, rank: int) -> int:
+        """LoRA adapters of this rank on every linear layer but the head."""
+        return self.layers * rank * (9 * self.hidden + 2 * self.kv + 3 * self.feed_forward)
+
     @property
     def outer_parameters(self) -> int:
         """Embedding and head."""
@@ -98,7 +102,7 @@ MODELS = {
 class Memory:
     """Estimates in GiB per rank; see the head of this file."""
 
-    states: float  # weights, Adam, a resident reference
+    states: float  # weights and Adam
     update: float
     beside_engine: float  # ROLLOUT without the engine
     engine_least: float
@@ -138,8 +142,9 @@ def estimate(cfg: Config, size: Size, processes: int) -> Memory:
     n = processes if sharded else 1
     compute = 4 if cfg.precision == "float32" else 2  # bytes a number in forward and backward
     p, h, m = size.parameters, size.hidden, cfg.micro_batch_tokens
-    states = 12 * p / n
-    gradients = 4 * p / n + (4 * p if sharding == "ddp" else 0)
+    trained = size.adapter_parameters(cfg.lora_rank) if cfg.lora_rank else p
+    states = (4 * p + 8 * trained) / n
+    gradients = 4 * trained / n + (4 * trained if sharding == "ddp" else 0)
     if sharded:
         gathered = 2 * compute * (2 * size.layer_parameters + size.outer_parameters)
     else:

@@ -58,6 +58,11 @@ class Config:
     sharding: Literal["auto", "none", "ddp", "fsdp2"] = knob(
         "auto", "how processes hold the policy; auto: none for one process, ddp up to 1B parameters, else fsdp2"
     )
+    lora_rank: int = knob(
+        0, "rank of LoRA adapters, which are then the only trained weights; 0: off", symbol="r", low=0
+    )
+    lora_alpha: float = knob(32.0, "LoRA adapters are scaled by lora_alpha / lora_rank", above=0)
+    lora_targets: str | list[str] = knob("all-linear", "layers with adapters, such as [q_proj, v_proj]")
     trust_remote_code: bool = knob(
         False, "permission for Python code that comes with the model; only if you trust its author"
     )
@@ -321,6 +326,10 @@ def _without_effect(cfg: Config) -> Checks:
             cfg.lr_schedule != "constant" and decay < 2,
             f"lr_schedule: {cfg.lr_schedule} has no effect: lr_warmup_steps {cfg.lr_warmup_steps} leaves no step to "
             f"decay (max_steps {cfg.max_steps})",
+        ),
+        *(
+            (cfg.lora_rank == 0 and cfg.differs(key), f"{key}: has no effect with lora_rank 0, which turns LoRA off")
+            for key in ("lora_alpha", "lora_targets")
         ),
         *(
             (cfg.eval_every == 0 and cfg.differs(key), f"{key}: has no effect with eval_every 0, which turns it off")

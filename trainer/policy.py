@@ -9,7 +9,7 @@ Sharding is one key. `none`: one process. `ddp`: a full copy per process, throug
 `fully_shard` over the processes that Accelerate started, with float32 master weights and bfloat16 compute. Accelerate's
 own FSDP is not used: it turns itself off on a CPU without a warning, so that tests would not run the code of a GPU.
 
-Left out: tensor and context parallelism of the trainer, LoRA, quantised training.
+Left out: tensor and context parallelism of the trainer, quantised training.
 
 Axes: N sequences, L positions of the longest, P positions packed without padding, H hidden size, V vocabulary rows,
 T response tokens of all sequences, flat.
@@ -27,6 +27,7 @@ from torch import nn
 
 from bandpo.logprobs import token_logprobs
 from trainer.attention import set_attention
+from trainer.lora import Lora, add_adapters, merged, plain_name, split, write_adapters
 from trainer.preflight import refuse_missing_weights
 from trainer.types import MicroBatch
 
@@ -54,6 +55,7 @@ class PolicyOptions:
     vocab_size: int  # tokens of the tokenizer; further rows of the head are masked
     chunk_tokens: int  # response tokens per chunk of logits
     trust_remote_code: bool
+    lora: Lora | None = None  # None: all weights are trained
 
 
 class LogprobModel(nn.Module):
@@ -117,6 +119,8 @@ class Policy:
         causal_lm.eval().requires_grad_(trainable)
         layout = set_attention(causal_lm, options.attention, options.precision)
         disable_dropout(causal_lm)
+        if options.lora and trainable:
+            add_adapters(causal_lm, options.lora)
         if options.gradient_checkpointing and trainable:
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
             for layer in _decoder_layers(causal_lm):
@@ -138,15 +142,20 @@ class Policy:
 
     def text(self) -> str:
         """One line with size, sharding, precision and the memory that a rank needs for training."""
-        local = sum((p.to_local() if _is_sharded(p) else p).numel() for p in self.causal_lm.parameters())
-        gib = {"weights": local / 2**28, "gradients": local / 2**28, "AdamW": local / 2**27}
+        held, trained = (
+            sum((p.to_local() if _is_sharded(p) else p).numel() for p in parameters)
+            for parameters in (self.causal_lm.parameters(), self.parameters())
+        )
+        gib = {"weights": held / 2**28, "gradients": trained / 2**28, "AdamW": trained / 2**27}
+        adapters = f" with adapters of rank {self.options.lora.rank}" if self.options.lora else ""
         return (
-            f"policy:  {self.size:,} parameters, sharding {self.options.sharding}, compute in "
+            f"policy:  {self.size:,} parameters{adapters}, sharding {self.options.sharding}, compute in "
             f"{self.options.precision}; GiB per rank: {', '.join(f'{k} {v:.3g}' for k, v in gib.items())}"
         )
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        return self.model.parameters()
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that are trained."""
+        return [p for p in self.model.parameters() if p.requires_grad]
 
     def __call__(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """See LogprobModel.forward. Views, because `backward` stops at them: FSDP has hooks on the tensors behind."""
@@ -161,7 +170,7 @@ class Policy:
         A tied head is yielded as well, because the CPU build of vLLM keeps a copy of it.
         """
         dtype = getattr(torch, precision)
-        for name, parameter in self.causal_lm.named_parameters():
+        for name, parameter in merged(self.causal_lm):
             full = _full(parameter.detach().to(dtype))
             yield name, full
             if self.tied and parameter is self.causal_lm.get_input_embeddings().weight:
@@ -174,7 +183,7 @@ class Policy:
         """
         embedding = self.causal_lm.get_input_embeddings().weight
         return [
-            name
+            plain_name(name)
             for name, parameter in self.causal_lm.named_parameters()
             if parameter.dim() == 1 or (matrices and parameter is embedding)
         ]
@@ -182,7 +191,7 @@ class Policy:
     # ---- checkpoints ----
 
     def full_weights(self) -> dict[str, torch.Tensor]:
-        """All weights in float32 under Hugging Face names on the CPU of rank 0, {} on other ranks; collective."""
+        """All weights in float32 on the CPU of rank 0, adapters apart; {} on other ranks; collective."""
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -191,7 +200,13 @@ class Policy:
         return {name: weight for name, weight in weights.items() if not (self.tied and name == "lm_head.weight")}
 
     def write(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
-        """Write a folder in Hugging Face format, which transformers and vLLM can load."""
+        """Write `full_weights` as a folder in Hugging Face format, which transformers and vLLM can load.
+
+        Adapters are merged into it, and written to a folder `adapter` beside it.
+        """
+        if self.options.lora:
+            weights, adapters = split(weights, self.options.lora.scaling)
+            write_adapters(folder.with_name("adapter"), self.options.lora, adapters)
         # From a model without weights: save_pretrained does not support sharded ones.
         with torch.device("meta"):
             shell = type(self.causal_lm)(copy.deepcopy(self.causal_lm.config))

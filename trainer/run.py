@@ -24,6 +24,7 @@ from data import epoch_length
 from rewards import Verifier
 from trainer.clock import Clock
 from trainer.logging import Tracker
+from trainer.lora import StartModel
 from trainer.policy import Policy
 from trainer.ranks import Ranks
 from trainer.rollout import NOT_FINITE, Engine, EngineMismatch, Sampling, weight_sum
@@ -45,7 +46,7 @@ class Run:
     signals: Signals
     tracker: Tracker
     policy: Policy
-    reference: Policy | None  # the start model, if kl_coef > 0
+    reference: Policy | StartModel | None  # the start model, if kl_coef > 0
     optimizer: torch.optim.Optimizer
     engine: Engine
     verifier: Verifier  # grades for rewards

@@ -25,6 +25,7 @@ from rewards import GraderError, Verifier
 from trainer import checkpoint
 from trainer.clock import Clock, gc_paused
 from trainer.logging import LogError, Tracker, restore_rows, write_environment
+from trainer.lora import Lora, StartModel
 from trainer.policy import Policy, PolicyOptions
 from trainer.preflight import check_processes, find_rule
 from trainer.ranks import USER_ERRORS, Ranks
@@ -186,6 +187,8 @@ def load_models(cfg: Config, task: Task, ranks: Ranks, resumed: Path | None) -> 
     """The fields `policy`, `reference` and `optimizer` of a Run."""
     has_bf16 = ranks.device.type != "cpu" and torch.cuda.is_bf16_supported()
     precision = {"auto": "bfloat16" if has_bf16 else "float32"}.get(cfg.precision, cfg.precision)
+    adapter = resumed / "adapter" if resumed else None
+    lora = Lora(cfg.lora_rank, cfg.lora_alpha, cfg.lora_targets, cfg.seed, adapter) if cfg.lora_rank else None
     options = PolicyOptions(
         sharding=sharding_of(cfg, task.model_size, ranks.processes),
         precision=precision,
@@ -195,10 +198,12 @@ def load_models(cfg: Config, task: Task, ranks: Ranks, resumed: Path | None) -> 
         vocab_size=task.vocab_size,
         chunk_tokens=LOGPROB_CHUNK_TOKENS,
         trust_remote_code=cfg.trust_remote_code,
+        lora=lora,
     )
-    policy = Policy.load(str(resumed / "policy") if resumed else cfg.model, options, ranks.accelerator)
-    reference = None
-    if cfg.kl_coef:  # the start model, also in a resumed run; it stays in CPU memory between its passes
+    source = str(resumed / "policy") if resumed and not lora else cfg.model
+    policy = Policy.load(source, options, ranks.accelerator)
+    reference = StartModel(policy) if lora and cfg.kl_coef else None
+    if cfg.kl_coef and not lora:  # the start model, also in a resumed run; it stays in CPU memory between its passes
         reference = Policy.load(cfg.model, options, ranks.accelerator, trainable=False)
         reference.model.to("cpu")
     betas = (cfg.adam_betas[0], cfg.adam_betas[1])

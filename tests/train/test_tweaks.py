@@ -15,11 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from launching import ROOT, metrics, without_clock
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 import train
 from data.toy import toy_problems
@@ -227,7 +224,6 @@ CODE_FACTS: dict[str, tuple[str, object]] = {
     "An advantage per token": ("None", None),
     "A metric of tokens": ("None", None),
     "Replay": ("State().best", []),
-    "LoRA": ("None", None),
     "A new prompt": ("TEMPLATES['exam'].user.format(problem='1+1=')", "1+1=\nEnd with your answer in \\boxed{}."),
 }
 
@@ -248,21 +244,6 @@ def replay(rows: dict[str, Rows]) -> None:
     first, second = rows["Replay"]
     assert first["train/staleness"] == 0 < second["train/staleness"] < 0.5
     assert without_clock(rows["resumed"]) == without_clock(rows["Replay"])
-
-
-def check_lora_policy(start: Path, policy: Path) -> None:
-    """Projections have moved by eight directions at most, everything else stayed; transformers loads the folder."""
-    before, after = (load_file(folder / "model.safetensors") for folder in (start, policy))
-    assert before.keys() == after.keys()
-    for name, weight in after.items():
-        change = weight - before[name]
-        if "_proj.weight" in name and "self_attn" in name:
-            assert 0 < torch.linalg.matrix_rank(change, atol=1e-6) <= 8, name
-        else:
-            assert not change.any(), name
-    loaded: Any = AutoModelForCausalLM.from_pretrained(policy, output_loading_info=True)
-    told = loaded[1]
-    assert not told["missing_keys"] and not told["unexpected_keys"]
 
 
 def test_every_section_is_tried():
@@ -387,16 +368,8 @@ def in_two_parts(folder: Path, name: str, model: str) -> list[list[str]]:
 
 
 def test_tweaks_of_the_code(base: Rows, toy_model: str, tmp_path: Path):
-    """All but one of them in one copy, which also shows that they do not get in each other's way."""
-    changed = [tweak for title, tweak in CHANGED.items() if title != "LoRA"]
-    rows = run_in_a_copy(tmp_path, changed, toy_model, in_two_parts(tmp_path, "resumed", toy_model))
+    """All of them in one copy, which also shows that they do not get in each other's way."""
+    rows = run_in_a_copy(tmp_path, list(CHANGED.values()), toy_model, in_two_parts(tmp_path, "resumed", toy_model))
     rows |= {"base": base, "resumed": metrics(tmp_path / "runs" / "resumed")}
     for fact in (per_token, statistic, replay):
         fact(rows)
-
-
-def test_lora(toy_model: str, tmp_path: Path):
-    rows = run_in_a_copy(tmp_path, [CHANGED["LoRA"]], toy_model, in_two_parts(tmp_path, "resumed", toy_model))["LoRA"]
-    assert all(row["rollout/kl"] < 1e-9 for row in rows)  # the engine sampled from the merged weights
-    assert without_clock(metrics(tmp_path / "runs" / "resumed")) == without_clock(rows)
-    check_lora_policy(Path(toy_model), tmp_path / "runs" / "with_lora" / "checkpoints" / "step_000002" / "policy")

@@ -1,0 +1,118 @@
+"""LoRA (arXiv 2106.09685): adapters beside linear layers are trained, the start model is not. Made by the package peft.
+
+add_adapters(causal_lm, lora)                       # in place
+for name, weight in merged(causal_lm): ...          # Hugging Face names, each weight with its adapter added
+weights, adapters = split(weights, lora.scaling)    # for a checkpoint: merged weights, and the adapters
+reference = StartModel(policy)                      # the same policy without adapters, for the KL term
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FILE = "adapter_model.safetensors"  # peft's name
+PREFIX = "base_model.model."  # of peft's names of weights
+
+
+@dataclass(frozen=True)
+class Lora:
+    """rank, alpha, targets: the Config keys lora_*. folder: saved adapters to go on from; None: new ones."""
+
+    rank: int
+    alpha: float
+    targets: str | list[str]
+    seed: int
+    folder: Path | None
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
+
+    def peft_config(self) -> Any:
+        from peft import LoraConfig
+
+        targets = [self.targets] if isinstance(self.targets, str) and self.targets != "all-linear" else self.targets
+        return LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=targets, task_type="CAUSAL_LM")  # type: ignore[arg-type]
+
+
+def add_adapters(causal_lm: Any, lora: Lora) -> None:
+    """Freeze the model and add adapters, which change nothing before the first update. Raises ValueError."""
+    from peft import inject_adapter_in_model
+
+    causal_lm.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(lora.seed)
+        try:
+            inject_adapter_in_model(lora.peft_config(), causal_lm)
+        except ValueError as error:
+            raise ValueError(f"lora_targets: {error}; name linear layers of the model, or use all-linear") from None
+    for parameter in causal_lm.parameters():
+        parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
+    if lora.folder:
+        saved = load_file(lora.folder / FILE)
+        own = {name: p for name, p in causal_lm.named_parameters() if p.requires_grad}
+        for name, parameter in own.items():
+            parameter.data.copy_(saved[PREFIX + name.replace(".default", "")])
+
+
+def plain_name(name: str) -> str:
+    """The name of a weight in the model without adapters."""
+    return name.replace(".base_layer", "")
+
+
+@torch.no_grad()
+def merged(causal_lm: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every weight under its Hugging Face name, with its adapter added if it has one; sharded ones stay sharded."""
+    for name, parameter in causal_lm.named_parameters():
+        layer, adapted, _ = name.partition(".base_layer.weight")
+        if adapted:
+            yield plain_name(name), parameter + causal_lm.get_submodule(layer).get_delta_weight("default")
+        elif ".lora_" not in name:
+            yield plain_name(name), parameter
+
+
+def split(weights: dict[str, Tensor], scaling: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights of a policy with its adapters added, and the adapters under the names of peft; {} if it has none."""
+    adapters = {name: weight for name, weight in weights.items() if ".lora_" in name}
+    model: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        layer, adapted, _ = name.partition(".base_layer.weight")
+        if adapted:
+            A, B = (adapters[f"{layer}.lora_{side}.default.weight"] for side in "AB")
+            weight = weight + scaling * (B @ A)
+        if name not in adapters:
+            model[plain_name(name)] = weight
+    return model, {PREFIX + name.replace(".default", ""): weight for name, weight in adapters.items()}
+
+
+def write_adapters(folder: Path, lora: Lora, adapters: dict[str, Tensor]) -> None:
+    """Write a folder that peft and vLLM can load beside the start model."""
+    lora.peft_config().save_pretrained(folder)
+    save_file(adapters, folder / FILE)
+
+
+class StartModel:
+    """The model without its adapters, in place of a second copy in memory."""
+
+    def __init__(self, policy: Any):
+        self.policy: Callable[[Any], tuple[Tensor, Tensor]] = policy
+        self._layers = [layer for layer in policy.causal_lm.modules() if hasattr(layer, "base_layer")]
+
+    def __call__(self, batch: Any) -> tuple[Tensor, Tensor]:
+        return self.policy(batch)
+
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """Inside the block, calls go through the start model."""
+        # Not by enable_adapters(), which would also freeze the adapters: FSDP keeps what it sees at its first pass.
+        for layer in self._layers:
+            layer._disable_adapters = True
+        yield
+        for layer in self._layers:
+            layer._disable_adapters = False
