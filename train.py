@@ -263,7 +263,7 @@ def group_advantages(rewards: Tensor, kind: str) -> Tensor:
 
 @torch.no_grad()
 def add_old_logprobs(run: Run, minibatches: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
-    """The micro-batches with log-probs under the old policy, and under the reference model where there is a KL term.
+    """The micro-batches with log-probs under the old policy, and under the reference model and the teacher if there.
 
     old_policy: trainer recomputes them under the current policy. A step of one update needs no pass: its own forward
     pass gives them (`old_logprobs` stays None). old_policy: rollout takes the engine's.
@@ -272,9 +272,10 @@ def add_old_logprobs(run: Run, minibatches: list[list[MicroBatch]]) -> list[list
         minibatches = [[replace(b, old_logprobs=b.rollout_logprobs) for b in minibatch] for minibatch in minibatches]
     elif run.cfg.updates_per_step > 1:
         minibatches = forward_all(run, run.policy, minibatches, "old_logprobs", "entropy")
-    if run.reference:
-        with run.reference.on_device():
-            minibatches = forward_all(run, run.reference, minibatches, "ref_logprobs")
+    for frozen, name in ((run.reference, "ref_logprobs"), (run.teacher, "teacher_logprobs")):
+        if frozen:
+            with frozen.on_device():
+                minibatches = forward_all(run, frozen, minibatches, name)
     return minibatches
 
 
@@ -307,6 +308,8 @@ def grpo_loss(
     """
     A = batch.advantages
     old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+    if batch.teacher_logprobs is not None:
+        A = A + cfg.teacher_coef * (batch.teacher_logprobs - old_logprobs)
     log_ratio = logprobs - old_logprobs
     ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()  # r
     inputs = {"logprobs": logprobs.detach(), "entropy": entropy.detach(), "old_logprobs": old_logprobs, "advantages": A}
@@ -333,6 +336,8 @@ def grpo_loss(
     if cfg.tis != "none":
         stats["rollout/tis_mean"] = importance_weight(cfg, old_logprobs, batch)
         loss = loss * stats["rollout/tis_mean"]
+    if batch.teacher_logprobs is not None:
+        stats["kl/teacher"] = old_logprobs - batch.teacher_logprobs
     if batch.ref_logprobs is not None:
         stats["kl/reference"] = kl_estimate(logprobs, batch.ref_logprobs)
         loss = loss + cfg.kl_coef * stats["kl/reference"]

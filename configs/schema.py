@@ -89,6 +89,7 @@ class Config:
     )
     top_p: float = knob(1.0, "nucleus sampling; 1: off", source=PAPER, above=0, high=1)
     top_k: int = knob(0, "sample among the k most likely tokens; 0: off", source=PAPER, low=0)
+    stop: list[str] = knob([], "texts that end a response and stay in it, besides the model's end-of-turn tokens")
     dynamic_sampling: int = knob(
         0, "rounds per step that replace groups of equal scores by new prompts; 0: off", source=DAPO, low=0
     )
@@ -127,6 +128,10 @@ class Config:
     )
     mask_truncated: bool = knob(False, "no loss for truncated responses, which count in no denominator", source=DAPO)
     kl_coef: float = knob(0.001, "coefficient of the k3 KL to the start model; 0: off", symbol="β", source=PAPER, low=0)
+    teacher: str | None = knob(
+        None, "folder or hub id of a teacher with the same tokenizer: on-policy distillation by reverse KL; null: off"
+    )
+    teacher_coef: float = knob(1.0, "weight of ln(teacher / old policy), added to the advantage of each token", above=0)
     entropy_coef: float = knob(0.0, "coefficient of the entropy bonus; 0: off", low=0)
     old_policy: Literal["trainer", "rollout"] = knob(
         "trainer", "old policy of the ratio; trainer: log-probs recomputed before the updates; rollout: the engine's"
@@ -234,6 +239,7 @@ def _batch_conflicts(cfg: Config, plan: "Plan") -> Checks:
 
 def _sampling_conflicts(cfg: Config) -> Checks:
     return [
+        ("" in cfg.stop, "stop: an empty text would end every response; remove it"),
         (not cfg.train_data, "train_data: is empty; name a set or file"),
         (
             cfg.eval_every > 0 and not cfg.eval_data,
@@ -331,6 +337,7 @@ def _without_effect(cfg: Config) -> Checks:
             (cfg.lora_rank == 0 and cfg.differs(key), f"{key}: has no effect with lora_rank 0, which turns LoRA off")
             for key in ("lora_alpha", "lora_targets")
         ),
+        (cfg.teacher is None and cfg.differs("teacher_coef"), "teacher_coef: has no effect without a teacher"),
         *(
             (cfg.eval_every == 0 and cfg.differs(key), f"{key}: has no effect with eval_every 0, which turns it off")
             for key in ("eval_data", "eval_samples", "keep_best")

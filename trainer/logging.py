@@ -14,6 +14,7 @@ wandb orders its panel sections by name, so the main curves are sent twice, also
 workspace opens with them.
 """
 
+import contextlib
 import http.client
 import importlib.metadata
 import json
@@ -182,8 +183,9 @@ class Tracker:
     def info(self, line: str) -> None:
         """Print a line above the progress bar, on rank 0."""
         if self._lock:
-            tqdm.write(line)
-            sys.stdout.flush()
+            with contextlib.suppress(BrokenPipeError):  # `train.py | head`: training goes on
+                tqdm.write(line)
+                sys.stdout.flush()
 
     def complete(self) -> None:
         """Make sure that metrics.jsonl has every row. Raises LogError if it cannot, and like `log`."""

@@ -48,7 +48,7 @@ KERNELS = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_i
 LOAD_ERRORS = (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 # Weights, configuration, tokenizer, chat template, and code that comes with a model.
 MODEL_FILES = ("model*.safetensors", "pytorch_model*.bin", "*.json", "*.txt", "*.model", "*.jinja", "*.py")
-CHANGES = dict.fromkeys(["reward", "rule"], "file of the function") | {"model": "files of the start model"}
+CHANGES = dict.fromkeys(["reward", "rule"], "file of the function") | dict.fromkeys(["model", "teacher"], "files")
 DATA_CHANGE = "problems, gold answers, their order, or token ids of the prompts"
 
 
@@ -66,7 +66,9 @@ def check_model(model: str) -> None:
 
     if Path(model).exists():
         if not (Path(model) / "config.json").is_file():
-            raise ValueError(f"model: {model} has no config.json; name a folder in Hugging Face format")
+            adapter = (Path(model) / "adapter_config.json").is_file()
+            fix = "merge this adapter into its base model" if adapter else "name a folder in Hugging Face format"
+            raise ValueError(f"model: {model} has no config.json; {fix}")
         return
     match = re.fullmatch(r"(\w[\w.-]*)/\w[\w.-]*", model)
     if not match or match[1] == "build" or Path(match[1]).is_dir():

@@ -15,6 +15,7 @@ Left out: servers on other machines, asynchronous rollouts, quantized engines, m
 Axes: P prompts, S samples per prompt, T response tokens.
 """
 
+import bisect
 import gc
 import logging
 import os
@@ -45,7 +46,8 @@ class Sampling:
     top_p: float  # 1.0: off
     top_k: int  # 0: off
     max_tokens: int  # maximum number of response tokens
-    stop_token_ids: tuple[int, ...]  # the only ids that end a response; the id stays in it and is trained on
+    stop_token_ids: tuple[int, ...]  # ids that end a response; the id stays in it and is trained on
+    stop: tuple[str, ...] = ()  # texts that end a response, likewise
 
 
 @dataclass(slots=True)
@@ -90,6 +92,8 @@ def engine_errors(action: str, advice: Callable[[str], str] = lambda message: ""
     except subprocess.CalledProcessError as error:
         needed = "Triton compiles a launcher at the first kernel; install gcc and python3-dev (Python.h)"
         raise EngineError(f"{action}: {format_error(error, 200)}: {needed}") from error
+    except ImportError as error:  # of a package that only some models need
+        raise EngineError(f"{action}: {format_error(error, 200)}; install the package, or use engine: hf") from error
     except (RuntimeError, ValueError, AssertionError, KeyError, OSError) as error:
         message = f"{action}: {type(error).__name__}: {format_error(error, 500)}"
         raise EngineError(message + advice(str(error))) from error
@@ -199,11 +203,12 @@ class VllmEngine:
                     top_k=sampling.top_k,
                     max_tokens=sampling.max_tokens,
                     stop_token_ids=list(sampling.stop_token_ids),
-                    ignore_eos=True,  # only stop_token_ids end a response
+                    stop=list(sampling.stop),
+                    ignore_eos=True,  # only stop_token_ids and stop end a response
                     seed=seed,  # a sample does not depend on the rest of the batch
                     logprobs=0,  # of the sampled token only
                     flat_logprobs=True,
-                    detokenize=False,
+                    detokenize=bool(sampling.stop),
                     output_kind=RequestOutputKind.FINAL_ONLY,
                     skip_clone=True,  # each request has its own
                 )
@@ -409,6 +414,7 @@ class HfEngine(Engine):
             max_new_tokens=sampling.max_tokens,
             eos_token_id=list(sampling.stop_token_ids) or None,
             pad_token_id=pad,
+            stop_strings=list(sampling.stop) or None,
             output_scores=True,
             return_dict_in_generate=True,
         )
@@ -421,17 +427,28 @@ class HfEngine(Engine):
                 attention_mask=mask,
                 generation_config=config,
                 logits_processor=[mask_beyond_tokenizer],
+                tokenizer=self.tokenizer,
             )
         sampled = out.sequences[:, width:]  # (P, T)
         scores = torch.stack(out.scores, dim=1).float().log_softmax(-1)  # (P, T, V) after temperature, top-p and top-k
         rows = zip(sampled.tolist(), scores.gather(-1, sampled[..., None]).squeeze(-1).tolist(), strict=True)
         done = []
         for ids, logprobs in rows:
-            ends = [t for t, token in enumerate(ids) if token in sampling.stop_token_ids]
-            length = ends[0] + 1 if ends else len(ids)
+            ends = [t for t, token in enumerate(ids, 1) if token in sampling.stop_token_ids][:1] or [len(ids) + 1]
+            length = min(*ends, self._end_of_text(ids[: ends[0]], sampling.stop))
+            reason, length = ("stop", length) if length <= len(ids) else ("length", len(ids))
             text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
-            done.append(Completion(ids[:length], logprobs[:length], "stop" if ends else "length", text))
+            done.append(Completion(ids[:length], logprobs[:length], reason, text))
         return done
+
+    def _end_of_text(self, ids: list[int], stop: tuple[str, ...]) -> int:
+        """Tokens up to and with the first of the texts in `stop`; len(ids) + 1 if none is there."""
+
+        def stopped(length: int) -> bool:
+            text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
+            return any(each in text for each in stop)
+
+        return bisect.bisect_left(range(1, len(ids) + 1), True, key=stopped) + 1
 
     def sync_weights(self, weights: NamedTensors) -> None:
         own = self.model.state_dict()

@@ -47,6 +47,7 @@ class Run:
     tracker: Tracker
     policy: Policy
     reference: Policy | StartModel | None  # the start model, if kl_coef > 0
+    teacher: Policy | None  # of on-policy distillation
     optimizer: torch.optim.Optimizer
     engine: Engine
     verifier: Verifier  # grades for rewards
@@ -73,7 +74,8 @@ class Run:
     @property
     def sampling(self) -> Sampling:
         cfg = self.cfg
-        return Sampling(cfg.temperature, cfg.top_p, cfg.top_k, cfg.max_response_tokens, self.task.stop_token_ids)
+        limits = (cfg.max_response_tokens, self.task.stop_token_ids, tuple(cfg.stop))
+        return Sampling(cfg.temperature, cfg.top_p, cfg.top_k, *limits)
 
     def seed(self, seed: int) -> None:
         """Seed the global RNGs of Python, NumPy and torch, on every device."""

@@ -184,7 +184,7 @@ def make_tracker(
 
 
 def load_models(cfg: Config, task: Task, ranks: Ranks, resumed: Path | None) -> dict[str, Any]:
-    """The fields `policy`, `reference` and `optimizer` of a Run."""
+    """The fields `policy`, `reference`, `teacher` and `optimizer` of a Run. Raises ValueError."""
     has_bf16 = ranks.device.type != "cpu" and torch.cuda.is_bf16_supported()
     precision = {"auto": "bfloat16" if has_bf16 else "float32"}.get(cfg.precision, cfg.precision)
     adapter = resumed / "adapter" if resumed else None
@@ -203,16 +203,28 @@ def load_models(cfg: Config, task: Task, ranks: Ranks, resumed: Path | None) -> 
     source = str(resumed / "policy") if resumed and not lora else cfg.model
     policy = Policy.load(source, options, ranks.accelerator)
     reference = StartModel(policy) if lora and cfg.kl_coef else None
-    if cfg.kl_coef and not lora:  # the start model, also in a resumed run; it stays in CPU memory between its passes
-        reference = Policy.load(cfg.model, options, ranks.accelerator, trainable=False)
-        reference.model.to("cpu")
+    if cfg.kl_coef and not lora:  # the start model, also in a resumed run
+        reference = load_frozen(cfg.model, options, ranks)
+    teacher = load_frozen(cfg.teacher, options, ranks) if cfg.teacher else None
+    if teacher and teacher.layout != policy.layout:
+        raise ValueError(
+            f"teacher: it needs {teacher.layout} sequences, the policy {policy.layout} ones (got attention "
+            f"{cfg.attention}); use attention: sdpa, which pads"
+        )
     betas = (cfg.adam_betas[0], cfg.adam_betas[1])
     optimizer = torch.optim.AdamW(
         policy.parameters(), lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay, fused=True
     )
     if resumed:
         policy.load_optimizer(resumed / "optimizer.pt", optimizer)
-    return {"policy": policy, "reference": reference, "optimizer": optimizer}
+    return {"policy": policy, "reference": reference, "teacher": teacher, "optimizer": optimizer}
+
+
+def load_frozen(model: str, options: PolicyOptions, ranks: Ranks) -> Policy:
+    """A model that is not trained; it stays in CPU memory between its passes."""
+    policy = Policy.load(model, options, ranks.accelerator, trainable=False)
+    policy.model.to("cpu")
+    return policy
 
 
 def make_verifiers(cfg: Config, signals: Signals) -> dict[str, Any]:

@@ -132,6 +132,8 @@ def exit_on_error(*kinds: type[Exception], code: int) -> Iterator[None]:
             time.sleep(RANK0_FIRST_S)
         if isinstance(error, SystemExit):  # printed already
             raise
+        if isinstance(error, BrokenPipeError):  # `train.py --dry_run | head`: the exit code of a closed pipe
+            os._exit(128 + signal.SIGPIPE)
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(code) from None
 

@@ -89,7 +89,8 @@ def load_task(cfg: Config, info: Info, ranks: Ranks) -> Task:
             model = read_model(cfg)
         if error := engine_error(cfg, Size.of(model.config)):
             raise ValueError(error)
-        return model, {"model": files_hash(cfg.model), **function_files({"reward": cfg.reward, "rule": cfg.rule})}
+        models = {key: files_hash(name) for key, name in (("model", cfg.model), ("teacher", cfg.teacher)) if name}
+        return model, {**models, **function_files({"reward": cfg.reward, "rule": cfg.rule})}
 
     model, hashes = ranks.run_on_all_ranks(read_own_files)
     of_ranks = ranks.gather([hashes])
@@ -157,10 +158,20 @@ def read_model(cfg: Config) -> Model:
     check_context(cfg, config)
     check_weights(cfg.model, trust_remote_code=cfg.trust_remote_code)
     tokenizer = read_tokenizer(cfg.model, trust_remote_code=cfg.trust_remote_code)
+    if cfg.teacher:
+        check_teacher(cfg, cfg.teacher, tokenizer)
     builder = PromptBuilder(
         tokenizer, template=cfg.prompt_template, system_prompt=cfg.system_prompt, chat_template=cfg.chat_template
     )
     return Model(tokenizer, tuple(stop_token_ids(cfg.model, tokenizer)), builder, config)
+
+
+def check_teacher(cfg: Config, teacher: str, tokenizer: Any) -> None:
+    """Raise ValueError if the teacher cannot be loaded, or gives the tokens of the policy other ids."""
+    check_model(teacher)
+    check_weights(teacher, trust_remote_code=cfg.trust_remote_code)
+    if read_tokenizer(teacher, trust_remote_code=cfg.trust_remote_code).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"teacher: its tokenizer differs from the model's (got {teacher}); use a model of one family")
 
 
 # ---- data ----

@@ -55,6 +55,7 @@ class MicroBatch:
     loss_weights: Tensor  # of each token's loss in the loss of the update: the aggregation
     old_logprobs: Tensor | None = None  # under the old policy; None: those of the update's own forward pass
     ref_logprobs: Tensor | None = None  # under the reference policy; None: no KL term
+    teacher_logprobs: Tensor | None = None  # under the teacher; None: no distillation
     entropy: Tensor | None = None  # nats, of the pass that gave old_logprobs
     sequences: Tensor | None = None  # (n, L) int64 packed positions of each sequence, for attention_by_sequence
     places: Tensor | None = None  # (P,) int64 flat position in `sequences` of each packed position

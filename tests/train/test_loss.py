@@ -240,6 +240,17 @@ def test_kl_and_entropy_terms_by_hand():
     assert loss == 0 and "kl/reference" not in stats
 
 
+def test_distillation_by_hand():
+    """ln(teacher / old) is ln 2 and -ln 2: with coefficient 3 the advantages 1 and 0 become 1 + 3 ln 2 and -3 ln 2."""
+    old, gap = torch.tensor([-1.0, -1.0], dtype=torch.float64), torch.tensor([math.log(2), -math.log(2)]).double()
+    batch = replace(micro_batch(old, torch.tensor([1.0, 0.0]).double()), teacher_logprobs=old + gap)
+    leaf = old.clone().requires_grad_()
+    loss, stats = grpo_loss(Config(dual_clip=None, kl_coef=0, teacher_coef=3.0), BAND, batch, leaf, leaf.detach())
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    assert gradient.tolist() == pytest.approx([-1 - 3 * math.log(2), 3 * math.log(2)])
+    torch.testing.assert_close(stats["kl/teacher"], -gap)
+
+
 # ---- truncated importance sampling ----
 
 TIS: list[Any] = ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]

@@ -431,6 +431,25 @@ def test_a_model_that_is_not_there(capsys, tmp_path):
     assert "Qwen/Qwen2.5-3B-Instruct" in line and "--model DIR" in line
 
 
+def test_an_adapter_is_no_model(capsys, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (line,) = refused(capsys, str(tmp_path), tmp_path)
+    assert "has no config.json; merge this adapter into its base model" in line
+
+
+def test_a_closed_pipe_is_no_mistake():
+    done = subprocess.run(
+        f"{sys.executable} train.py --config demo_band --dry_run | head -n 1; exit ${{PIPESTATUS[0]}}",
+        cwd=ROOT,
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_an_unknown_set_lists_the_known(capsys, toy_model, tmp_path):
     text = "\n".join(refused(capsys, toy_model, tmp_path, "--eval_data", "aime99"))
     assert "aime99" in text and "aime24" in text

@@ -1,5 +1,7 @@
 """Engines inside the real loop: rows beyond the tokenizer, and dynamic sampling."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,33 @@ def test_rows_beyond_the_tokenizer_are_masked_on_both_sides(padded_model: Path, 
     (row,) = metrics(tmp_path / "demo_band")
     assert row["rollout/logprob_diff_max"] < 1e-3
     assert 2.9 < row["train/entropy"] <= torch.log(torch.tensor(22.0)).item() + 1e-6  # of 22 tokens, not of 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["vllm", "hf"])
+def test_a_stop_text_ends_a_response(toy_model: str, tmp_path: Path, engine: str):
+    """It stays in the response as its last token, and the log-probs stay those of their tokens."""
+    keys = [
+        "--model",
+        toy_model,
+        "--output_dir",
+        tmp_path,
+        *SMALL,
+        *ONE,
+        "--temperature",
+        2,
+        "--stop",
+        "['{5', '6', '7', '8']",
+    ]
+    keys += ["--stop", "['{5', '6', '7', '8']", "--samples_logged", 16, "--old_policy", "trainer"]
+    trained_here("demo_band", *keys, engine=engine)
+    (row,) = metrics(tmp_path / "demo_band")
+    assert row["rollout/logprob_diff_max"] < 1e-3
+    lines = (tmp_path / "demo_band" / "samples" / "step_000001.jsonl").read_text().splitlines()
+    texts = [json.loads(line)["answer"] for line in lines]
+    stopped = [text for text in texts if re.search("{5|[678]", text)]
+    assert len(stopped) > 2
+    assert all(re.fullmatch(".*?({5|[678])", text) and not re.search("{5|[678]", text[:-1]) for text in stopped)
 
 
 @pytest.mark.slow
