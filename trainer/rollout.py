@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -164,13 +165,7 @@ class VllmEngine:
         logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # reports that a CPU has no Triton
         arguments = engine_arguments(model, options, world=world, device=device)
         self.eager = arguments["enforce_eager"]
-
-        def advice(message: str) -> str:
-            if not re.search("memory|KV cache", message):
-                return ""
-            share = "" if "kv_cache_memory_bytes" in arguments else ", or raise engine_memory_share"
-            return f"; lower max_response_tokens or `vllm: {{max_num_seqs: {options.max_sequences}}}`{share}"
-
+        advice = partial(start_advice, arguments=arguments)
         with warnings.catch_warnings(), self._uncompiled(), engine_errors("vLLM could not start", advice):
             warnings.simplefilter("ignore", FutureWarning)  # from vLLM's own imports
             from vllm import LLM
@@ -263,6 +258,16 @@ class VllmEngine:
         self.wake()  # memory that is not mapped cannot be freed
         gc.freeze()  # saves one of the two garbage collections of the shutdown
         self.llm.llm_engine.engine_core.shutdown()  # private: vllm.LLM has no method for it
+
+
+def start_advice(message: str, arguments: dict[str, Any]) -> str:
+    """What to do about an error of vLLM's start, as the end of a message."""
+    if "inspected" in message:  # its class could not be imported
+        return "; vLLM's class of this model needs a package, named in the log above: install it, or use engine: hf"
+    if not re.search("memory|KV cache", message):
+        return ""
+    share = "" if "kv_cache_memory_bytes" in arguments else ", or raise engine_memory_share"
+    return f"; lower max_response_tokens or `vllm: {{max_num_seqs: {arguments['max_num_seqs']}}}`{share}"
 
 
 def engine_arguments(model: str, options: EngineOptions, *, world: int, device: str) -> dict[str, Any]:

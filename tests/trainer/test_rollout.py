@@ -9,6 +9,8 @@ import torch
 from launching import metrics, trained_here
 from tiny import make_model
 
+from trainer.rollout import start_advice
+
 SMALL = ["--eval_every", 0, "--wandb", "disabled", "--prompts_per_step", 16]
 ONE = ["--max_steps", 1]
 
@@ -82,3 +84,10 @@ def test_dynamic_sampling_replaces_groups_without_signal(toy_model: str, tmp_pat
     (plain,), (dynamic,) = metrics(tmp_path / "plain"), metrics(tmp_path / "dynamic")
     assert plain["reward/zero_std"] > 0.5
     assert dynamic["reward/zero_std"] < plain["reward/zero_std"] - 0.2
+
+
+def test_a_model_that_vllm_cannot_import_names_the_way_out():
+    """As vLLM 0.32 says of Qwen3.5 on a machine without torchvision."""
+    told = "Value error, Model architectures ['Qwen3_5ForCausalLM'] failed to be inspected. Please check the logs."
+    assert "needs a package" in start_advice(told, {}) and "engine: hf" in start_advice(told, {})
+    assert start_advice("another error", {}) == ""
