@@ -122,7 +122,7 @@ def band_asymmetric(
 
 @register
 def dcpo(old_logprobs: Tensor, *, low: float = 0.16, high: float = 0.2, ratio_cap: float | None = 10.0) -> Result:
-    """Bounds that widen for rare tokens (dynamic adaptive clipping).
+    """Bounds that widen for rare tokens.
 
     w = r in [1/2 + sqrt(max(1 - 4 low / p, 0)) / 2, 1/2 + sqrt(1 + 4 high / p) / 2]
     Source: DCPO (DAC), arXiv 2509.02333
@@ -217,7 +217,7 @@ def acpo(
 def m2po(
     log_ratio: Tensor, advantages: Tensor, *, budget: float = 0.04, low_min: float = 0.3, high_min: float = 0.5
 ) -> Result:
-    """One pair of bounds per micro-batch that keeps the mean square of ln r within a budget.
+    """One pair of bounds per micro-batch; the mean square of ln r stays within a budget.
 
     w = r in [min(e^-tau, 1 - low_min), max(e^tau, 1 + high_min)], with the largest tau at which the mean of
         min((ln r)^2, tau^2) over tokens with A ln r > 0 is at most `budget`
@@ -294,7 +294,7 @@ def dppo_kl(
 ) -> Result:
     """Mask on KL(old, current) of two events: the token, all others.
 
-    w = r, but 0 if KL(p, r p) is above delta_high (A > 0, r > 1) or delta_low (A < 0, r < 1); at most ratio_cap
+    w = as dppo_tv, with KL(p, r p) in place of p abs(r - 1)
     Source: DPPO, arXiv 2602.04879, equations 12, 14 (appendix E: cap 5); delta from a reimplementation
     Checked: paper, verl
     """
