@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from configs.load import ConfigError, knob
 
-PAPER = "paper"  # arXiv 2603.04918 and the scripts published with it
+PAPER = "BandPO"  # arXiv 2603.04918 and the scripts published with it
 DAPO = "arXiv 2503.14476"
 RULES_AT_RATIO_1 = ("clip_cov",)  # rules of bandpo/rules.py that change the gradient where the ratio is 1
 # Arguments of vllm.LLM that `vllm` cannot override, and the option that sets them.
@@ -38,7 +38,9 @@ class Config:
     output_dir: str = knob("runs", "parent folder of the run folders")
     seed: int = knob(0, "seed of sampling, data order and initialized weights", low=0, high=2**32 - 1)
     deterministic: bool = knob(False, "bit-identical runs from the same seed on a GPU, slower; CPU runs always are")
-    max_steps: int = knob(1020, "training steps, each a rollout and its updates; 10 epochs", source=PAPER, low=1)
+    max_steps: int = knob(
+        1020, "training steps, each one rollout and its updates; default: 10 epochs", source=PAPER, low=1
+    )
     dry_run: bool = knob(False, "preflight checks and the configuration only; no model is loaded")
     wandb: Literal["auto", "online", "offline", "disabled"] = knob(
         "auto", "wandb mode; auto: online with an API key and a network, else offline"
@@ -67,7 +69,9 @@ class Config:
     )
     eval_data: str | list[str] = knob(["aime24", "aime25", "amc23"], "evaluation sets or files", source=PAPER)
     prompt_template: str = knob("dapo", "instruction around the problem, a name of data/prompts.py", source=PAPER)
-    system_prompt: str = knob("default", "system turn; default: the chat template's; none: no turn; else its text")
+    system_prompt: str = knob(
+        "default", "system turn; default: that of the chat template; none: no turn; other: its text"
+    )
     chat_template: bool = knob(True, "prompts in the model's chat template; false: the bare text")
     max_prompt_tokens: int = knob(
         1024, "longest prompt; longer ones are dropped and counted", unit="tokens", source=PAPER, low=1
@@ -83,7 +87,7 @@ class Config:
     top_p: float = knob(1.0, "cumulative probability of nucleus sampling; 1: off", source=PAPER, above=0, high=1)
     top_k: int = knob(0, "sample among the k most likely tokens; 0: off", source=PAPER, low=0)
     dynamic_sampling: int = knob(
-        0, "rounds per step that replace groups of equal scores by new prompts; 0: off", source=DAPO, low=0
+        0, "rounds per step in which new prompts replace groups of equal scores; 0: off", source=DAPO, low=0
     )
     off_policy_steps: int = knob(0, "steps between rollout and training; 0: on-policy", unit="steps", low=0)
     tensor_parallel: int = knob(1, "processes that share one engine", low=1)
@@ -100,7 +104,7 @@ class Config:
     reward_correct: float = knob(1.0, "reward of a correct response", source=PAPER)
     reward_incorrect: float = knob(-1.0, "reward of any other response", source=PAPER)
     overlong_buffer_tokens: int = knob(
-        0, "tokens before the response limit with a linear penalty of up to 1; 0: off", source=DAPO, low=0
+        0, "tokens before the response limit over which a penalty grows linearly to 1; 0: off", source=DAPO, low=0
     )
     verifier_workers: int = knob(4, "grading processes per rank", low=1)
     verifier_timeout_s: float = knob(3.0, "CPU time limit per response", unit="s", above=0, high=86_400)
@@ -113,7 +117,7 @@ class Config:
         10.0, "ratio above which tokens with A < 0 get no gradient; null: off", symbol="c", source=PAPER, above=1
     )
     advantage: Literal["group_std", "group_mean", "rloo", "maxrl"] = knob(
-        "group_std", "formula of the advantages: group_advantages in train.py", source=PAPER
+        "group_std", "advantages within a group; formulas: group_advantages in train.py", source=PAPER
     )
     loss_aggregation: Literal["seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"] = knob(
         "seq-mean-token-mean", "aggregation of token losses", source=PAPER
@@ -127,8 +131,10 @@ class Config:
     tis: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = knob(
         "none", "importance weight old policy / rollout policy, per token or sequence, truncated or masked"
     )
-    tis_cap: float = knob(2.0, "upper bound of the tis weight", source="arXiv 2510.18855: 5", above=0)
-    tis_floor: float = knob(0.0, "lower bound of the tis weight, for *_mask", source="arXiv 2510.18855: 0.5", low=0)
+    tis_cap: float = knob(2.0, "upper bound of the importance weight of tis", source="arXiv 2510.18855 uses 5", above=0)
+    tis_floor: float = knob(
+        0.0, "lower bound of the importance weight of tis *_mask", source="arXiv 2510.18855 uses 0.5", low=0
+    )
     max_rollout_kl: float = knob(
         0.2, "largest KL(rollout, trainer) in nats per token; above it the run stops before an update", above=0
     )
