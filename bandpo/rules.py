@@ -199,7 +199,7 @@ def acpo(
     """Bounds per interval of probabilities, from the spread of its ratios.
 
     w = r in [1 - c, 1 + c], c = base + alpha s within [clip_min, clip_max], s the standard deviation of r in the
-        token's interval, one of `groups` equal ones
+        token's interval, one of `groups` equal parts of [0, 1]
     Source: ACPO, arXiv 2606.22570, section 4, with the new probability as in the authors' code
     Checked: authors' code
     """
