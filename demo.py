@@ -1,11 +1,10 @@
-"""GRPO's fixed clip against the Band, from the same start model, then the comparison of the two runs.
+"""Train GRPO's fixed clip and the Band from the same start model, and compare the two runs.
 
     make demo            # or: python demo.py           a tiny model on the synthetic task (data/toy.py), minutes
     make demo-llm        # or: python demo.py --llm     SmolLM2-135M on arithmetic in English, long on a CPU
 
-Prepares the start model, trains a config with fixed clip bounds and one with the Band through the command line that
-trains a 7B model, and prints the findings. Each run is in runs/CONFIG. An interrupted run resumes, a finished run is
-only shown again.
+Prepares the start model, trains a config with fixed clip bounds and one with the Band through train.py, and prints the
+findings. Each run is stored in runs/CONFIG. An interrupted run resumes; a finished run is only shown again.
 """
 
 import argparse
@@ -33,9 +32,9 @@ LLM_CORES_PER_RUN, LLM_GIB_PER_RUN = 2, 8
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description="Train GRPO and the Band from the same start model and compare them.",
-        epilog="Further --key value are keys of both configs, such as --max_steps 2.",
+        epilog="Further --key value arguments set options of both configs, such as --max_steps 2.",
     )
-    parser.add_argument("--llm", action="store_true", help="SmolLM2-135M on arithmetic in English, not the tiny model")
+    parser.add_argument("--llm", action="store_true", help="SmolLM2-135M on arithmetic in English")
     arguments, keys = parser.parse_known_args(argv)
     llm: bool = arguments.llm
     started = time.perf_counter()
@@ -48,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
         except OSError as error:
             raise SystemExit(f"error: {error}") from None
     else:
-        title("1. A tiny model that answers by a shortcut, and very rarely by the better way")
+        title("1. A tiny model that mostly uses a shortcut and very rarely the better strategy")
         save_start(RUNS / "toy_model", "toy", seed=0, device="cpu")
     at_once = llm_runs_at_once() if llm else min(len(configs), os.cpu_count() or 1)
     how = "side by side" if at_once > 1 else "one after the other"
@@ -69,17 +68,17 @@ def main(argv: Sequence[str]) -> None:
 
 
 def llm_runs_at_once() -> int:
-    """2 where cores and memory suffice for both runs, else 1."""
+    """2 if cores and memory suffice for both runs, else 1."""
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return 2 if (os.cpu_count() or 1) >= 2 * LLM_CORES_PER_RUN and memory_gib >= 2 * LLM_GIB_PER_RUN else 1
 
 
 def train_all(configs: Sequence[str], at_once: int, keys: Sequence[str], *, threads: int) -> None:
-    """Train the configs, `at_once` of them at a time with `threads` each; exits when a run fails."""
+    """Train the configs, `at_once` at a time with `threads` each; exits if a run fails."""
     with ThreadPoolExecutor(at_once) as pool:
         try:
             codes = dict(zip(configs, pool.map(lambda config: train(config, keys, threads), configs), strict=True))
-        except KeyboardInterrupt:  # the runs have it too, and save what they have
+        except KeyboardInterrupt:  # the runs receive it too and save a checkpoint
             pool.shutdown(cancel_futures=True)
             raise SystemExit("stopped; the same command resumes") from None
     if failed := [f"{name} stopped with exit code {code}" for name, code in codes.items() if code]:
@@ -87,11 +86,11 @@ def train_all(configs: Sequence[str], at_once: int, keys: Sequence[str], *, thre
 
 
 def train(config: str, keys: Sequence[str], threads: int) -> int:
-    """Train one config in a process of its own and print its lines behind its name; returns the exit code."""
+    """Train one config in a separate process, print its lines after its name, and return the exit code."""
     accelerate = shutil.which("accelerate", path=str(Path(sys.executable).parent)) or "accelerate"
     line = [accelerate, "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
     line += ["--dynamo_backend", "no", "train.py", "--config", f"{config}.yaml", *keys]
-    # Passive: waiting threads do not spin, which is several times faster next to other programs.
+    # Passive: waiting threads do not spin, which is several times faster on a busy machine.
     environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", **os.environ}
     with subprocess.Popen(
         line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -107,7 +106,7 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 
 def first_and_last_responses(run: Path, count: int) -> list[str]:
-    """Lines with `count` logged responses of the run's first and last step, each with its problem and reference."""
+    """Lines with `count` logged responses of the run's first and last step, each with problem and verdict."""
     files = sorted((run / "samples").glob("step_*.jsonl"))
     lines = []
     for path in dict.fromkeys(files[:1] + files[-1:]):
@@ -119,7 +118,7 @@ def first_and_last_responses(run: Path, count: int) -> list[str]:
 
 
 def findings(grpo: list[dict[str, float]], band: list[dict[str, float]]) -> str:
-    """Sentences about the mechanism, with the numbers of these two runs and nothing else."""
+    """Sentences about the mechanism, with the numbers of these two runs."""
 
     def mean(rows: list[dict[str, float]], key: str) -> str:
         values = [row[key] for row in rows if key in row]
@@ -135,7 +134,7 @@ def findings(grpo: list[dict[str, float]], band: list[dict[str, float]]) -> str:
             f"Speed: mean reward 0.5 was reached at: fixed clip {reached(grpo, 0.5)}, Band {reached(band, 0.5)}.",
             f"Entropy after the last step: fixed clip {grpo[-1]['train/entropy']:.3f}, Band "
             f"{band[-1]['train/entropy']:.3f} nats per token.",
-            "One seed each; docs/results.md has several seeds and what does not hold.",
+            "One seed each; docs/results.md has several seeds and the claims that did not hold.",
         ]
     )
 

@@ -2,23 +2,22 @@
 
     lower, upper = band_bounds(old_logprobs, delta=0.05, divergence="kl", cap=10.0)
 
-Of all new distributions with D_f = sum old * f(new / old) <= delta, `upper` is the largest ratio new / old that a token
-of old probability p can have, `lower` the smallest (BandPO, arXiv 2603.04918). The extreme keeps the proportions of all
-other tokens, so two masses remain, the token's p and the others' q = 1 - p, and the vocabulary drops out.
+`upper` is the largest ratio new / old that a token of old probability p can have in a new distribution with
+D_f = sum old * f(new / old) <= delta; `lower` is the smallest (BandPO, arXiv 2603.04918). By Jensen's inequality all
+other tokens then keep their proportions, so two masses remain: p of the token and q = 1 - p of the others.
 
-Both bounds are one problem. A mass a shrinks by the factor e^v, v < 0; the other mass b = 1 - a takes what is freed:
+Both bounds are one problem. A mass a shrinks by the factor e^v, v < 0, and the other mass b = 1 - a grows by R:
 
     D(v) = a f(e^v) + b f(R),   R = 1 - (a / b)(e^v - 1),   v* < 0 with D(v*) = delta, or -inf when D(-inf) <= delta
 
-For `lower` the token shrinks (a = p) and lower = e^v*; for `upper` the others shrink (a = q) and upper = R. So written,
-nothing cancels, next to p = 0 or p = 1. `tv` and `chi2` are solved in closed form, `kl` (KL(old || new), TRPO's
-direction) by two Newton steps, all others by bisection; derivations in docs/band.md. Iteration counts are fixed: the
-bound of a token does not depend on its neighbours, and no value is read back from the device.
+For `lower` the token shrinks (a = p) and lower = e^v*; for `upper` the others shrink (a = q) and upper = R. This form
+avoids cancellation near p = 0 and p = 1. `tv` and `chi2` are solved in closed form, `kl` (KL(old || new), TRPO's
+direction) by two Newton steps, all others by bisection. Iteration counts are fixed: the bound of a token does not
+depend on other tokens, and no value is read from the device.
 
-To add a divergence: write f as a function of s = ln(new / old) in the form with f(0) = f'(0) = 0 (add a multiple of
-u - 1, which changes no D_f, so that nothing cancels near u = 1); finite or +inf at s = -1e30 (a mass that is gone), and
-no overflow below s = 80 unless f itself grows faster than u. Enter it in DIVERGENCES. Bounds, saturation at 0 and 1/p,
-and the tests follow; give `shrink` if v* has a formula.
+To add a divergence, enter f as a function of s = ln(new / old) in DIVERGENCES. Add a multiple of u - 1, which changes
+no D_f, so that f(0) = f'(0) = 0 and nothing cancels near u = 1. f must be finite or +inf at s = -1e30, and must not
+overflow below s = 80 unless it grows faster than u. Give `shrink` if v* has a formula. The tests run over every entry.
 """
 
 import math
@@ -28,8 +27,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ROUNDING = 1e-3  # nats; a log-prob up to this far above 0 is rounding, above it an error
-CHUNK_TOKENS = 1 << 13  # tokens per thread at a time on a CPU: a dozen such buffers fit into a core's L2 cache
+ROUNDING = 1e-3  # nats; a log-prob up to this value counts as 0, a larger one is an error
+CHUNK_TOKENS = 1 << 13  # tokens per CPU thread at a time: about twelve such buffers fit into a core's L2 cache
 
 
 @dataclass(frozen=True)
@@ -53,21 +52,21 @@ def band_bounds(
     """(lower, upper): the smallest and the largest ratio new / old of each token in its trust region.
 
     old_logprobs: any shape and floating dtype, nats, at most 0; 0 (p = 1), -inf (p = 0) give the limits, NaN gives NaN.
-    delta: radius, above 0; a tensor that broadcasts with `old_logprobs` gives every token its own. Equal radii are not
+    delta: radius, above 0; a tensor that broadcasts with `old_logprobs` sets one per token. The same radius is not
     equally wide in two divergences. cap: largest `upper`, at least 1.
 
     Both results have no gradient, the broadcast shape, and are float32 (float64 for float64 input). They satisfy
     0 <= lower <= 1 <= upper <= 1/p. A p below e^-80 (float64: e^-700) counts as e^-80, so that every bound is finite.
 
     Raises ValueError for an unknown divergence, delta <= 0, cap < 1, log-probs above 0. Values inside tensors are
-    checked on a CPU only: on a GPU a check would wait for the device, and a wrong value gives a NaN bound.
+    checked on a CPU only, since a GPU check would wait for the device; there an invalid value gives a NaN bound.
     """
     if cap is not None and not cap >= 1:
         raise ValueError(f"cap: {cap} would forbid the ratio 1; use a number of at least 1, or None for no cap")
     chosen, logprobs, radius = _checked(old_logprobs, delta, divergence)
     if logprobs.device.type != "cpu" or torch.compiler.is_compiling():
         return _bounds(chosen, logprobs, radius, cap)
-    # Eager operations of a CPU run at the speed of the cache that their operands are in.
+    # Chunks, so that the operands of eager CPU operations stay in the cache.
     size = CHUNK_TOKENS * torch.get_num_threads()
     if logprobs.numel() <= size:
         return _bounds(chosen, logprobs, radius, cap)
@@ -83,7 +82,7 @@ def band_bounds(
 def inside_band(logprobs: Tensor, old_logprobs: Tensor, *, delta: float | Tensor, divergence: str) -> Tensor:
     """Whether each token may move from `old_logprobs` to `logprobs`; bool, the broadcast shape, False for NaN.
 
-    The divergence itself is evaluated, no root is needed: the same as lower <= ratio <= upper, up to rounding.
+    Equal to lower <= ratio <= upper up to rounding, from the divergence itself, without solving for the bounds.
     Raises ValueError as `band_bounds` does.
     """
     chosen, old, radius = _checked(old_logprobs, delta, divergence)
@@ -99,12 +98,12 @@ def _bounds(chosen: Divergence, logprobs: Tensor, delta: Tensor, cap: float | No
     shrinking, other = torch.stack([p, q]), torch.stack([q, p])  # (2, ...): both bounds at once
     odds = shrinking / other
     change = _change((chosen.shrink or _bisection(chosen.f))(shrinking, other, odds, delta))
-    upper = torch.minimum(1 - odds[1] * change[1], 1 / p)  # rounding must not pass 1/p
+    upper = torch.minimum(1 - odds[1] * change[1], 1 / p)  # rounding must not exceed 1/p
     return 1 + change[0], upper if cap is None else upper.clamp(max=cap)
 
 
 def _change(v: Tensor) -> Tensor:
-    """e^v - 1. Below -60 it is -1 in any dtype, but a CPU's vector unit takes the slow way as e^v underflows."""
+    """e^v - 1. Below -60 it is -1 in any dtype; the clamp avoids e^v in the slow denormal range of a CPU."""
     return torch.expm1(v.clamp(min=-60))
 
 
@@ -114,8 +113,8 @@ def _change(v: Tensor) -> Tensor:
 def _kl_shrink(a: Tensor, b: Tensor, odds: Tensor, delta: Tensor) -> Tensor:
     """Newton on D(v) - delta, D(v) = -a v - b ln R, whose derivative is odds (e^v - 1) / R.
 
-    The start solves D = delta to second order in sqrt(delta). It is so near that one step leaves an error of 6e-4 in
-    the ratio, two 2e-8 and three 2e-15, at all a from 1e-12 to 1 - 1e-12 and delta from 1e-3 to 10.
+    The start solves D = delta to second order in sqrt(delta). The error of the ratio is at most 6e-4 after one step,
+    2e-8 after two and 2e-15 after three, for a from 1e-12 to 1 - 1e-12 and delta from 1e-3 to 10.
     """
     v = -(torch.sqrt(2 * delta / odds) + delta / 3 / a + delta / 3)
     freed = -odds
@@ -135,10 +134,10 @@ def _chi2_shrink(a: Tensor, b: Tensor, odds: Tensor, delta: Tensor) -> Tensor:
 
 
 def _bisection(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Halves an interval of ln(-v), which resolves a small move as well as a mass that vanishes, for any f."""
+    """Bisection over ln(-v), for any f; the logarithm resolves small moves and vanishing masses alike."""
 
     def shrink(a: Tensor, b: Tensor, odds: Tensor, delta: Tensor) -> Tensor:
-        near, far = 0 * a - 69, 0 * a + 69  # ln(-v) of a move below rounding, and of any mass gone; NaN where a is
+        near, far = 0 * a - 69, 0 * a + 69  # ln(-v): no visible move, mass vanishes; NaN if a is NaN
         for _ in range(60 if a.dtype == torch.float64 else 31):  # 138 / 2^31 = 6e-8 relative
             middle = (near + far) / 2
             v = -middle.exp()
@@ -160,8 +159,8 @@ def _jensen_shannon(s: Tensor) -> Tensor:
 def alpha_divergence(alpha: float) -> Divergence:
     """f(u) = (u^alpha - 1 - alpha (u - 1)) / (alpha (alpha - 1)), Amari's family.
 
-    alpha -> 0 is `kl`, 1/2 is 4 `hellinger`, -> 1 is `reverse_kl`, 2 is `chi2` / 2. From 1 on, the margin of a rare
-    token vanishes with its probability. Raises ValueError for 0 and 1, which have names of their own.
+    alpha -> 0 is `kl`, 1/2 is 4 `hellinger`, -> 1 is `reverse_kl`, 2 is `chi2` / 2. From alpha = 1 on, the allowed gain
+    of a rare token goes to 0 with its probability. Raises ValueError for 0 and 1; use `kl` and `reverse_kl`.
     """
     if alpha in (0, 1):
         raise ValueError(f"alpha: {alpha} is a limit of the family; use divergence kl for 0, reverse_kl for 1")
@@ -201,7 +200,7 @@ def _checked(logprobs: Tensor, delta: float | Tensor, divergence: str) -> tuple[
         wrong = not 0 < delta < math.inf
     if wrong:
         raise ValueError(f"delta: {delta} is no radius; use finite numbers above 0")
-    # One fast reduction decides, except where a NaN hides the other values.
+    # One fast reduction decides, unless a NaN hides the other values.
     if readable and logprobs.numel() and not logprobs.amax() <= ROUNDING and (logprobs > ROUNDING).any():
         raise ValueError(f"old_logprobs: {logprobs.nan_to_num().max():.4g} is above 0; a log-prob is at most 0")
     if not readable:
@@ -211,11 +210,11 @@ def _checked(logprobs: Tensor, delta: float | Tensor, divergence: str) -> tuple[
 
 
 def _finite(logprobs: Tensor) -> Tensor:
-    """Log-probs at a distance of e^-80 (float64: e^-700) from p = 0 and p = 1, which changes no bound noticeably."""
+    """Log-probs clamped to a distance of e^-80 (float64: e^-700) from p = 0 and p = 1; the bounds stay the same."""
     floor = -700.0 if logprobs.dtype == torch.float64 else -80.0
     return logprobs.clamp(min=floor, max=-math.exp(floor))
 
 
 def _rest(logprobs: Tensor) -> Tensor:
-    """1 - p, exact to rounding also next to p = 1, where p itself has lost the difference."""
+    """1 - p, accurate to rounding also near p = 1."""
     return -torch.expm1(logprobs)

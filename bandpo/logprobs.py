@@ -1,19 +1,19 @@
-"""Log-prob of given tokens and exact entropy from hidden states, without ever holding the logits of all tokens.
+"""Log-prob of given tokens and exact entropy from hidden states, without the logits of all tokens in memory.
 
     logprobs, entropy = token_logprobs(
         hidden, head.weight, targets, temperature=1.0, vocab_size=V, chunk_tokens=1024
     )
 
 At 151,936 vocabulary rows the float32 logits of 4096 tokens take 2.5 GB, and softmax, entropy and gradient hold several
-such tensors. Here logits of `chunk_tokens` tokens exist at a time; backward computes them again. `python -m
-bench.memory` measures both.
+such tensors. Here logits of `chunk_tokens` tokens exist at a time; backward recomputes them. `python -m bench.memory`
+measures both.
 
-Products use all rows of the head and mask the logits from `vocab_size` on afterwards. A padded head (Qwen2.5: 151,936
-rows for 151,665 tokens) gives rows of logits that start at multiples of 16 bytes, as cuBLAS's fast kernels require; a
-product with the first `vocab_size` rows alone does not.
+Products use all rows of the head; logits from `vocab_size` on are masked afterwards. A padded head (Qwen2.5: 151,936
+rows for 151,665 tokens) aligns the rows of logits to 16 bytes, as cuBLAS's fast kernels require. A product with the
+first `vocab_size` rows does not.
 
-Left out: heads with a bias or with soft-capped logits (trainer/policy.py refuses them), a head that is sharded over the
-vocabulary (tensor parallel), gradients of gradients.
+Left out: heads with a bias or soft-capped logits (trainer/policy.py refuses them), a head sharded over the vocabulary
+(tensor parallelism), second derivatives.
 
 Axes: T tokens, H hidden size, V rows of the head, C tokens of a chunk.
 """
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK_TOKENS = 64  # tokens whose softmax is computed at a time: its copies of the logits stay small
+BLOCK_TOKENS = 64  # tokens per softmax, to keep its copies of the logits small
 
 
 def token_logprobs(
@@ -36,14 +36,14 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """(T,) float32 log-probs of `targets` and (T,) float32 entropy, both with gradient to hidden states and head.
 
-    hidden: (T, H) states that predict each target. head_weight: (V, H), tied to the embedding or not, a plain tensor:
-    under FSDP call this inside the forward of the module whose parameter it is. targets: (T,) token ids below
-    `vocab_size`. Rows of the head from `vocab_size` on (padding) are not tokens: probability 0, gradient 0; their
-    weights must be finite. Logits are divided by `temperature`, above 0; both results are of that distribution.
+    hidden: (T, H) states that predict each target. head_weight: (V, H), tied to the embedding or not, a plain tensor;
+    under FSDP call this inside the forward of the module that owns it. targets: (T,) token ids below `vocab_size`.
+    Rows of the head from `vocab_size` on are padding: probability 0, gradient 0; their weights must be finite. Both
+    results are of the distribution at `temperature`, above 0.
 
-    Factors of products have the dtype of autocast where it is on, else that of `hidden`; the softmax and all sums are
-    float32, and so is the head's gradient while it is summed over chunks. In bfloat16 a product keeps float32 on a GPU
-    and is rounded on a CPU, which has no such kernel. A log-prob is never above 0.
+    Products take the dtype of autocast if it is on, else that of `hidden`. The softmax, all sums and the gradient of
+    the head over chunks are float32. A bfloat16 product keeps float32 results on a GPU; a CPU has no such kernel and
+    rounds them. A log-prob is never above 0.
     """
     assert hidden.dim() == 2 and len(hidden) == len(targets), f"{tuple(hidden.shape)} states, {len(targets)} targets"
     assert vocab_size <= len(head_weight), f"vocab_size {vocab_size} is more than the head's {len(head_weight)} rows"
@@ -75,7 +75,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 del logits, block, powers  # free them before the next chunk allocates its own
         ctx.save_for_backward(hidden, head_weight, targets, normalizers, entropy)
         ctx.settings = (temperature, vocab_size, chunk_tokens, dtype)
-        ctx.set_materialize_grads(False)  # the gradient of an unused entropy is None, and costs nothing
+        ctx.set_materialize_grads(False)  # the gradient of an unused entropy is None and is not computed
         return logprobs, entropy
 
     @staticmethod
@@ -116,7 +116,7 @@ def _logits(states: Tensor, weight: Tensor, temperature: float) -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Matrix product in float32. Logits that are rounded to bfloat16 are off by 0.01 to 0.05."""
+    """Matrix product in float32. Rounding logits to bfloat16 changes them by 0.01 to 0.05."""
     if left.dtype == torch.float32 or left.device.type == "cpu":
         return (left @ right).float()
     return torch.mm(left, right, out_dtype=torch.float32)

@@ -5,12 +5,12 @@
         return ratio * torch.exp(-width * ratio.log().square())      # a gradient weight w
 
     rule = load_rule("my_rule.py:my_rule", {"width": 0.2})           # or the name of a rule in bandpo/rules.py
-    check_rule(rule)                                                 # clear errors before training
+    check_rule(rule)                                                 # raises for an invalid rule, before training
     bounds = rule(logprobs=..., old_logprobs=..., advantages=..., entropy=..., sequence_ids=...)
 
 Bounds go through the PPO clip: max(-r A, -clip(r, lower, upper) A). A weight w replaces the ratio in the gradient,
-which becomes w A grad log pi. Every published rule can be written as one of the two. A rule sees one micro-batch of
-whole sequences. Its parameters are keyword-only arguments; their defaults are the published values.
+which becomes w A grad log pi. A rule sees one micro-batch of whole sequences. Its parameters are keyword-only
+arguments; their defaults are the published values.
 
 Inputs, all (T,) tensors without gradient, one sequence after another:
 
@@ -32,7 +32,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-MAX_LOG_RATIO = 20.0  # nats; a token beyond it gets no gradient, so that one broken token stays finite
+MAX_LOG_RATIO = 20.0  # nats; tokens beyond it get no gradient, so that the loss stays finite
 Result = Tensor | tuple[Tensor, Tensor]  # a gradient weight | (lower, upper) clip bounds
 
 
@@ -65,8 +65,8 @@ DERIVED: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
 class Rule:
     """A clipping rule with its parameters.
 
-    function: takes inputs of this module by name, and parameters by keyword; returns a `Result`.
-    parameters: those that differ from the function's defaults.
+    function: maps inputs of this module, by name, and keyword-only parameters to a `Result`.
+    parameters: values that differ from the function's defaults.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Rule:
 
     @property
     def inputs(self) -> list[str]:
-        """Names of the tensors that the function takes."""
+        """Names of the function's input tensors."""
         return [p.name for p in _signature(self.function) if p.kind is not p.KEYWORD_ONLY]
 
     @property
@@ -94,7 +94,7 @@ class Rule:
 
     @property
     def arguments(self) -> dict[str, object]:
-        """The parameters that the function is called with."""
+        """Parameters of the call: defaults, overridden by `parameters`."""
         return {**self.defaults, **self.parameters}
 
     def with_parameters(self, given: Mapping[str, object]) -> "Rule":
@@ -126,10 +126,10 @@ TYPE_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "t
 
 
 def _allowed_types(function: Callable[..., object], name: str, default: object) -> tuple[type, ...]:
-    """Types of a parameter: those of its annotation and of its default; all where neither is known."""
+    """Types of a parameter, from its annotation and its default; all types if neither is known."""
     try:
         annotation = inspect.get_annotations(function, eval_str=True).get(name)
-    except NameError:  # a name that the file imports for type checkers alone
+    except NameError:  # a name imported for type checkers only
         annotation = None
     found = tuple(kind for kind in TYPE_NAMES if kind in (annotation, *get_args(annotation), type(default)))
     return tuple(TYPE_NAMES) if found in ((), (type(None),)) else found
@@ -148,10 +148,10 @@ def register(function: Callable[..., Result]) -> Callable[..., Result]:
 
 
 def load_rule(name: str, parameters: Mapping[str, object]) -> Rule:
-    """The rule with this name, or of the user's "FILE.py:FUNCTION", with these parameters.
+    """The rule with this name, or the user's "FILE.py:FUNCTION", with these parameters.
 
-    Raises ValueError, naming what is allowed, for an unknown rule, parameter or input, a function without the form of a
-    rule, and a file that is missing, is not valid Python or raises.
+    Raises ValueError, with the allowed values, for an unknown rule, parameter or input, a function that takes *args or
+    **kwargs, and a file that is missing, is not valid Python or raises.
     """
     import bandpo.rules  # noqa: F401  (fills RULES)
 
@@ -192,8 +192,8 @@ def check_rule(rule: Rule) -> str:
     """Run the rule on a synthetic batch, a few milliseconds on a CPU; returns its kind, "bounds" or "weight".
 
     Raises ValueError for results with wrong shapes or dtypes, values that are not finite (an upper bound may be
-    infinite), bounds that exclude the ratio 1, a gradient, an input that was written to, and for any exception of the
-    function, with its line.
+    infinite), bounds that exclude the ratio 1, a gradient, a write to an input, and any exception of the function, with
+    its line.
     """
     batch = synthetic_batch()
     try:
@@ -221,7 +221,7 @@ def check_rule(rule: Rule) -> str:
 
 
 def _examine(rule: Rule, name: str, value: object, batch: Mapping[str, Tensor]) -> Tensor:
-    """The value, which must be one finite number per token, of the inputs' dtype, without gradient."""
+    """The value, after checks: one finite number per token, in the inputs' dtype, without gradient."""
     where, logprobs = f"rule: {rule.name}: {name}", batch["logprobs"]
     if not isinstance(value, Tensor):
         raise ValueError(f"{where} is a {type(value).__name__}; return a weight (T,), or a tuple (lower, upper)")
@@ -241,7 +241,7 @@ def _examine(rule: Rule, name: str, value: object, batch: Mapping[str, Tensor]) 
 
 
 def format_error(error: BaseException, path: str) -> str:
-    """An error with its line in the file `path`, where there is one; a SyntaxError names its own line."""
+    """An error with its line in the file `path`, if the traceback has one; a SyntaxError names its own line."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     line = f":{frames[-1].lineno}" if frames else ""
     return f"{path}{line}: {type(error).__name__}: {error}"

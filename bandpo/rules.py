@@ -5,11 +5,12 @@
 
 To add a rule: write a function under @register, inputs by name (bandpo/rule.py), parameters keyword-only with the
 published values as defaults. The table is generated from the docstring: one sentence; `w = ...`, the weight of
-A grad log pi (a rule that returns bounds has w = r inside them); `Source:` paper and equation; `Checked:` what the
-formula was compared with. The tests then require a second, independent form of its gradient.
+A grad log pi; `Source:` paper, equation and deviations; `Checked:` what the formula was compared with. The tests
+require a second, independent form of its gradient.
 
-r is the importance ratio, p the old probability, A the advantage, all of one token. Rules with statistics over tokens
-(bapo, acpo, m2po, clip_cov, kl_cov) take them over the micro-batch, as their published code does.
+Per token: r importance ratio, p old probability, A advantage. "w = r in [a, b]" stands for clip bounds a and b: the
+weight is r, or 0 above b for A > 0 and below a for A < 0. Statistics over tokens (bapo, acpo, m2po, clip_cov, kl_cov)
+are taken over the micro-batch, as in the published code.
 """
 
 import torch
@@ -28,7 +29,7 @@ def by_sign(advantages: Tensor, positive: float | Tensor, negative: float | Tens
 
 
 def moves_away(log_ratio: Tensor, advantages: Tensor) -> Tensor:
-    """(T,) bool: the ratio is on the side of 1 to which the advantage pushes, the side that PPO clips."""
+    """(T,) bool: the ratio is on the side of 1 that PPO clips: above for A > 0, below for A < 0."""
     return advantages * log_ratio > 0
 
 
@@ -47,9 +48,9 @@ def to_fixed_point(values: Tensor) -> Tensor:
 
 @register
 def fixed(ratio: Tensor, *, low: float = 0.2, high: float = 0.2) -> Result:
-    """The same bounds for every token; Clip-Higher with 0.2, 0.28 (DAPO, arXiv 2503.14476).
+    """The same bounds for every token; 0.2 and 0.28 are DAPO's Clip-Higher (arXiv 2503.14476).
 
-    w = r in [1 - low, 1 + high], else 0 (on the clipped side)
+    w = r in [1 - low, 1 + high]
     Source: PPO, arXiv 1707.06347, equation 7
     Checked: verl, TRL
     """
@@ -58,7 +59,7 @@ def fixed(ratio: Tensor, *, low: float = 0.2, high: float = 0.2) -> Result:
 
 @register
 def none(ratio: Tensor) -> Result:
-    """No clip: the control, dual clip alone.
+    """No clip except the dual clip.
 
     w = r
     Source: PPO, arXiv 1707.06347, equation 6
@@ -71,11 +72,11 @@ def none(ratio: Tensor) -> Result:
 def band(
     old_logprobs: Tensor, *, delta: float = 0.05, divergence: str = "kl", ratio_cap: float | None = 10.0
 ) -> Result:
-    """All ratios that the trust region D_f(old, new) <= delta allows a token of probability p.
+    """The ratios that a trust region D_f <= delta allows a token.
 
-    w = r in the Band of p, else 0 (on the clipped side)
-    Source: BandPO, arXiv 2603.04918; docs/band.md
-    Checked: the authors' code; 45-digit roots
+    w = r in the Band of p
+    Source: BandPO, arXiv 2603.04918
+    Checked: authors' code, 45-digit roots
     """
     return band_bounds(old_logprobs, delta=delta, divergence=divergence, cap=ratio_cap)
 
@@ -90,11 +91,11 @@ def band_relaxed(
     low: float = 0.2,
     high: float = 0.28,
 ) -> Result:
-    """The union of band and fixed: the ablation of the Band's paper.
+    """The union of band and fixed.
 
-    w = r in the Band of p or in [1 - low, 1 + high], else 0 (on the clipped side)
+    w = r in the Band of p or in [1 - low, 1 + high]
     Source: BandPO, arXiv 2603.04918, ablation
-    Checked: the authors' code
+    Checked: authors' code
     """
     lower, upper = band_bounds(old_logprobs, delta=delta, divergence=divergence, cap=ratio_cap)
     return lower.clamp(max=1 - low), upper.clamp(min=1 + high)
@@ -109,10 +110,10 @@ def band_asymmetric(
     divergence: str = "kl",
     ratio_cap: float | None = 10.0,
 ) -> Result:
-    """The Band with one radius per bound: delta_low limits A < 0, delta_high A > 0.
+    """The Band with one radius per bound: delta_low for A < 0, delta_high for A > 0.
 
-    w = r in [lower bound of delta_low, upper bound of delta_high], else 0 (on the clipped side)
-    Source: ours, after BandPO, arXiv 2603.04918; its divergence masks are those of DPPO
+    w = r in [lower bound at delta_low, upper bound at delta_high]
+    Source: ours, after BandPO, arXiv 2603.04918; without a cap it clips the same tokens as DPPO
     Checked: band, dppo_kl, dppo_tv
     """
     lower, _ = band_bounds(old_logprobs, delta=delta_low, divergence=divergence, cap=ratio_cap)
@@ -121,9 +122,9 @@ def band_asymmetric(
 
 @register
 def dcpo(old_logprobs: Tensor, *, low: float = 0.16, high: float = 0.2, ratio_cap: float | None = 10.0) -> Result:
-    """Bounds that widen for rare tokens (dynamic adaptive clipping).
+    """Bounds that widen for rare tokens.
 
-    w = r in [1/2 + sqrt(max(1 - 4 low / p, 0)) / 2, 1/2 + sqrt(1 + 4 high / p) / 2], else 0 (on the clipped side)
+    w = r in [1/2 + sqrt(max(1 - 4 low / p, 0)) / 2, 1/2 + sqrt(1 + 4 high / p) / 2]
     Source: DCPO (DAC), arXiv 2509.02333
     Checked: the code of BandPO's authors
     """
@@ -144,9 +145,9 @@ def ripo(
 ) -> Result:
     """Bounds that widen with 1 / sqrt(p): the same step for every token in the Fisher-Rao metric.
 
-    w = r in [max(1 - sqrt(delta_low / p), ratio_floor), 1 + sqrt(delta_high / p)], else 0 (on the clipped side)
-    Source: RIPO, arXiv 2607.10169, section 4.1, which has neither floor nor cap
-    Checked: an article on the paper and a reimplementation
+    w = r in [max(1 - sqrt(delta_low / p), ratio_floor), 1 + sqrt(delta_high / p)]
+    Source: RIPO, arXiv 2607.10169, section 4.1; floor and cap are ours
+    Checked: an article on the paper, a reimplementation
     """
     lower = (1 - torch.sqrt(delta_low / old_probs)).clamp(min=ratio_floor)
     upper = 1 + torch.sqrt(delta_high / old_probs)
@@ -165,19 +166,19 @@ def bapo(
     high_to: float = 3.0,
     high_step: float = 0.05,
 ) -> Result:
-    """One pair of bounds per micro-batch: the upper bound rises until A > 0 carries its share of the loss.
+    """One pair of bounds per micro-batch; the upper bound rises until A > 0 has its share of the loss.
 
-    w = r in [low_from, c], else 0 (on the clipped side), with the first c from high_from to high_to at which A > 0
-        carries `target` of the sum of |min(r A, clip(r) A)|; [low_to, high_to] where none does
-    Source: BAPO, arXiv 2510.18927, equation 8 and algorithm 1, without the factor pi_rollout of equation 8
-    Checked: the paper's text; the authors' code, which differs (lower bound first, other ranges)
+    w = r in [low_from, c], c the first of high_from, ..., high_to at which A > 0 has the share `target` of the sum of
+        abs(min(r A, clip(r) A)); without such a c, r in [low_to, high_to]
+    Source: BAPO, arXiv 2510.18927, equation 8 and algorithm 1, without the factor pi_rollout; the authors' code differs
+    Checked: paper; authors' code, which raises the lower bound first, in other ranges
     """
     count = int((high_to - high_from) / high_step + 1e-9) + 1
     highs = [high_from + high_step * k for k in range(count)]
     gains = advantages.clamp(min=0)
     positive = torch.stack([(ratio.clamp(max=high) * gains).sum(dtype=torch.float64) for high in highs])
     negative = (ratio.clamp(min=low_from) * -advantages.clamp(max=0)).sum(dtype=torch.float64)
-    # Raising the lower bound adds to A < 0 alone, so where no upper bound suffices both go to their ends.
+    # A higher lower bound only adds to A < 0. If no upper bound suffices, both bounds take their last value.
     k = (positive / (positive + negative) < target).sum(dim=0, keepdim=True)  # upper bounds that do not suffice
     lower = torch.full_like(ratio, low_from).masked_fill(k == count, low_to)
     upper = high_from + high_step * k.clamp(max=count - 1).double()
@@ -195,14 +196,14 @@ def acpo(
     clip_max: float = 3.0,
     groups: int = 5,
 ) -> Result:
-    """Bounds per group of probabilities, as wide as the ratios of the micro-batch's tokens in it are spread.
+    """Bounds per interval of probabilities, from the spread of its ratios.
 
-    w = r in [1 - c, 1 + c], c = base + alpha s between clip_min and clip_max, s the standard deviation of r in the
-        group, else 0 (on the clipped side)
-    Source: ACPO, arXiv 2606.22570, section 4
-    Checked: the authors' code and its settings, which group by the new probability
+    w = r in [1 - c, 1 + c], c = base + alpha s within [clip_min, clip_max], s the standard deviation of r in the
+        token's interval, one of `groups` equal parts of [0, 1]
+    Source: ACPO, arXiv 2606.22570, section 4, with the new probability as in the authors' code
+    Checked: authors' code
     """
-    group = (logprobs.exp() * groups).long().clamp(0, groups - 1)  # (T,) which of equal parts of [0, 1]
+    group = (logprobs.exp() * groups).long().clamp(0, groups - 1)  # (T,) interval of [0, 1] that holds the probability
     moved = (ratio - 1).double()
     members = group == torch.arange(groups, device=group.device)[:, None]  # (groups, T)
     sums = members.double() @ torch.stack([torch.ones_like(moved), moved, moved.square()], dim=1)
@@ -216,12 +217,12 @@ def acpo(
 def m2po(
     log_ratio: Tensor, advantages: Tensor, *, budget: float = 0.04, low_min: float = 0.3, high_min: float = 0.5
 ) -> Result:
-    """One pair of bounds per micro-batch: the second moment of ln r of the tokens that moved away stays in a budget.
+    """One pair of bounds per micro-batch; the mean square of ln r stays within a budget.
 
-    w = r in [min(e^-tau, 1 - low_min), max(e^tau, 1 + high_min)], else 0 (on the clipped side), with the largest tau at
-        which the mean of min((ln r)^2, tau^2) over the tokens with A ln r > 0 is at most `budget`
-    Source: M2PO, arXiv 2510.01161, equations 4-5 and algorithm 1; meant for stale data, old_policy: rollout
-    Checked: the authors' code, whose smallest bounds low_min and high_min are
+    w = r in [min(e^-tau, 1 - low_min), max(e^tau, 1 + high_min)], with the largest tau at which the mean of
+        min((ln r)^2, tau^2) over tokens with A ln r > 0 is at most `budget`
+    Source: M2PO, arXiv 2510.01161, equations 4-5, algorithm 1; low_min and high_min from the authors' code
+    Checked: authors' code
     """
     harmful = moves_away(log_ratio, advantages)
     squares = to_fixed_point(torch.where(harmful, log_ratio, 0.0).double().square()).sort(descending=True).values
@@ -241,10 +242,10 @@ def m2po(
 
 @register
 def cispo(ratio: Tensor, *, low: float = 1.0, high: float = 2.0) -> Result:
-    """The clipped ratio is a constant weight of the log-prob, so every token keeps a gradient.
+    """The clipped ratio is a constant weight, so every token keeps a gradient.
 
     w = clip(r, 1 - low, 1 + high)
-    Source: CISPO, arXiv 2506.13585, equations 4-5; the paper has no lower bound and does not state `high` (2 is ours)
+    Source: CISPO, arXiv 2506.13585, equations 4-5, without a lower bound; `high` is ours
     Checked: verl, TRL
     """
     return ratio.clamp(1 - low, 1 + high)
@@ -270,11 +271,11 @@ def dppo_tv(
     delta_high: float = 0.2,
     ratio_cap: float | None = None,
 ) -> Result:
-    """A mask on the total variation between current policy and rollout policy, over two events: the token, the others.
+    """Mask on the total variation of two events: the token, all others.
 
-    w = r, 0 when moving away with p |r - 1| > delta_high (A > 0) or delta_low (A < 0); at most ratio_cap
-    Source: DPPO, arXiv 2602.04879, equations 12-13 and appendix C.1 (no cap; 5 in appendix E); old_policy: rollout
-    Checked: the paper's text, verl (dppo_tv); prime-rl's values of delta
+    w = r, but 0 if p abs(r - 1) is above delta_high (A > 0, r > 1) or delta_low (A < 0, r < 1); at most ratio_cap
+    Source: DPPO, arXiv 2602.04879, equations 12-13 (appendix E: cap 5); delta from prime-rl
+    Checked: paper, verl
     """
     masked = mask_outside("tv", logprobs, old_logprobs, advantages, (delta_low, delta_high))
     return torch.where(masked, 0.0, ratio if ratio_cap is None else ratio.clamp(max=ratio_cap))
@@ -291,11 +292,11 @@ def dppo_kl(
     delta_high: float = 0.05,
     ratio_cap: float | None = None,
 ) -> Result:
-    """A mask on KL(rollout, current), over two events: the token, the others.
+    """Mask on KL(old, current) of two events: the token, all others.
 
-    w = r, 0 when moving away with KL(p, r p) > delta_high (A > 0) or delta_low (A < 0); at most ratio_cap
-    Source: DPPO, arXiv 2602.04879, equations 12, 14 and appendix C.1 (no cap; 5 in appendix E); old_policy: rollout
-    Checked: the paper's text, verl (dppo_kl); a reimplementation's values of delta
+    w = as dppo_tv, with KL(p, r p) in place of p abs(r - 1)
+    Source: DPPO, arXiv 2602.04879, equations 12, 14 (appendix E: cap 5); delta from a reimplementation
+    Checked: paper, verl
     """
     masked = mask_outside("kl", logprobs, old_logprobs, advantages, (delta_low, delta_high))
     return torch.where(masked, 0.0, ratio if ratio_cap is None else ratio.clamp(max=ratio_cap))
@@ -314,12 +315,12 @@ def cppo(
     weight_floor: float = 0.8,
     ratio_cap: float | None = None,
 ) -> Result:
-    """A mask on total variation that is tighter early in a response, and after a prefix that has drifted.
+    """Mask on total variation, tighter early in a response and after a prefix that has drifted.
 
-    w = r, 0 when moving away with v_t D_t > min(delta, delta + sum over j < t of v_j (prefix_delta - D_j)), where
-        D = p |r - 1| and v falls from 1 to weight_floor along the response; r at most ratio_cap
-    Source: CPPO, arXiv 2606.10968, equations 8-10; meant for old_policy: rollout
-    Checked: the paper's text, two reimplementations
+    w = r, but 0 if A ln r > 0 and v_t D_t > min(delta, delta + sum over j < t of v_j (prefix_delta - D_j)); at most
+        ratio_cap. D = p abs(r - 1), v falls from 1 to weight_floor along the response
+    Source: CPPO, arXiv 2606.10968, equations 8-10, with two events (paper: 20 tokens) and the fixed budget
+    Checked: paper, two reimplementations
     """
     r = log_ratio.exp()
     weight = 1 - (1 - weight_floor) * positions.double() / (lengths - 1).clamp(min=1)
@@ -342,11 +343,11 @@ def abc(
     low_loss: float = 0.2,
     high_loss: float = 0.2,
 ) -> Result:
-    """Four bounds, two per sign of A, that hold on both sides.
+    """Two bounds per sign of A; a token outside them is clipped on either side.
 
-    w = r in [1 - low_gain, 1 + high_gain] for A > 0, in [1 - low_loss, 1 + high_loss] for A < 0, else 0
+    w = r within 1 - low_gain to 1 + high_gain for A > 0, 1 - low_loss to 1 + high_loss for A < 0; else 0
     Source: ABC-GRPO, arXiv 2601.03895, section 5
-    Checked: the authors' readme
+    Checked: authors' readme
     """
     low, high = by_sign(advantages, low_gain, low_loss), by_sign(advantages, high_gain, high_loss)
     return torch.where((ratio >= 1 - low) & (ratio <= 1 + high), ratio, 0.0)
@@ -354,9 +355,9 @@ def abc(
 
 @register
 def up(ratio: Tensor, advantages: Tensor, *, low: float = 0.2) -> Result:
-    """A > 0 without ratio and clip, A < 0 as in PPO.
+    """No ratio and no clip for A > 0; PPO's lower bound for A < 0.
 
-    w = 1 for A > 0; for A <= 0 r, 0 below 1 - low
+    w = 1 for A > 0; else r, but 0 below 1 - low
     Source: UP-GRPO, arXiv 2607.06987, equation 15
     Checked: pull requests to verl and TRL
     """
@@ -365,7 +366,7 @@ def up(ratio: Tensor, advantages: Tensor, *, low: float = 0.2) -> Result:
 
 @register
 def sapo(ratio: Tensor, advantages: Tensor, *, tau_positive: float = 1.0, tau_negative: float = 1.05) -> Result:
-    """A sigmoid gate in place of the clip, one temperature per sign of A.
+    """A sigmoid gate instead of a clip.
 
     w = 4 s (1 - s) r, s = sigmoid(tau (r - 1)), tau by the sign of A
     Source: SAPO, arXiv 2511.20347, equations 5-8
@@ -387,9 +388,9 @@ def gppo(
 ) -> Result:
     """Clipped tokens keep the gradient that they have at the bound.
 
-    w = beta_high (1 + high) above for A > 0, beta_low (1 - low) below for A < 0, else r
-    Source: GPPO, arXiv 2508.07629, with the bounds of the authors' scripts; CE-GPPO's equations 8-10 with both beta 1
-    Checked: the paper's text, the authors' code
+    w = beta_high (1 + high) above 1 + high (A > 0), beta_low (1 - low) below 1 - low (A < 0), else r
+    Source: GPPO, arXiv 2508.07629, with the bounds of the authors' scripts
+    Checked: paper, authors' code
     """
     w = torch.where((advantages > 0) & (ratio > 1 + high), beta_high * (1 + high), ratio)
     return torch.where((advantages < 0) & (ratio < 1 - low), beta_low * (1 - low), w)
@@ -405,11 +406,11 @@ def ce_gppo(
     low: float = 0.2,
     high: float = 0.2,
 ) -> Result:
-    """GPPO with less of the gradient below the bounds, so that entropy is kept.
+    """GPPO with a smaller gradient below the lower bound, which keeps entropy higher.
 
-    w = beta_high (1 + high) above for A > 0, beta_low (1 - low) below for A < 0, else r
+    w = as gppo
     Source: CE-GPPO, arXiv 2509.20712, equations 8-10
-    Checked: the paper's text, the authors' code
+    Checked: paper, authors' code
     """
     return gppo(ratio, advantages, beta_low=beta_low, beta_high=beta_high, low=low, high=high)
 
@@ -418,11 +419,11 @@ def ce_gppo(
 def dgpo(
     ratio: Tensor, advantages: Tensor, *, n: float = 1.0, m: float = 2.0, low: float = 0.2, high: float = 0.2
 ) -> Result:
-    """Clipped tokens keep a gradient that fades as r falls, and grows slower than r as it rises.
+    """Clipped tokens keep a gradient that fades as r falls and grows slower than r as r rises.
 
-    w = r^(n + 1) / (1 - low)^n below for A < 0, (1 + high)^(1 / m) r^(1 - 1 / m) above for A > 0, else r
-    Source: DGPO, arXiv 2603.14389, the weight W of the probability's gradient, W p r here
-    Checked: the authors' code
+    w = r^(n+1) / (1 - low)^n below 1 - low (A < 0), (1 + high)^(1/m) r^(1 - 1/m) above 1 + high (A > 0), else r
+    Source: DGPO, arXiv 2603.14389; its W weights the gradient of the probability: w = W p r
+    Checked: authors' code
     """
     lower, upper = 1 - low, 1 + high
     w = torch.where((advantages > 0) & (ratio > upper), upper * (ratio / upper) ** (1 - 1 / m), ratio)
@@ -431,11 +432,11 @@ def dgpo(
 
 @register
 def drpo(ratio: Tensor, old_probs: Tensor, advantages: Tensor, *, delta: float = 12.5) -> Result:
-    """A quadratic penalty on the probability: a smooth DPPO.
+    """Quadratic penalty on the change of probability: a smooth DPPO.
 
     w = r (1 - sign(A) p (r - 1) / delta)
-    Source: DRPO, arXiv 2606.09821, equations 8-9; meant for old_policy: rollout
-    Checked: the authors' documentation and code
+    Source: DRPO, arXiv 2606.09821, equations 8-9
+    Checked: authors' documentation and code
     """
     return ratio * (1 - advantages.sign() * old_probs * (ratio - 1) / delta)
 
@@ -447,10 +448,10 @@ def drpo(ratio: Tensor, old_probs: Tensor, advantages: Tensor, *, delta: float =
 def gspo(
     log_ratio: Tensor, advantages: Tensor, sequence_ids: Tensor, *, low: float = 3e-4, high: float = 4e-4
 ) -> Result:
-    """The geometric mean ratio of the whole sequence, clipped to fixed bounds, with the gradient of each token.
+    """The geometric mean ratio of the whole sequence, clipped to fixed bounds.
 
-    w = s in [1 - low, 1 + high], else 0 (on the clipped side), s = exp(mean of ln r over the sequence)
-    Source: GSPO, arXiv 2507.18071, GSPO-token, equations 13-14, and section 5.1 for the bounds
+    w = s in [1 - low, 1 + high], s = exp(mean of ln r over the sequence)
+    Source: GSPO, arXiv 2507.18071, equations 13-14 (GSPO-token), section 5.1
     Checked: verl, TRL
     """
     mean = sequence_sum(log_ratio, sequence_ids) / sequence_sum(torch.ones_like(log_ratio), sequence_ids)
@@ -483,10 +484,10 @@ def clip_cov(
 ) -> Result:
     """Drops random tokens among those whose log-prob and advantage are strongly correlated.
 
-    w = 0 for `share` of the micro-batch's tokens, at least one, drawn among those with cov_low <
-        (ln pi - mean)(A - mean) < cov_high; else as fixed
-    Source: Clip-Cov, arXiv 2505.22617, equations 10-12
-    Checked: the paper's text and listing, verl (clip_cov) and its recipes for low and high
+    w = 0 for `share` of all tokens, at least one, drawn from those with cov_low < (ln pi - mean)(A - mean) < cov_high;
+        else as fixed
+    Source: Clip-Cov, arXiv 2505.22617, equations 10-12; low and high from verl's recipes
+    Checked: paper, verl
     """
     cut = is_clipped(ratio, advantages, 1 - low, 1 + high)
     cov = covariance(logprobs, advantages)
@@ -499,12 +500,12 @@ def clip_cov(
 def kl_cov(
     logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, *, share: float = 2e-4, coefficient: float = 1.0
 ) -> Result:
-    """A penalty coefficient |ln r| on the tokens whose log-prob and advantage are most correlated.
+    """Penalty abs(ln r) on the tokens whose log-prob and advantage are most correlated.
 
-    w = r, minus coefficient sign(ln r) / A for the `share` of the micro-batch's tokens, at least one, with the largest
-        (ln pi - mean)(A - mean); tokens with A = 0 get no penalty, where the published loss has one
-    Source: KL-Cov, arXiv 2505.22617, equations 10, 13-14
-    Checked: the paper's text and listing, verl (kl_cov); share 2e-4 is for 32B, 2e-3 for 7B
+    w = r, minus coefficient sign(ln r) / A for the `share` of all tokens, at least one, with the largest
+        (ln pi - mean)(A - mean)
+    Source: KL-Cov, arXiv 2505.22617, equations 10, 13-14; no penalty where A = 0 (ours); share is for 32B, 2e-3 for 7B
+    Checked: paper, verl (coefficient 0.1)
     """
     chosen = select_largest(covariance(logprobs, advantages), share) & (advantages != 0)
     penalty = coefficient * log_ratio.sign() / torch.where(chosen, advantages, 1.0)

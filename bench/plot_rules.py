@@ -1,13 +1,12 @@
-"""Figures of clip bounds and of rules' gradient weights, and the list of docs/rules.md.
+"""Figures of clip bounds and of rules' gradient weights, and the table of docs/rules.md.
 
 python -m bench.plot_rules docs/figures/bounds.png                          # clip bounds by probability
 python -m bench.plot_rules --rules all docs/figures/rules.png               # gradient weight of every rule
 python -m bench.plot_rules --rules band,my_rule.py:my_rule mine.png         # of chosen rules
-python -m bench.plot_rules --list docs/rules.md                             # rewrite the list of the page
+python -m bench.plot_rules --list docs/rules.md                             # rewrite the table of the page
 """
 
 import argparse
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -219,30 +218,26 @@ def draw_weights(axes: Axes, rule: Rule, sign: float) -> ScalarMappable:
     return mesh
 
 
-# ---- list ----
+# ---- table ----
 
 FIRST, LAST = "<!-- written by python -m bench.plot_rules --list -->\n", "<!-- end -->\n"
 
 
 def rule_list() -> str:
-    """Markdown of all rules, from their docstrings and published values."""
-    lines = []
+    """Markdown table of all rules, from their docstrings and published values."""
+    lines = ["| rule, published values | effect, gradient weight w | source (arXiv), our reading |", "|---|---|---|"]
     for name, rule in RULES.items():
-        text = " ".join((rule.function.__doc__ or "").split())
-        text = text.replace(", else 0 (on the clipped side)", "")  # the page says it once
-        effect, _, rest = text.partition(" w = ")
-        w, _, rest = rest.partition(" Source: ")
-        source, _, checked = rest.partition(" Checked: ")
+        effect, _, rest = " ".join((rule.function.__doc__ or "").split()).partition(" w = ")
+        w, _, source = rest.partition(" Checked: ")[0].partition(" Source: ")
         values = {k: f"{v:g}" if isinstance(v, float) else "null" if v is None else v for k, v in rule.defaults.items()}
-        parameters = ", ".join(f"`{k}` {v}" for k, v in values.items()) or "No parameters"
-        text = f"- **`{name}`**: {effect} w: {w}. {parameters}. Source: {source}. Checked: {checked}."
-        text = text.replace(" - ", "\xa0- ").replace(" + ", "\xa0+ ")  # Markdown: no line may begin with - or +
-        lines += textwrap.wrap(text, 116, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    return "\n".join(lines).replace("\xa0", " ") + "\n"
+        parameters = ", ".join(f"{k}={v}" for k, v in values.items())
+        title = f"**`{name}`** `{parameters}`" if values else f"**`{name}`**"
+        lines.append(f"| {title} | {effect} w = {w} | {source.replace('arXiv ', '')} |")
+    return "\n".join(lines) + "\n"
 
 
 def with_list(page: str) -> str:
-    """A page of Markdown with the current list between its two marks."""
+    """A page of Markdown with the current table between its two marks."""
     before, _, rest = page.partition(FIRST)
     return before + FIRST + rule_list() + LAST + rest.partition(LAST)[2]
 
@@ -251,7 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, help="PNG file to write; with --list the page")
     parser.add_argument("--rules", metavar="RULE,...", help="all, or names and FILE.py:FUNCTION")
-    parser.add_argument("--list", action="store_true", help="write the list of rules into the page")
+    parser.add_argument("--list", action="store_true", help="write the table of rules into the page")
     args = parser.parse_args()
     if args.list:
         args.path.write_text(with_list(args.path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 python -m configs                                            # models, methods and other files
 python -m configs --options                                  # every option, as in docs/configs.md
-python train.py --config NAME.yaml --dry_run                 # checks one, and prints its batches and memory
+python train.py --config NAME.yaml --dry_run                 # checks one, prints batches and memory
 WORLD_SIZE=8 python train.py --config NAME.yaml --dry_run    # the same for a run on 8 processes
 """
 
@@ -14,17 +14,17 @@ from configs.schema import Config
 
 
 def first_sentence(kind: str, name: str) -> str:
-    """The first sentence of a file's comment."""
+    """First sentence of a file's comment."""
     line = (CONFIG_DIR / kind / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
     return line.removeprefix("# ").partition(". ")[0].rstrip(".")
 
 
 def listing() -> str:
-    """The models, methods and other files with the first sentence of each."""
+    """Models, methods and other files with the first sentence of each."""
     lines = ["train.py --config MODEL_METHOD.yaml, or any other of these names"]
     for title, kind in (("models", "models"), ("methods", "methods"), ("other", "")):
         lines += ["", title, *(f"  {name:<18} {first_sentence(kind, name)}" for name in stems(kind))]
-    lines += ["", "methods that are a rule alone, with its published values", f"  {', '.join(RULES)}"]
+    lines += ["", "rules as methods, with their published values", f"  {', '.join(RULES)}"]
     return "\n".join(lines)
 
 

@@ -6,11 +6,11 @@
 
     config = load_or_exit(Config, sys.argv[1:])   # train.py --config NAME.yaml --lr 2e-6
 
-- A bare NAME is looked up in this folder, then in the current one. A path works too; `.yaml` may be left out.
-- MODEL_METHOD.yaml is models/MODEL.yaml, then methods/METHOD.yaml, under that run_name (configs/names.py).
+- NAME is looked up in this folder, then in the current one. A path works too; `.yaml` is optional.
+- MODEL_METHOD.yaml reads models/MODEL.yaml, then methods/METHOD.yaml, and sets this run_name (configs/names.py).
 - `inherit: NAME.yaml` in a file reads that configuration first (looked up next to the file, then in this folder).
-- The option's type decides how a value is read, YAML's guesses do not: `lr: 1e-6` is a number, `run_name: no` and
-  `run_name: 010` are texts, `yes` is not a bool. Empty, `~` or `null` is None where None is allowed.
+- The option's type, not YAML, decides how a value is read: `lr: 1e-6` is a number, `run_name: no` and `run_name: 010`
+  are texts, `yes` is not a bool. Empty, `~` or `null` is None if None is allowed.
 - A mapping is merged entry by entry: `--rule_args.delta 0.03` replaces one entry of a file's `rule_args: {...}`.
 
 Left out: interpolation, environment variables, more than one parent.
@@ -48,9 +48,9 @@ UNREADABLE = (OSError, yaml.YAMLError, ValueError, OverflowError, RecursionError
 RESERVED = ("config", "help", "inherit")
 NULLS = ("", "~", "null", "Null", "NULL")
 NUMBER = re.compile(r"[-+.\d][-+.\d_eE]*")  # texts that may read as a number
-TEXT_TYPES = (NoneType, bool, int, float, str)  # of a value whose type no option declares: the first that fits
+TEXT_TYPES = (NoneType, bool, int, float, str)  # for a value without a declared type: the first that fits
 TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
-LIMITS = {  # limits of a number: in words, and the comparison of value and limit
+LIMITS = {  # limits of a number: text, and the comparison of value and limit
     "low": ("from", operator.ge),
     "above": ("above", operator.gt),
     "high": ("up to", operator.le),
@@ -83,21 +83,21 @@ def knob(
     """A dataclass field. Its annotation is the type: int, float, bool, str, Literal of texts, list of these, X | None,
     or dict[str, Any] for a mapping whose values have the types that YAML gives them.
 
-    `low` and `high` are allowed values themselves, `above` and `below` are not. `section` starts a heading of --help.
-    belongs_to: a file that sets this option drops the entries of the mapping that it inherits.
+    `low` and `high` are inclusive limits, `above` and `below` exclusive ones. `section` starts a heading of --help.
+    belongs_to: a file that sets this option drops the inherited entries of the mapping.
     """
-    metadata = locals()  # all of the above by name
+    metadata = locals()  # all parameters by name
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
 def load(cls: type[T], argv: Sequence[str]) -> T:
-    """The configuration that `argv` (without the program's name) describes.
+    """The configuration of `argv` (without the program's name).
 
     `--config FILE`, then `--key value` or `--key=value` for any option; a bare `--key` of a bool means true.
     Lists are written `[a, b]`. `--help` prints every option and raises SystemExit(0).
-    A method `problems(self) -> list[str]` of `cls` checks options against each other; its lines join the others.
+    A method `problems(self) -> list[str]` of `cls` checks options against each other and returns error lines.
     Raises ConfigError with every error of the files, the command line and `problems`.
     """
     if "--help" in argv or "-h" in argv:
@@ -107,7 +107,7 @@ def load(cls: type[T], argv: Sequence[str]) -> T:
     problems: list[str] = []
     values, unread = _read(cls, argv, problems)
     config = cls(**values)
-    # Options that could not be read have their defaults here; a conflict that names one would mislead.
+    # Unreadable options have their defaults here; a conflict that names one would mislead.
     for line in getattr(config, "problems", list)():
         if not any(re.search(rf"\b{key}\b", line) for key in unread):
             problems.append(line)
@@ -134,14 +134,14 @@ def load_or_exit(cls: type[T], argv: Sequence[str]) -> T:
 
 
 def to_yaml(config: "DataclassInstance") -> str:
-    """YAML text that `load` reads back to an equal configuration, floats to the last bit; plain PyYAML reads it too."""
+    """YAML text that `load` reads back to an equal configuration, floats bit-exact; plain PyYAML reads it too."""
     return _dump(dataclasses.asdict(config))
 
 
 def diff(old: Mapping[str, Any], config: "DataclassInstance") -> dict[str, tuple[Any, Any]]:
     """Options whose value in `config` differs from `old` (a saved `dataclasses.asdict`): {key: (old, new)}.
 
-    An option that only one side has shows as "absent" on the other.
+    An option that exists on one side only is "absent" on the other.
     """
     new = dataclasses.asdict(config)
     pairs = {key: (old.get(key, "absent"), new.get(key, "absent")) for key in {**new, **old}}
@@ -150,7 +150,7 @@ def diff(old: Mapping[str, Any], config: "DataclassInstance") -> dict[str, tuple
 
 def help_text(cls: "type[DataclassInstance]") -> str:
     """The program's usage, then every option by section: symbol, type, range, unit, default, meaning, source."""
-    module = sys.modules["__main__"].__spec__  # None for a program that was started by its file
+    module = sys.modules["__main__"].__spec__  # None for a program started by its file
     name = f"-m {module.name.removesuffix('.__main__')}" if module else Path(sys.argv[0]).name
     lines = [f"usage: python {name} [--config NAME.yaml] [--key value ...]"]
     for section, option, symbol, values, default, meaning in _described(cls):
@@ -161,11 +161,12 @@ def help_text(cls: "type[DataclassInstance]") -> str:
 
 
 def option_list(cls: "type[DataclassInstance]") -> str:
-    """The options of `help_text` as Markdown (docs/configs.md)."""
+    """Name, default and meaning of every option as Markdown (docs/configs.md)."""
     lines = []
     for section, option, symbol, values, default, meaning in _described(cls):
         lines += ["", f"### {section}", ""] if section else []
-        text = f"- `{option}`{symbol}: {meaning}. {values[0].upper()}{values[1:]}, default `{default}`"
+        choices = f"; {values.replace(' |', ',')}" if values.startswith("one of") else ""
+        text = f"- `{option}: {default}`{symbol}: {meaning}{choices}"
         lines += textwrap.wrap(text, 116, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     return "\n".join(lines) + "\n"
 
@@ -216,7 +217,7 @@ def _read(cls: type[T], argv: Sequence[str], problems: list[str]) -> tuple[dict[
 
 
 def _sources(argv: Sequence[str], problems: list[str]) -> Iterator[list[Entry]]:
-    """The assignments of each file, then of the command line: a later source overrides an earlier one."""
+    """Assignments per file, then of the command line; a later source overrides an earlier one."""
     words, entries = list(argv), []
     while words:
         word = words.pop(0)
@@ -243,18 +244,18 @@ def _sources(argv: Sequence[str], problems: list[str]) -> Iterator[list[Entry]]:
 
 
 def _files(paths: Sequence[Path], chain: tuple[Path, ...], problems: list[str]) -> Iterator[list[Entry]]:
-    """The assignments of what `find` found: a file, or a model and a method. chain: the files that inherit from it."""
+    """Assignments of the files of `find`: one, or a model and a method. chain: the files that inherit from them."""
     for path in paths:
         if path.is_file():
             yield from _file(path, chain, problems)
-        else:  # the rule alone (configs/names.py)
+        else:  # a rule without a file (configs/names.py)
             yield [(label(path), "rule", _plain(path.stem)), (label(path), "dual_clip", _plain("null"))]
     if len(paths) > 1:
         yield [(" + ".join(map(label, paths)), "run_name", _plain("_".join(path.stem for path in paths)))]
 
 
 def _file(path: Path, chain: tuple[Path, ...], problems: list[str]) -> Iterator[list[Entry]]:
-    """The assignments of the files that a file inherits from, then its own."""
+    """Assignments of a file's parents, then its own."""
     name = label(path)
     try:
         root = _compose(path.read_text(encoding="utf-8")) or yaml.MappingNode("", [])
@@ -280,7 +281,7 @@ def _file(path: Path, chain: tuple[Path, ...], problems: list[str]) -> Iterator[
 
 
 def _flatten(entries: Iterable[Entry], problems: list[str]) -> list[Entry]:
-    """The assignments of one source with those of a mapping one by one; a second one of the same option is refused."""
+    """Assignments of one source, with one per entry of a mapping; a second one of the same option is an error."""
     flat: dict[str, Entry] = {}
     for where, option, node in entries:
         inner = [(where, option, node)]
@@ -300,7 +301,7 @@ def _plain(text: str) -> yaml.ScalarNode:
     return yaml.ScalarNode("tag:yaml.org,2002:str", text)
 
 
-# ---- values: from a YAML node to the type that the option declares; all raise ValueError ----
+# ---- values: from a YAML node to the option's type; all raise ValueError ----
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
@@ -309,9 +310,9 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 
 def _untyped(node: yaml.Node, levels: int = 1) -> Any:
-    """A value whose type no option declares: null, true, false, a number as Python reads it, else text.
+    """A value without a declared type: null, true, false, a number as Python reads it, else text.
 
-    levels: depth of lists and mappings, limited since YAML's aliases make them endless.
+    levels: maximum depth of lists and mappings, since YAML aliases allow endless ones.
     """
     if isinstance(node, yaml.SequenceNode) and levels:
         return [_untyped(item, levels - 1) for item in node.value]
@@ -321,7 +322,7 @@ def _untyped(node: yaml.Node, levels: int = 1) -> Any:
 
 
 def _first(node: yaml.Node, kinds: Iterable[Any]) -> Any:
-    """The value as the first of `kinds` that it fits."""
+    """The value, converted to the first of `kinds` that fits."""
     for kind in kinds:
         with contextlib.suppress(ValueError):
             return _convert(node, kind)
@@ -357,11 +358,11 @@ def _check_range(value: Any, about: Mapping[str, Any]) -> None:
             raise ValueError
 
 
-# ---- words ----
+# ---- text of messages and help ----
 
 
 def _allowed(hint: Any, about: Mapping[str, Any]) -> str:
-    """The type and range of an option in words."""
+    """Type and range of an option as text."""
     words = []
     for member in _members(hint):
         origin, arguments = typing.get_origin(member), typing.get_args(member)
@@ -384,7 +385,7 @@ def _nearest_names(name: str) -> str:
 
 
 def _show(node: yaml.Node, levels: int = 1) -> str:
-    """A value as the user wrote it, shortened; one level of a list, since YAML's aliases make lists endless."""
+    """A value as the user wrote it, shortened; one level of a list, since YAML aliases allow endless ones."""
     if isinstance(node, yaml.SequenceNode) and levels:
         text = f"[{', '.join(_show(item, 0) for item in node.value[:9])}]"
     else:
@@ -397,7 +398,7 @@ def _text(node: yaml.Node) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error, with the line of the file where PyYAML knows it."""
+    """The first line of an error, with the line number if PyYAML gives one."""
     mark = getattr(error, "problem_mark", None)
     text = getattr(error, "problem", None) or str(error).partition("\n")[0]
     text = "nested too deeply" if isinstance(error, RecursionError) else text
@@ -405,7 +406,7 @@ def _reason(error: Exception) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's, with quotes around every text that `_untyped` would read as something else, such as 1e-6."""
+    """PyYAML's dumper, with quotes around texts that `_untyped` would read as another type, such as 1e-6."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
@@ -417,13 +418,13 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def _dump(value: Any) -> str:
-    """A mapping as lines, anything else as one word or one line."""
+    """YAML of a value: a mapping on several lines, any other value on one."""
     if isinstance(value, dict) and value:
         return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9)
     return yaml.dump([value], Dumper=_Dumper, allow_unicode=True, width=10**9, default_flow_style=True).strip()[1:-1]
 
 
 def _is_main_process() -> bool:
-    """Whether this process prints: rank 0, and any process whose RANK no launcher gives."""
+    """Whether this process prints: rank 0, or a process without a valid RANK from a launcher."""
     rank, processes = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     return not (rank.isdecimal() and processes.isdecimal() and 0 < int(rank) < int(processes))

@@ -1,4 +1,4 @@
-"""How much memory a rank needs, estimated from below, to tell a run that cannot fit from one that can.
+"""Lower estimate of the memory per rank, to find runs that cannot fit.
 
 In bytes, per rank, with n processes, P parameters, H hidden, V vocabulary rows, L layers, F feed-forward, K = kv heads
 x head size, m `micro_batch_tokens`, c LOGPROB_CHUNK_TOKENS:
@@ -6,16 +6,16 @@ x head size, m `micro_batch_tokens`, c LOGPROB_CHUNK_TOKENS:
     weights, Adam    4 P + 8 T, float32, divided by n under fsdp2; T: trained, P or the adapters of LoRA
     gradients        4 T (/ n), and under ddp 4 T for the buckets
     gathered         bfloat16. fsdp2: two layers and embedding + head, their gradients too; else 2 P of casts
-    activations      2 m H L at the layers' borders, and one layer's inside, 2 m (12 H + 2 K + 4 F), computed again in
-                     backward; without gradient_checkpointing the inside of every layer
+    activations      2 m H L at the layer boundaries, and 2 m (12 H + 2 K + 4 F) inside one layer, recomputed in
+                     backward; without gradient_checkpointing inside every layer
     logits           8 c V for a chunk in float32 and its softmax, and 8 V H for the head and its gradient
-    UPDATE           all of these together
-    ROLLOUT          weights, Adam, the sync (the largest weight on its way: gathered, and laid out anew in the engine)
-                     and the engine: engine_memory_share of the card
-    engine           at least 2 P / tensor_parallel, and the keys and values of 16 whole sequences, 4 K L each token
+    UPDATE           the sum of these
+    ROLLOUT          weights, Adam, the sync (the largest weight, gathered and copied into the engine's layout) and the
+                     engine: engine_memory_share of the card
+    engine           at least 2 P / tensor_parallel, and the KV cache of 16 whole sequences, 4 K L per token
 
 The card is the smallest of CARDS_GIB that holds UPDATE, ROLLOUT and OVERHEAD_GIB, and whose share holds the engine.
-float32 is assumed where `precision` says so. Left out: fragmentation, the attention kernel's own memory, the host's.
+With `precision: float32`, 2 bytes become 4. Left out: fragmentation, memory of the attention kernel, host memory.
 """
 
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ from configs.schema import Config
 
 GIB = 2**30
 CARDS_GIB = (24, 40, 48, 80, 141)
-OVERHEAD_GIB = 3.0  # CUDA context, NCCL, what a sleeping engine keeps: a guess
+OVERHEAD_GIB = 3.0  # CUDA context, NCCL, a sleeping engine: a guess
 LOGPROB_CHUNK_TOKENS = 1024  # response tokens whose logits exist at a time
-DDP_PARAMETERS = 1e9  # up to here every process holds the whole policy: weights, gradients, AdamW take 16 GB
-CPU_CACHE_SLACK = 2**24  # bytes; vLLM keeps a block to itself
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # names of their number in config.json
-ENGINE_SEQUENCES = 16  # decoded at once at the least; fewer would be no use
+DDP_PARAMETERS = 1e9  # limit of ddp, where weights, gradients and AdamW take 16 GB per process
+CPU_CACHE_SLACK = 2**24  # bytes; vLLM reserves one block
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # keys of the number of experts in config.json
+ENGINE_SEQUENCES = 16  # smallest useful number of concurrent sequences
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Size:
 
     @classmethod
     def of(cls, model_config: Any) -> "Size":
-        """Of a transformers configuration."""
+        """Size from a transformers configuration."""
         config = model_config.get_text_config()
         return cls(
             config.hidden_size,
@@ -100,7 +100,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimates in GiB per rank; see the head of this file."""
+    """Estimates in GiB per rank; formulas at the top of this file."""
 
     states: float  # weights and Adam
     update: float
@@ -110,37 +110,37 @@ class Memory:
 
 
 def activations_a_token(size: Size, checkpointing: bool) -> int:
-    """Numbers that autograd keeps of a token for the backward pass of a micro-batch."""
+    """Numbers per token that autograd keeps for the backward pass of a micro-batch."""
     inside = 12 * size.hidden + 2 * size.kv + 4 * size.feed_forward  # of one layer
     return size.hidden * size.layers + inside if checkpointing else inside * size.layers
 
 
 def cache_a_token(size: Size, bytes_per_number: int) -> int:
-    """Bytes of the keys and values of a token in an engine."""
+    """Bytes per token in the engine's KV cache."""
     return 2 * size.layers * size.kv * bytes_per_number
 
 
 def sharding_of(cfg: Config, size: Size, processes: int) -> str:
-    """none, ddp or fsdp2: what `sharding: auto` stands for."""
+    """none, ddp or fsdp2, with `auto` resolved."""
     if cfg.sharding != "auto":
         return cfg.sharding
     return "none" if processes == 1 else "ddp" if size.parameters <= DDP_PARAMETERS else "fsdp2"
 
 
 def cpu_cache_bytes(cfg: Config, size: Size, sequences: int) -> int:
-    """Bytes of vLLM's cache on a CPU: `sequences` of half the longest length, one whole sequence at least, 4 GiB at
-    most unless one sequence needs more."""
+    """Bytes of vLLM's KV cache on a CPU: `sequences` of half the longest length, at least one whole sequence, at most
+    4 GiB unless one sequence needs more."""
     whole = cfg.max_prompt_tokens + cfg.max_response_tokens
     a_sequence = whole * cache_a_token(size, 2 if cfg.precision == "bfloat16" else 4)
     return max(a_sequence + CPU_CACHE_SLACK, min(sequences * a_sequence // 2, 4 * GIB), 2**28)
 
 
 def estimate(cfg: Config, size: Size, processes: int) -> Memory:
-    """Memory per rank of `cfg` on `processes` GPUs, by the formulas at the head of this file."""
+    """Memory per rank of `cfg` on `processes` GPUs, by the formulas at the top of this file."""
     sharding = sharding_of(cfg, size, processes)
     sharded = sharding == "fsdp2"
     n = processes if sharded else 1
-    compute = 4 if cfg.precision == "float32" else 2  # bytes a number in forward and backward
+    compute = 4 if cfg.precision == "float32" else 2  # bytes per number in forward and backward
     p, h, m = size.parameters, size.hidden, cfg.micro_batch_tokens
     trained = size.adapter_parameters(cfg.lora_rank) if cfg.lora_rank else p
     states = (4 * p + 8 * trained) / n
@@ -165,10 +165,10 @@ def estimate(cfg: Config, size: Size, processes: int) -> Memory:
 
 
 def memory_text(cfg: Config, size: Size, processes: int) -> str:
-    """The estimate in words."""
+    """The estimate as text."""
     memory = estimate(cfg, size, processes)
     card = f"a card of {memory.card} GiB" if memory.card else f"none of {', '.join(map(str, CARDS_GIB))} GiB"
     return (
         f"memory:  a rank holds about {memory.states:.1f} GiB of weights and AdamW, {memory.update:.1f} in an update, "
-        f"{memory.beside_engine:.1f} beside its engine; smallest card: {card}"
+        f"{memory.beside_engine:.1f} next to its engine; smallest card: {card}"
     )

@@ -1,10 +1,10 @@
-"""Which files a configuration's name stands for: one, or a model and a method of this folder.
+"""Files of a configuration's name: one file, or a model and a method of this folder.
 
     find("qwen3b_band.yaml", [CONFIG_DIR, Path()])     # [models/qwen3b.yaml, methods/band.yaml]
 
-MODEL_METHOD.yaml and MODEL.yaml are looked up as if they were files of this folder. A file that exists comes first,
-so an exception for one model and method is a file of their name that inherits that name. METHOD is a file of methods/
-or a rule: the rule alone with its published values, without dual clip.
+MODEL_METHOD.yaml and MODEL.yaml are looked up as if they were files of this folder. An existing file takes precedence
+and can inherit its own name, to change one pair of model and method. METHOD is a file of methods/ or a rule, which then
+has its published values and no dual clip.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ RULES = "abc acpo band_asymmetric bapo ce_gppo cispo clip_cov dgpo gppo gspo kl_
 
 
 def stems(kind: str) -> list[str]:
-    """The names of the files in `kind`: models, methods, or "" for this folder itself."""
+    """File stems in `kind`: models, methods, or "" for this folder."""
     return sorted(path.stem for path in (CONFIG_DIR / kind).glob("*.yaml"))
 
 
 def composed() -> dict[str, list[Path]]:
-    """NAME -> the files to read one after another, for every model, and every model with every method."""
+    """NAME -> files in reading order, for every model, and every model with every method."""
     models = {name: CONFIG_DIR / "models" / f"{name}.yaml" for name in stems("models")}
     methods = {name: CONFIG_DIR / "methods" / f"{name}.yaml" for name in [*stems("methods"), *RULES]}
     pairs = {f"{model}_{method}": [models[model], methods[method]] for model in models for method in methods}
@@ -34,10 +34,10 @@ def config_names() -> list[str]:
 
 
 def find(name: str, folders: Sequence[Path], but: Path | None = None) -> list[Path]:
-    """The files that `name` stands for, in the order in which they are read; empty when there are none.
+    """The files of `name` in reading order; empty if there are none.
 
-    name: with or without .yaml, a path or looked up in `folders` one after another. but: a file that is no answer; what
-    inherits its own name means what it stands in for.
+    name: a path, or a name to look up in `folders` in order; `.yaml` is optional. but: a file to skip, because a file
+    that inherits its own name means the composed configuration.
     """
     for path in (folder / name for folder in folders):
         try:
@@ -47,11 +47,11 @@ def find(name: str, folders: Sequence[Path], but: Path | None = None) -> list[Pa
             found = composed().get(path.name.removesuffix(".yaml"))
             if found and path.parent.resolve() == CONFIG_DIR:
                 return found
-        except (OSError, ValueError):  # what no file system takes: too long, a zero byte, no name at all
+        except (OSError, ValueError):  # invalid as a path: too long, a zero byte, empty
             return []
     return []
 
 
 def label(path: Path) -> str:
-    """What messages call a file: models/qwen3b.yaml for one of this folder, else its name alone."""
+    """A file's name in messages: models/qwen3b.yaml for a file of this folder, else the bare file name."""
     return path.relative_to(CONFIG_DIR).as_posix() if path.is_relative_to(CONFIG_DIR) else path.name

@@ -1,9 +1,9 @@
-"""Every option of training, once, and the batch arithmetic that follows from them.
+"""All training options, and the batch arithmetic that follows from them.
 
-    python train.py --help          # all of them with type, unit, default, symbol and source
+    python train.py --help          # options with type, unit, default, symbol and source
 
-A new option is one line in `Config`; the code reads it as `cfg.name`. A YAML file in this folder sets what differs from
-the defaults, which are those of the paper's main run, except for `reward` (the paper's is answer_line).
+A new option is one line in `Config`; the code reads it as `cfg.name`. Defaults are the paper's main run, except for
+`reward` (paper: answer_line). A YAML file in this folder sets the options that differ.
 """
 
 import math
@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from configs.load import ConfigError, knob
 
-PAPER = "paper"  # arXiv 2603.04918 and the scripts published with it
+PAPER = "BandPO"  # arXiv 2603.04918 and the scripts published with it
 DAPO = "arXiv 2503.14476"
 RULES_AT_RATIO_1 = ("clip_cov",)  # rules of bandpo/rules.py that change the gradient where the ratio is 1
-# Arguments of vllm.LLM that `vllm` cannot override, and what sets them.
+# Arguments of vllm.LLM that `vllm` cannot override, and the option that sets them.
 OWN_VLLM_ARGUMENTS = {
     **{"model": "model", "dtype": "precision", "seed": "seed", "tensor_parallel_size": "tensor_parallel"},
     **{"gpu_memory_utilization": "engine_memory_share", "trust_remote_code": "trust_remote_code"},
@@ -32,31 +32,33 @@ FIXED_VLLM_ARGUMENTS = dict.fromkeys(
 
 @dataclass(frozen=True)
 class Config:
-    """Every option, once. `python train.py --help` prints them with type, unit, default, symbol and source."""
+    """All training options; `python train.py --help` prints them."""
 
     run_name: str = knob("run", "name of the run's folder; the same name resumes the run", section="Run")
-    output_dir: str = knob("runs", "folder that holds the run folders")
-    seed: int = knob(0, "seed of sampling, data order and weights that are initialized", low=0, high=2**32 - 1)
-    deterministic: bool = knob(False, "bit-identical runs from the same seed on a GPU, slower; a CPU run always is")
-    max_steps: int = knob(1020, "training steps, each a rollout and its updates; 10 epochs", source=PAPER, low=1)
+    output_dir: str = knob("runs", "parent folder of the run folders")
+    seed: int = knob(0, "seed of sampling, data order and initialized weights", low=0, high=2**32 - 1)
+    deterministic: bool = knob(False, "bit-identical runs from the same seed on a GPU, slower; CPU runs always are")
+    max_steps: int = knob(
+        1020, "training steps, each one rollout and its updates; default: 10 epochs", source=PAPER, low=1
+    )
     dry_run: bool = knob(False, "preflight checks and the configuration only; no model is loaded")
     wandb: Literal["auto", "online", "offline", "disabled"] = knob(
         "auto", "wandb mode; auto: online with an API key and a network, else offline"
     )
-    samples_logged: int = knob(8, "responses per step in runs/NAME/samples and on wandb, one per group", low=0)
+    samples_logged: int = knob(8, "logged responses per step, one per group, in runs/NAME/samples and on wandb", low=0)
 
     model: str = knob("Qwen/Qwen2.5-3B-Instruct", "folder or hub id of the start model", section="Model")
     precision: Literal["auto", "float32", "bfloat16"] = knob(
-        "auto", "dtype of compute and engine; auto: bfloat16 on a GPU that supports it; master weights are float32"
+        "auto", "dtype of compute and engine (master weights: float32); auto: bfloat16 on a GPU that supports it"
     )
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = knob(
-        "auto", "attention kernel; auto and flash_attention_*: packed sequences without padding; eager, sdpa: padded"
+        "auto", "attention kernel; auto: packed if the model allows it; flash_attention_*: packed; eager, sdpa: padded"
     )
     gradient_checkpointing: bool = knob(
         True, "recomputation of activations in backward: less memory, a third more compute"
     )
     sharding: Literal["auto", "none", "ddp", "fsdp2"] = knob(
-        "auto", "how processes hold the policy; auto: none for one process, ddp up to 1B parameters, else fsdp2"
+        "auto", "sharding of the policy; auto: none for one process, ddp up to 1B parameters, else fsdp2"
     )
     lora_rank: int = knob(
         0, "rank of LoRA adapters, which are then the only trained weights; 0: off", symbol="r", low=0
@@ -72,7 +74,9 @@ class Config:
     )
     eval_data: str | list[str] = knob(["aime24", "aime25", "amc23"], "evaluation sets or files", source=PAPER)
     prompt_template: str = knob("dapo", "instruction around the problem, a name of data/prompts.py", source=PAPER)
-    system_prompt: str = knob("default", "system turn; default: the chat template's own; none: no system turn; or text")
+    system_prompt: str = knob(
+        "default", "system turn; default: that of the chat template; none: no turn; other: its text"
+    )
     chat_template: bool = knob(True, "prompts in the model's chat template; false: the bare text")
     max_prompt_tokens: int = knob(
         1024, "longest prompt; longer ones are dropped and counted", unit="tokens", source=PAPER, low=1
@@ -80,25 +84,23 @@ class Config:
 
     engine: Literal["vllm", "hf"] = knob("vllm", "rollout engine; hf: transformers' generate, slow", section="Rollout")
     prompts_per_step: int = knob(256, "prompts per step over all processes", symbol="B", source=PAPER, low=1)
-    samples_per_prompt: int = knob(16, "responses per prompt, a group", symbol="G", source=PAPER, low=2)
+    samples_per_prompt: int = knob(16, "responses per prompt: one group", symbol="G", source=PAPER, low=2)
     max_response_tokens: int = knob(
         4096, "longest response; longer ones are truncated", unit="tokens", source=PAPER, low=1
     )
-    temperature: float = knob(
-        1.0, "temperature of sampling, log-probs and entropy; vLLM allows at most 2", source=PAPER, above=0, high=2
-    )
-    top_p: float = knob(1.0, "nucleus sampling; 1: off", source=PAPER, above=0, high=1)
+    temperature: float = knob(1.0, "temperature of sampling, log-probs and entropy", source=PAPER, above=0, high=2)
+    top_p: float = knob(1.0, "cumulative probability of nucleus sampling; 1: off", source=PAPER, above=0, high=1)
     top_k: int = knob(0, "sample among the k most likely tokens; 0: off", source=PAPER, low=0)
     stop: list[str] = knob([], "texts that end a response and stay in it, besides the model's end-of-turn tokens")
     dynamic_sampling: int = knob(
-        0, "rounds per step that replace groups of equal scores by new prompts; 0: off", source=DAPO, low=0
+        0, "rounds per step in which new prompts replace groups of equal scores; 0: off", source=DAPO, low=0
     )
-    off_policy_steps: int = knob(0, "age k of rollouts when they are trained on; 0: on-policy", unit="steps", low=0)
+    off_policy_steps: int = knob(0, "steps between rollout and training; 0: on-policy", unit="steps", low=0)
     tensor_parallel: int = knob(1, "processes that share one engine", low=1)
     engine_memory_share: float = knob(
-        0.6, "share of a GPU's memory for the engine while it samples; without effect on a CPU", above=0, below=1
+        0.6, "share of GPU memory for the engine while it samples; no effect on a CPU", above=0, below=1
     )
-    vllm: dict[str, Any] = knob({}, "further arguments of vllm.LLM, such as {enforce_eager: true, max_num_seqs: 256}")
+    vllm: dict[str, Any] = knob({}, "further arguments of vllm.LLM, such as {enforce_eager: true}")
 
     reward: str = knob(
         "math",
@@ -108,12 +110,12 @@ class Config:
     reward_correct: float = knob(1.0, "reward of a correct response", source=PAPER)
     reward_incorrect: float = knob(-1.0, "reward of any other response", source=PAPER)
     overlong_buffer_tokens: int = knob(
-        0, "linear penalty over the last tokens before the length limit, up to 1; 0: off", source=DAPO, low=0
+        0, "tokens before the response limit over which a penalty grows linearly to 1; 0: off", source=DAPO, low=0
     )
     verifier_workers: int = knob(4, "grading processes per rank", low=1)
     verifier_timeout_s: float = knob(3.0, "CPU time limit per response", unit="s", above=0, high=86_400)
 
-    rule: str = knob("band", "clipping rule: a name of docs/rules.md, or FILE.py:FUNCTION", section="Objective")
+    rule: str = knob("band", "clipping rule: a name in docs/rules.md, or FILE.py:FUNCTION", section="Objective")
     rule_args: dict[str, Any] = knob(
         {}, "parameters of the rule that differ from its published values; setting rule resets them", belongs_to="rule"
     )
@@ -121,12 +123,12 @@ class Config:
         10.0, "ratio above which tokens with A < 0 get no gradient; null: off", symbol="c", source=PAPER, above=1
     )
     advantage: Literal["group_std", "group_mean", "rloo", "maxrl"] = knob(
-        "group_std", "group advantages from rewards: group_advantages in train.py", source=PAPER
+        "group_std", "advantages within a group; formulas: group_advantages in train.py", source=PAPER
     )
     loss_aggregation: Literal["seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"] = knob(
-        "seq-mean-token-mean", "aggregation of token losses into the loss", source=PAPER
+        "seq-mean-token-mean", "aggregation of token losses", source=PAPER
     )
-    mask_truncated: bool = knob(False, "no loss for truncated responses, which count in no denominator", source=DAPO)
+    mask_truncated: bool = knob(False, "exclusion of truncated responses from loss and denominators", source=DAPO)
     kl_coef: float = knob(0.001, "coefficient of the k3 KL to the start model; 0: off", symbol="β", source=PAPER, low=0)
     teacher: str | None = knob(
         None, "folder or hub id of a teacher with the same tokenizer: on-policy distillation by reverse KL; null: off"
@@ -134,18 +136,17 @@ class Config:
     teacher_coef: float = knob(1.0, "weight of ln(teacher / old policy), added to the advantage of each token", above=0)
     entropy_coef: float = knob(0.0, "coefficient of the entropy bonus; 0: off", low=0)
     old_policy: Literal["trainer", "rollout"] = knob(
-        "trainer", "old policy of the ratio; trainer: log-probs recomputed before the updates; rollout: the engine's"
+        "trainer", "source of old log-probs; trainer: recomputed before the updates; rollout: the engine's"
     )
     tis: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = knob(
         "none", "importance weight old policy / rollout policy, per token or sequence, truncated or masked"
     )
-    tis_cap: float = knob(2.0, "upper bound of the importance weight", source="arXiv 2510.18855: 5", above=0)
-    tis_floor: float = knob(0.0, "lower bound of the *_mask weights", source="arXiv 2510.18855: 0.5", low=0)
+    tis_cap: float = knob(2.0, "upper bound of the importance weight of tis", source="arXiv 2510.18855 uses 5", above=0)
+    tis_floor: float = knob(
+        0.0, "lower bound of the importance weight of tis *_mask", source="arXiv 2510.18855 uses 0.5", low=0
+    )
     max_rollout_kl: float = knob(
-        0.2,
-        "largest KL(rollout, trainer) per token; the run stops before an update when it is above",
-        unit="nats",
-        above=0,
+        0.2, "largest KL(rollout, trainer) in nats per token; above it the run stops before an update", above=0
     )
 
     minibatches: int = knob(
@@ -164,13 +165,13 @@ class Config:
 
     eval_every: int = knob(
         5,
-        "steps between evaluations, which also run before the first and after the last step; 0: off",
+        "steps between evaluations, also before the first and after the last step; 0: off",
         source=PAPER,
         low=0,
         section="Evaluation and checkpoints",
     )
     eval_samples: int = knob(32, "responses per problem in evaluations", symbol="k", source=PAPER, low=1)
-    save_every: int = knob(10, "steps between checkpoints, also saved after the last step; 0: last step only", low=0)
+    save_every: int = knob(10, "steps between checkpoints, also after the last step; 0: last step only", low=0)
     keep_last: int = knob(2, "newest checkpoints to keep", low=1)
     keep_best: int = knob(1, "best evaluated checkpoints to keep, by mean@k over the evaluation sets", low=0)
 
@@ -179,16 +180,16 @@ class Config:
         return self.minibatches * self.epochs
 
     def problems(self) -> list[str]:
-        """Conflicts between options, one line each."""
+        """Conflicts between options, one line per conflict."""
         try:
             plan = Plan(self)
-        except ConfigError as error:  # the launcher's variables: nothing below can be checked
+        except ConfigError as error:  # invalid variables of the launcher: no check below can run
             return error.problems
         conflicts = [*_batch_conflicts(self, plan), *_sampling_conflicts(self), *_training_conflicts(self)]
         return [line for wrong, line in conflicts if wrong] + _same_names(self.eval_data)
 
     def warnings(self) -> list[str]:
-        """Choices that are allowed and may not be intended: options without effect, and surprising combinations."""
+        """Valid but probably unintended choices: options without effect, surprising combinations."""
         return [line for doubtful, line in [*_without_effect(self), *_surprises(self)] if doubtful]
 
     def differs(self, key: str) -> bool:
@@ -272,7 +273,7 @@ def _sampling_conflicts(cfg: Config) -> Checks:
 
 
 def vllm_problems(arguments: Mapping[str, Any]) -> list[str]:
-    """A line per argument of vllm.LLM that `vllm` cannot override."""
+    """One line per argument in `vllm` that the trainer or another option sets."""
     reserved = {**OWN_VLLM_ARGUMENTS, **FIXED_VLLM_ARGUMENTS}
     return [f"vllm: {name} is set by {reserved[name]}; remove it" for name in arguments if name in reserved]
 
@@ -367,7 +368,7 @@ def _surprises(cfg: Config) -> Checks:
 
 
 def _same_names(eval_data: str | list[str]) -> list[str]:
-    """A line for each set whose metrics would bear the name of an earlier one: a file's stem, NAME of NAME=PATH."""
+    """One line per set whose metrics would have the name of an earlier set: a file's stem, or NAME of NAME=PATH."""
     first: dict[str, str] = {}
     lines = []
     for each in [eval_data] if isinstance(eval_data, str) else eval_data:
@@ -380,7 +381,7 @@ def _same_names(eval_data: str | list[str]) -> list[str]:
 
 
 def _launched(variable: str, *, default: int, low: int, below: int | None = None) -> int:
-    """A number that the launcher put into the environment. Raises ConfigError when it is none from `low` on."""
+    """An environment variable of the launcher as a number. Raises ConfigError if it is out of range or no number."""
     text = os.environ.get(variable, str(default))
     if text.isdecimal() and low <= int(text) and (below is None or int(text) < below):
         return int(text)
@@ -393,7 +394,7 @@ def _launched(variable: str, *, default: int, low: int, below: int | None = None
 class Plan:
     """The batch arithmetic that follows from the configuration and the number of processes.
 
-    Raises ConfigError when WORLD_SIZE or RANK, which the launcher sets, is no number of processes or one of them.
+    Raises ConfigError if WORLD_SIZE or RANK, which the launcher sets, is invalid.
     """
 
     def __init__(self, cfg: Config):
@@ -402,25 +403,25 @@ class Plan:
         self.minibatches = cfg.minibatches
         self.prompts_per_minibatch = cfg.prompts_per_step // self.minibatches  # over all processes
         self.sequences_per_minibatch = self.prompts_per_minibatch * cfg.samples_per_prompt
-        self.sequences = cfg.prompts_per_step * cfg.samples_per_prompt  # of a step, over all processes
+        self.sequences = cfg.prompts_per_step * cfg.samples_per_prompt  # per step, over all processes
 
     def slots(self, rank: int) -> list[int]:
-        """Positions in the step's batch of prompts that are this rank's, minibatch after minibatch.
+        """Positions of this rank's prompts in the step's batch, minibatch after minibatch.
 
-        Minibatch m holds the same prompts on any number of processes, so an update does not depend on how work is cut.
+        Minibatch m holds the same prompts on any number of processes, so an update does not depend on that number.
         """
         share = self.prompts_per_minibatch // self.processes
         starts = [m * self.prompts_per_minibatch + rank * share for m in range(self.minibatches)]
         return [start + i for start in starts for i in range(share)]
 
     def text(self, cfg: Config) -> str:
-        """The arithmetic in words."""
+        """The batch arithmetic as text."""
         return (
             f"a step:  {cfg.prompts_per_step} prompts x {cfg.samples_per_prompt} samples = {self.sequences:,} "
             "sequences\n"
-            f"updates: {cfg.updates_per_step} a step = {self.minibatches} minibatches of "
+            f"updates: {cfg.updates_per_step} per step = {self.minibatches} minibatches of "
             f"{self.sequences_per_minibatch:,} sequences x {cfg.epochs} epoch(s)\n"
-            f"a rank:  {self.sequences // self.processes:,} sequences a step on each of {self.processes} process(es), "
+            f"a rank:  {self.sequences // self.processes:,} sequences per step ({self.processes} process(es)), "
             f"micro-batches of {cfg.micro_batch_tokens:,} tokens at most\n"
             f"in all:  {cfg.max_steps:,} steps, {cfg.max_steps * cfg.updates_per_step:,} updates, "
             f"{cfg.max_steps * self.sequences:,} sequences"

@@ -11,7 +11,7 @@ from launching import ROOT
 
 from configs.schema import Config
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("bandpo", "bench", "configs", "data", "eval", "rewards", "tests", "trainer")
 CODE = [*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).glob("**/*.py"))]
 CODE = [path for path in CODE if path.name != "test_pages.py"]

@@ -4,7 +4,7 @@
 
 Packed sequences stand end to end in one row. An attention kernel keeps them apart; layers of linear attention and
 convolution (Qwen3.5, LFM2, Mamba hybrids) mix them. Two small batches show which of the two a model does;
-docs/models.md lists what was tried.
+docs/quickstart.md lists what was tried.
 """
 
 from collections.abc import Sequence

@@ -95,7 +95,7 @@ def test_bisected_bounds_are_exact(name: str):
 
 
 def test_a_new_divergence_is_one_line(monkeypatch: pytest.MonkeyPatch):
-    """The example of docs/band.md: triangular discrimination."""
+    """The example of docs/tweaks.md: triangular discrimination."""
     monkeypatch.setitem(DIVERGENCES, "triangular", Divergence(lambda s: torch.expm1(s) * torch.tanh(s / 2)))
     monkeypatch.setitem(TEXTBOOK, "triangular", lambda u: (u - 1) ** 2 / (u + 1))
     upper, lower = relative_and_absolute_error("triangular", 0.05, torch.float32, points=12)

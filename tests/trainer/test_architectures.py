@@ -1,6 +1,6 @@
 """Causal language models of transformers, tiny and random: log-probs and gradients of batches as of single sequences.
 
-`attention: auto` chooses the layout. docs/models.md lists what is found here.
+`attention: auto` chooses the layout. docs/quickstart.md lists what is found here.
 """
 
 import re
@@ -140,7 +140,7 @@ def test_flash_attention_is_chosen_for_bfloat16_only(monkeypatch: pytest.MonkeyP
 
 
 def test_the_page_lists_what_is_tried():
-    text = (ROOT / "docs" / "models.md").read_text()
+    text = (ROOT / "docs" / "quickstart.md").read_text()
     for layout, kinds in (("packed", PACKED), ("padded", PADDED), ("refused", REFUSED)):
         item = re.search(rf"^- {layout}:.*\n(?:  .*\n)*", text, re.MULTILINE)
         assert item and re.findall(r"`(\w+)`", item[0]) == kinds
