@@ -125,7 +125,8 @@ def find_columns(columns: Sequence[str], prompt: str | None, answer: str | None)
     `messages` without an answer column is both: its last turn is the reference response.
     Raises ValueError naming the columns found and the two keys.
     """
-    present = {each for each in (*PROBLEM_COLUMNS, *ANSWER_COLUMNS, prompt, answer) if each and _top(each) in columns}
+    names = filter(None, (*PROBLEM_COLUMNS, *ANSWER_COLUMNS, prompt, answer))
+    present = {name for name in names if {name, name.partition(".")[0]} & set(columns)}
     asked = prompt or next(filter(present.__contains__, PROBLEM_COLUMNS), "")
     gold = answer or next(filter(present.__contains__, ANSWER_COLUMNS), "messages" if asked == "messages" else "")
     if not {asked, gold} <= present:
@@ -136,8 +137,11 @@ def find_columns(columns: Sequence[str], prompt: str | None, answer: str | None)
     return asked, gold
 
 
-def parse(row: Mapping[str, Any], problem_column: str, answer_column: str) -> Parsed:
-    """Read one row. Raises ValueError naming the column whose value cannot be read."""
+def parse(row: Mapping[str, Any], problem_column: str, answer_column: str, worked: bool) -> Parsed:
+    """Read one row; worked: the answer column holds solutions, of which only a final answer that is marked counts.
+
+    Raises ValueError naming the column whose value cannot be read.
+    """
     asked, messages, note = _value(row, problem_column), [], ""
     response = None  # the reference response, where the conversation holds it
     if isinstance(asked, list):
@@ -170,7 +174,7 @@ def parse(row: Mapping[str, Any], problem_column: str, answer_column: str) -> Pa
             note = f"with several variants in {answer_column!r}; the first is the gold" if len(variants) > 1 else note
         if isinstance(answer, str):
             short = boxed_answer(answer, problem) or answer.rpartition("####")[2]  # GSM8K ends in "#### 18"
-            answer = "" if short == answer and answer_column == "solution" and problem_column != "prompt" else short
+            answer = "" if worked and short == answer else short
         gold = clean_gold(answer)
     except ValueError as error:
         raise ValueError(f"column {answer_column!r}: {error}") from None
@@ -180,19 +184,14 @@ def parse(row: Mapping[str, Any], problem_column: str, answer_column: str) -> Pa
     return Parsed(problem, tuple(messages), gold, key, _level(row.get("level")), note)
 
 
-def _top(column: str) -> str:
-    return column.partition(".")[0]
-
-
 def _value(row: Mapping[str, Any], column: str) -> Any:
     """The value of a column, or of a field of a struct column ("reward_model.ground_truth")."""
-    if column in row or "." not in column:
-        return row.get(column)
     top, _, field = column.partition(".")
-    struct = row.get(top)
-    if not isinstance(struct, dict) or field not in struct:
+    if column in row or not field:
+        return row.get(column)
+    if not isinstance(row.get(top), dict) or field not in row[top]:
         raise ValueError(f"column {top!r} must be a struct with a field {field!r}")
-    return struct[field]
+    return row[top][field]
 
 
 def _messages(turns: list[Any], column: str) -> list[dict[str, Any]]:

@@ -45,8 +45,6 @@ def load_problems(
     two sets with one name. Problems found in two sets of a mixture are kept in both, and counted in a line.
     """
     names = [sets] if isinstance(sets, str) else list(sets)
-    if not names:
-        raise ValueError(f"no set is named; known sets: {', '.join(SETS)}, or a path")
     twice = [name for name, count in Counter(map(set_name, names)).items() if count > 1]
     if twice:
         raise ValueError(f"two sets of {names} are called {twice[0]!r}; name each once, rename a file if need be")
@@ -83,7 +81,7 @@ def _load_one(name: str, prefer: str, prompt_column: str | None, answer_column: 
     place, config, split = split_name(name)
     if is_hub_id(place):
         table = read_hub(name, place, config, split, prefer)
-    elif Path(place).expanduser().exists() or place.endswith(SUFFIXES) or "/" in left:
+    elif Path(place).expanduser().exists() or "/" in left or (not path and place.endswith(SUFFIXES)):
         table = read_local(Path(place).expanduser(), config, split, prefer)
     else:
         raise ValueError(
@@ -114,6 +112,7 @@ def _clean(
         raise ValueError(f"{table.where}: {error}") from error
     if levels and "level" not in table.columns:
         raise ValueError(f"{table.where}: {source} needs column 'level' to keep levels {levels}; found {table.columns}")
+    worked = not answer_column and answer == "solution" and asked != "prompt"
     read = {column.partition(".")[0] for column in (asked, answer)} | {asked, answer, *OTHER_COLUMNS}
 
     first: dict[str, Problem] = {}  # by the text of the problem or conversation
@@ -125,12 +124,14 @@ def _clean(
     n_rows = 0
     for n_rows, row in enumerate(table.rows([c for c in table.columns if rows or c in read]), 1):
         try:
-            parsed = parse(row, asked, answer)
+            parsed = parse(row, asked, answer, worked)
             _check_text(parsed)
         except ValueError as error:
             where = f"{table.where}, row {n_rows}"
             raise ValueError(f"{where}: {error} (read as {asked} + {answer}). Correct or remove the row.") from error
-        reason = _reason_to_drop(parsed, levels)
+        reason = "empty problem" if not parsed.problem else "" if parsed.gold else "empty gold"
+        if levels and parsed.level not in levels:
+            reason = f"outside levels {levels[0]}-{levels[-1]}"
         if reason:
             dropped[reason] += 1
             continue
@@ -180,11 +181,3 @@ def _check_text(parsed: Parsed) -> None:
         except UnicodeEncodeError as error:
             half = ascii(text[error.start])
             raise ValueError(f"the {what} holds half of a surrogate pair, {half}, which is not text") from None
-
-
-def _reason_to_drop(parsed: Parsed, levels: tuple[int, ...] | None) -> str | None:
-    if levels and parsed.level not in levels:
-        return f"outside levels {levels[0]}-{levels[-1]}"
-    if not parsed.problem:
-        return "empty problem"
-    return None if parsed.gold else "empty gold"

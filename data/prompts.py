@@ -124,7 +124,8 @@ class PromptBuilder:
                 raise ValueError(f"chat_template_kwargs: the model's chat template does not read {key!r}; remove it")
         self._parts = chat_template and _wants_parts(tokenizer, self._arguments)
         self._system_turn = self._find_system_turn() if chat_template and self._system == "none" else ""
-        self._adds_bos = not chat_template and _adds_bos(tokenizer)
+        first = [] if chat_template else self._tokenizer(_PROBE)["input_ids"][:1]
+        self._bos = [token for token in first if token == tokenizer.bos_token_id]  # where the tokenizer adds it
         self.longest_token = max(map(len, tokenizer.get_vocab()))  # in characters or, if byte-level, in bytes
         added: dict[int, Any] = self._tokenizer.added_tokens_decoder
         around = self._encode([self.text(Problem("", _PROBE, "", "", None))])[0]
@@ -180,8 +181,7 @@ class PromptBuilder:
             self._as_text(problem) if self.control_tokens_in(problem) else row
             for problem, row in zip(problems, rows, strict=True)
         ]
-        bos = self._tokenizer.bos_token_id
-        return [[bos, *row] if self._adds_bos else row for row in rows]
+        return [self._bos + row for row in rows]
 
     def control_tokens_in(self, problem: Problem) -> list[str]:
         """The control tokens that a problem's text spells, each once. Those of an assistant's turn are meant."""
@@ -316,11 +316,6 @@ def token_text(tokenizer: Any, token: int) -> str:
     if not byte_of.keys() >= set(letters):
         return text
     return f"<{' '.join(f'{byte_of[letter]:02X}' for letter in letters)}>"
-
-
-def _adds_bos(tokenizer: Any) -> bool:
-    bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer(_PROBE)["input_ids"][:1] == [bos]
 
 
 def _render(

@@ -51,26 +51,18 @@ SETS: dict[str, SetSpec] = {
 }
 
 
-@dataclass(frozen=True)
-class Leak:
-    """`train` and `held_out` are searched in the sets' names, lower case, without - _ and spaces."""
-
-    train: str
-    held_out: str
-    why: str
-
-
-LEAKS: tuple[Leak, ...] = (
-    Leak(
+# (training set, held-out set, why): patterns that are searched in the sets' names, lower case, without - _ and spaces.
+LEAKS: tuple[tuple[str, str, str], ...] = (
+    (
         r"mathtrainl35|hendrycksmathbenchmark|math12k",
         r"mathtest|math5000|hendrycksmath|competitionmath|mathlighteval",
         "the 12,000-row MATH split holds 4,500 of the 5,000 MATH test problems; evaluate on math500 instead",
     ),
-    Leak(r"bigmath", r"math500|mathtest|math5000", "Big-Math has more MATH rows than MATH's train split"),
-    Leak(r"deepscaler", r"amc|aime(19|20[01]|202[0-3])", "DeepScaleR is built from AIME 1983-2023 and AMC"),
-    Leak(r"gsm8k(?!.*train)", r"gsm8k", "a copy of GSM8K with 8,792 rows is train and test merged"),
-    Leak(r"aimovalidationamc|aimoamc", r"amc23", "AI-MO's 83 AMC rows contain the 40 of amc23"),
-    Leak(r"aimovalidationaime", r"aime24", "AI-MO's AIME validation rows contain AIME 2024"),
+    (r"bigmath", r"math500|mathtest|math5000", "Big-Math has more MATH rows than MATH's train split"),
+    (r"deepscaler", r"amc|aime(19|20[01]|202[0-3])", "DeepScaleR is built from AIME 1983-2023 and AMC"),
+    (r"gsm8k(?!.*train)", r"gsm8k", "a copy of GSM8K with 8,792 rows is train and test merged"),
+    (r"aimovalidationamc|aimoamc", r"amc23", "AI-MO's 83 AMC rows contain the 40 of amc23"),
+    (r"aimovalidationaime", r"aime24", "AI-MO's AIME validation rows contain AIME 2024"),
 )
 
 
@@ -112,13 +104,10 @@ def check_leaks(train_sets: str | list[str], eval_sets: str | list[str]) -> list
                 )
             lines.append(f"warning: train_data: {train} is an evaluation set; never report its score for this run")
         for held_out in held_outs:
-            if train == held_out:
-                lines.append(f"warning: train_data and eval_data both name {train}: its score is training accuracy")
-            for leak in LEAKS:
-                if re.search(leak.train, _plain(train)) and re.search(leak.held_out, _plain(held_out)):
-                    lines.append(f"warning: {train} (train) leaks into {held_out} (eval): {leak.why}")
+            plain = [re.sub(r"[-_ ]", "", name.lower()) for name in (train, held_out)]
+            lines += [
+                f"warning: {train} (train) leaks into {held_out} (eval): {why}"
+                for *patterns, why in LEAKS
+                if all(map(re.search, patterns, plain))
+            ]
     return lines
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_ ]", "", name.lower())

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.registry import SUFFIXES
@@ -52,10 +53,12 @@ def read_local(path: Path, config: str | None, split: str | None, prefer: str) -
             saved = datasets.load_from_disk(str(path))
         return _dataset_table(_choose(saved, split, prefer, str(path)), str(path))
     try:
-        files = datasets.load_dataset_builder(str(path), config).config.data_files or {}  # pyright: ignore
+        with TemporaryDirectory() as cache:  # it locks a file there
+            builder: Any = datasets.load_dataset_builder(str(path), config, cache_dir=cache)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}; write FOLDER:CONFIG:SPLIT, or name a file") from None
-    tables = [_read_file(Path(file)) for file in files[_choose_name(list(files), split, prefer, str(path))]]
+    files = _choose(builder.config.data_files, split, prefer, str(path))
+    tables = [_read_file(Path(file)) for file in files]
     for table in tables:
         if set(table.columns) != set(tables[0].columns):
             raise ValueError(f"{table.where}: columns {table.columns} differ from those of {tables[0].where}")
@@ -92,16 +95,14 @@ def read_hub(name: str, hub_id: str, config: str | None, split: str | None, pref
     return _dataset_table(_choose(found, split, prefer, hub_id), f"{hub_id}@{(revision or 'cached')[:8]}")
 
 
-def _choose(found: "datasets.Dataset | datasets.DatasetDict", split: str | None, prefer: str, where: str) -> Any:
-    return found[_choose_name(list(found), split, prefer, where)] if isinstance(found, dict) else found
-
-
-def _choose_name(names: Sequence[Any], split: str | None, prefer: str, where: str) -> Any:
-    """The split asked for, else the only one, else the preferred one."""
-    wanted = split or (prefer if len(names) > 1 else names[0])
-    if wanted not in names:
-        raise ValueError(f"{where}: has the splits {', '.join(map(str, names))}, not {wanted}; write {where}:SPLIT")
-    return wanted
+def _choose(found: Any, split: str | None, prefer: str, where: str) -> Any:
+    """Of a dict of splits: the one asked for, else the only one, else the preferred one. Otherwise `found`."""
+    if not isinstance(found, dict):
+        return found
+    wanted = split or (prefer if len(found) > 1 else next(iter(found)))
+    if wanted not in found:
+        raise ValueError(f"{where}: has the splits {', '.join(map(str, found))}, not {wanted}; write {where}:SPLIT")
+    return found[wanted]
 
 
 def _read_file(path: Path) -> Table:
