@@ -8,6 +8,7 @@ A new option is one line in `Config`; the code reads it as `cfg.name`. Defaults 
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,14 +71,26 @@ class Config:
     )
 
     train_data: str | list[str] = knob(
-        ["dapo_math_17k_processed", "math_train_l3_5"], "training sets or files, mixed", source=PAPER, section="Data"
+        ["dapo_math_17k_processed", "math_train_l3_5"],
+        "training sets, mixed: names, hub ids ORG/NAME:CONFIG:SPLIT, files, folders",
+        source=PAPER,
+        section="Data",
     )
-    eval_data: str | list[str] = knob(["aime24", "aime25", "amc23"], "evaluation sets or files", source=PAPER)
+    eval_data: str | list[str] = knob(["aime24", "aime25", "amc23"], "evaluation sets, as train_data", source=PAPER)
+    prompt_column: str | None = knob(
+        None, "column of the problem or conversation, in sets that have no name of their own; null: detected"
+    )
+    answer_column: str | None = knob(
+        None, "column of the reference answer, or STRUCT.FIELD, in the same sets; null: detected"
+    )
     prompt_template: str = knob("dapo", "instruction around the problem, a name of data/prompts.py", source=PAPER)
     system_prompt: str = knob(
         "default", "system turn; default: that of the chat template; none: no turn; other: its text"
     )
     chat_template: bool = knob(True, "prompts in the model's chat template; false: the bare text")
+    chat_template_kwargs: dict[str, Any] = knob(
+        {}, "further variables of the chat template, such as {enable_thinking: false}"
+    )
     max_prompt_tokens: int = knob(
         1024, "longest prompt; longer ones are dropped and counted", unit="tokens", source=PAPER, low=1
     )
@@ -330,6 +343,10 @@ def _without_effect(cfg: Config) -> Checks:
             "system_prompt: none has no effect with chat_template false, which writes no turns",
         ),
         (
+            not cfg.chat_template and bool(cfg.chat_template_kwargs),
+            "chat_template_kwargs: has no effect with chat_template false",
+        ),
+        (
             cfg.lr_schedule != "constant" and decay < 2,
             f"lr_schedule: {cfg.lr_schedule} has no effect: lr_warmup_steps {cfg.lr_warmup_steps} leaves no step to "
             f"decay (max_steps {cfg.max_steps})",
@@ -373,7 +390,7 @@ def _same_names(eval_data: str | list[str]) -> list[str]:
     lines = []
     for each in [eval_data] if isinstance(eval_data, str) else eval_data:
         left, _, right = each.partition("=")
-        name = left if right and "/" not in left else Path(each).stem
+        name = left if right and "/" not in left else re.sub(r"\.(parquet|jsonl?|csv|arrow)$", "", Path(each).name)
         if name in first:
             lines.append(f"eval_data: {first[name]} and {each} would both be {name} in the metrics; rename one file")
         first.setdefault(name, each)

@@ -1,14 +1,14 @@
 """Problems, prompts and their order: what train.py and eval/ call. Imports neither torch nor anything of ours.
 
-Where to look: registry.py the known sets and leaks, formats.py published columns and gold cleaning, tables.py files and
-the hub, load.py dropping and counting, prompts.py templates and stop ids, order.py shuffling, fetch.py offline copies,
-toy.py the synthetic task, arithmetic.py generated problems in English, smollm2.py the pretrained model of the demo.
+Where to look: registry.py the known sets and leaks, formats.py columns and gold cleaning, tables.py files and the hub,
+load.py dropping and counting, prompts.py templates and stop ids, order.py shuffling, toy.py the synthetic task,
+arithmetic.py generated problems in English, smollm2.py the pretrained model of the demo.
 """
 
 from data.load import LoadReport, load_problems, shared_problems
 from data.order import epoch_length, epoch_order, next_problems
 from data.problem import Problem
-from data.prompts import TEMPLATES, PromptBuilder, build_prompts, stop_token_ids, vocabulary_size
+from data.prompts import TEMPLATES, PromptBuilder, asks_answer_line, build_prompts, stop_token_ids, vocabulary_size
 from data.registry import SETS, check_leaks, set_name
 from data.tables import HubUnreachable
 
@@ -19,6 +19,7 @@ __all__ = [
     "LoadReport",
     "Problem",
     "PromptBuilder",
+    "asks_answer_line",
     "build_prompts",
     "check_leaks",
     "epoch_length",

@@ -1,14 +1,21 @@
-r"""The published column layouts, one parser each: a row in, (problem, gold, id, level) out, golds cleaned.
+r"""One row of a published data set in, (problem, gold, id, level) out, golds cleaned.
 
-To read another layout: write a parser and add it to LAYOUTS. Only the columns named there are ever read.
-Left out on purpose: prompts (data/prompts.py adds them), comparing answers (rewards/), figures and units.
+Problem and gold are found by the names of their columns. Left out on purpose: prompts (data/prompts.py adds them),
+comparing answers (rewards/), figures and units.
 """
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+# Columns by name, the first that a table has; a dot leads into a struct. `solution` is a worked solution with the
+# answer in its last box; next to `prompt` it may be the answer alone.
+PROBLEM_COLUMNS = ("problem", "question", "prompt", "messages")
+ANSWER_COLUMNS = tuple(
+    "answer gold final_answer expected_answer label ground_truth solution reward_model.ground_truth".split()
+)
+OTHER_COLUMNS = ("unique_id", "id", "extra_info", "level", "is_multiple_answer")
 
 # DAPO's wrapper, as published with DAPO-Math-17k. Training copies carry it inside the problem text; data/prompts.py
 # puts it back, so that training and evaluation prompts are the same.
@@ -17,30 +24,18 @@ DAPO_PREFIX = (
     "Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
 )
 DAPO_SUFFIX = '\n\nRemember to put your answer on its own line after "Answer:".'
+_FORMAT = re.compile(r"####|\\boxed|<answer>|\bAnswer:")  # an instruction inside a problem
 
 
 class Parsed(NamedTuple):
     """One row, read. `note` says what was odd about it (counted and printed), "" for nothing."""
 
     problem: str
+    messages: tuple[dict[str, Any], ...]
     gold: str
     key: Any
     level: int | None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A column layout: recognised by `needs` (all present), `may` are read when present."""
-
-    name: str
-    needs: tuple[str, ...]
-    may: tuple[str, ...]
-    parse: Callable[[Mapping[str, Any]], Parsed]
-
-    def columns(self, present: Sequence[str]) -> list[str]:
-        """The columns to read, of those present."""
-        return [column for column in present if column in self.needs + self.may]
+    note: str
 
 
 def clean_gold(value: Any) -> str:
@@ -124,120 +119,95 @@ def _braced(text: str, start: int) -> tuple[str, int]:
     return "", len(text)
 
 
-def _text(row: Mapping[str, Any], column: str) -> str:
-    value = row.get(column)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise ValueError(f"column {column!r} holds {type(value).__name__} {str(value)[:60]!r}; text is expected")
-    return value.strip()
+def find_columns(columns: Sequence[str], prompt: str | None, answer: str | None) -> tuple[str, str]:
+    """(problem column, answer column) of a table; None: detect it.
+
+    `messages` without an answer column is both: its last turn is the reference response.
+    Raises ValueError naming the columns found and the two keys.
+    """
+    names = filter(None, (*PROBLEM_COLUMNS, *ANSWER_COLUMNS, prompt, answer))
+    present = {name for name in names if {name, name.partition(".")[0]} & set(columns)}
+    asked = prompt or next(filter(present.__contains__, PROBLEM_COLUMNS), "")
+    gold = answer or next(filter(present.__contains__, ANSWER_COLUMNS), "messages" if asked == "messages" else "")
+    if not {asked, gold} <= present:
+        raise ValueError(
+            f"columns {', '.join(columns) or '(none)'} hold no problem ({asked or ', '.join(PROBLEM_COLUMNS)}) with an "
+            f"answer ({gold or ', '.join(ANSWER_COLUMNS)}); set prompt_column and answer_column"
+        )
+    return asked, gold
 
 
-def _gold(row: Mapping[str, Any], column: str) -> tuple[str, str]:
-    """(gold, note). A list is read as variants of one answer: the first that is not empty counts."""
-    value, note = row.get(column), ""
-    if isinstance(value, list):
-        note = f"with several variants in {column!r}; the first one is the gold" if len(value) > 1 else ""
-        value = next((variant for variant in value if variant not in (None, "")), None)
+def parse(row: Mapping[str, Any], problem_column: str, answer_column: str, worked: bool) -> Parsed:
+    """Read one row; worked: the answer column holds solutions, of which only a final answer that is marked counts.
+
+    Raises ValueError naming the column whose value cannot be read.
+    """
+    asked, messages, note = _value(row, problem_column), [], ""
+    response = None  # the reference response, where the conversation holds it
+    if isinstance(asked, list):
+        messages = _messages(asked, problem_column)
+        if messages and answer_column == problem_column and messages[-1]["role"] == "assistant":
+            response = messages.pop()["content"]
+        users = [turn["content"] for turn in messages if turn["role"] == "user"]
+        if not users:
+            raise ValueError(f"column {problem_column!r} holds no user turn; at least one is expected")
+        asked = "\n\n".join(users)
+        messages = [] if len(messages) == 1 else messages  # a problem like any other
+    if not isinstance(asked, str | None):
+        raise ValueError(
+            f"column {problem_column!r} holds {type(asked).__name__} {str(asked)[:60]!r}; text is expected"
+        )
+    problem = strip_wrapper(asked or "")
+    if messages:
+        note = "are conversations, rendered as they stand: prompt_template and system_prompt do not change them"
+    elif _FORMAT.search(problem):
+        note = "ask for an answer format themselves, to which prompt_template adds its own; plain adds none"
     try:
-        return clean_gold(value), note
+        answer = response if answer_column == problem_column else _value(row, answer_column)
+        variants = answer if isinstance(answer, list) else [answer]
+        if answer_column == "final_answer" and (row.get("is_multiple_answer") or len(variants) > 1):
+            # OlympiadBench asks for all of them. "100,200" would read as one number, and "$1$, $2$" has dollars inside.
+            joined = ", ".join(str(each) for each in variants if each is not None)
+            answer = re.sub(r"\s*,\s*", ", ", re.sub(r"(?<!\\)\$", "", joined))
+        else:
+            answer = next((each for each in variants if each not in (None, "")), None)
+            note = f"with several variants in {answer_column!r}; the first is the gold" if len(variants) > 1 else note
+        if isinstance(answer, str):
+            short = boxed_answer(answer, problem) or answer.rpartition("####")[2]  # GSM8K ends in "#### 18"
+            answer = "" if worked and short == answer else short
+        gold = clean_gold(answer)
     except ValueError as error:
-        raise ValueError(f"column {column!r}: {error}") from error
+        raise ValueError(f"column {answer_column!r}: {error}") from None
+    extra = row.get("extra_info")
+    keys = [row.get("unique_id"), row.get("id"), extra.get("index") if isinstance(extra, dict) else None]
+    key = next((key for key in keys if key is not None), None)
+    return Parsed(problem, tuple(messages), gold, key, _level(row.get("level")), note)
+
+
+def _value(row: Mapping[str, Any], column: str) -> Any:
+    """The value of a column, or of a field of a struct column ("reward_model.ground_truth")."""
+    top, _, field = column.partition(".")
+    if column in row or not field:
+        return row.get(column)
+    if not isinstance(row.get(top), dict) or field not in row[top]:
+        raise ValueError(f"column {top!r} must be a struct with a field {field!r}")
+    return row[top][field]
+
+
+def _messages(turns: list[Any], column: str) -> list[dict[str, Any]]:
+    """The turns of a conversation, with text where a turn has a list of text parts. Raises ValueError for others."""
+    found = []
+    for turn in turns:
+        content = turn.get("content") if isinstance(turn, dict) else None
+        if isinstance(content, list) and all(isinstance(part, dict) and part.get("text") for part in content):
+            content = "".join(part["text"] for part in content)
+        if not isinstance(content, str) or not isinstance(turn.get("role"), str):
+            raise ValueError(f"column {column!r} holds {str(turn)[:80]!r}; a turn with role and text is expected")
+        found.append({key: value for key, value in turn.items() if value is not None} | {"content": content})
+    return found
 
 
 def _level(value: Any) -> int | None:
     """5 of 5, "5", "Level 5"; None of "Level ?" and of no level."""
     digits = re.fullmatch(r"(?:Level )?(\d{1,9})(?:\.0)?", str(value).strip())
     return int(digits[1]) if digits else None
-
-
-def _problem(row: Mapping[str, Any], column: str) -> tuple[str, str]:
-    """(problem, note), the wrapper stripped: copies of every set are about that carry it."""
-    problem = strip_wrapper(_text(row, column))
-    left = DAPO_PREFIX[:40] in problem or DAPO_SUFFIX.strip()[:40] in problem
-    return problem, "with prompt wrapping left in the problem text" if left else ""
-
-
-def _user_turn(row: Mapping[str, Any]) -> tuple[str, str]:
-    """(problem, note) of column `prompt`: text, or a list of messages with one user turn."""
-    prompt = row.get("prompt")
-    if isinstance(prompt, list):
-        turns = [turn.get("content") for turn in prompt if isinstance(turn, dict) and turn.get("role") == "user"]
-        if len(turns) != 1:
-            raise ValueError(f"column 'prompt' holds {len(turns)} user turns; exactly one is expected")
-        prompt = turns[0]
-    return _problem({"prompt": prompt}, "prompt")
-
-
-def _parse_dapo(row: Mapping[str, Any]) -> Parsed:
-    problem, note = _user_turn(row)
-    reward_model = row["reward_model"]
-    if not isinstance(reward_model, dict) or "ground_truth" not in reward_model:
-        raise ValueError("column 'reward_model' must be a struct with a field 'ground_truth'")
-    gold, gold_note = _gold(reward_model, "ground_truth")
-    extra = row.get("extra_info")
-    return Parsed(problem, gold, extra.get("index") if isinstance(extra, dict) else None, None, note or gold_note)
-
-
-def _parse_processed(row: Mapping[str, Any]) -> Parsed:
-    problem, note = _user_turn(row)
-    gold, gold_note = _gold(row, "solution")  # here "solution" is the final answer only
-    return Parsed(problem, gold, None, None, note or gold_note)
-
-
-def _parse_olympiad(row: Mapping[str, Any]) -> Parsed:
-    answers = row["final_answer"]
-    answers = answers if isinstance(answers, list) else [answers]
-    if row.get("is_multiple_answer") or len(answers) > 1:
-        # All of them are asked for. "100,200" would read as one number, and "$1$, $2$" has dollars inside.
-        joined = ", ".join(str(answer) for answer in answers if answer is not None)
-        gold = re.sub(r"\s*,\s*", ", ", re.sub(r"(?<!\\)\$", "", joined)).strip()
-    else:
-        gold, _ = _gold(row, "final_answer")
-    problem, note = _problem(row, "question")
-    return Parsed(problem, gold, row.get("id"), None, note)
-
-
-def _parse_plain(row: Mapping[str, Any]) -> Parsed:
-    gold, note = _gold(row, "answer" if "answer" in row else "gold")
-    key = row.get("unique_id") if row.get("unique_id") is not None else row.get("id")
-    problem, problem_note = _problem(row, "problem")
-    return Parsed(problem, gold, key, _level(row.get("level")), problem_note or note)
-
-
-def _parse_question(row: Mapping[str, Any]) -> Parsed:
-    answer = row["answer"]
-    if isinstance(answer, str) and "####" in answer:  # GSM8K: the worked solution, then "#### 18"
-        row = {**row, "answer": answer.rpartition("####")[2]}
-    gold, note = _gold(row, "answer")
-    problem, problem_note = _problem(row, "question")
-    return Parsed(problem, gold, row.get("id"), None, problem_note or note)
-
-
-def _parse_solution(row: Mapping[str, Any]) -> Parsed:
-    problem, note = _problem(row, "problem")
-    gold = clean_gold(boxed_answer(_text(row, "solution"), problem))
-    return Parsed(problem, gold, row.get("unique_id"), _level(row.get("level")), note)
-
-
-# The first layout whose needed columns are all there is taken, so richer ones come first.
-LAYOUTS: tuple[Layout, ...] = (
-    Layout("DAPO-Math-17k-Processed", ("prompt", "solution"), (), _parse_processed),
-    Layout("DAPO-Math-17k", ("prompt", "reward_model"), ("extra_info",), _parse_dapo),
-    Layout("OlympiadBench", ("question", "final_answer"), ("id", "is_multiple_answer"), _parse_olympiad),
-    Layout("plain, MATH-500, AIME", ("problem", "answer"), ("id", "unique_id", "level"), _parse_plain),
-    Layout("plain", ("problem", "gold"), ("id", "unique_id", "level"), _parse_plain),
-    Layout("GSM8K, AMC23, Minerva", ("question", "answer"), ("id",), _parse_question),
-    Layout("MATH", ("problem", "solution"), ("unique_id", "level"), _parse_solution),
-)
-
-
-def find_layout(columns: Sequence[str]) -> Layout:
-    """The layout of a table with these columns. Raises ValueError naming the columns and what would be recognised."""
-    for layout in LAYOUTS:
-        if set(layout.needs) <= set(columns):
-            return layout
-    known = "; ".join(f"{' + '.join(layout.needs)} ({layout.name})" for layout in LAYOUTS)
-    raise ValueError(
-        f"columns {', '.join(columns) or '(none)'} fit no known layout. Rename or add columns to fit one: {known}."
-    )

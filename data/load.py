@@ -1,21 +1,22 @@
-"""Named sets, local files and mixtures of them -> cleaned `Problem`s, with a count of all that was dropped and why.
+"""Named sets, hub data sets, local files and mixtures of them -> cleaned `Problem`s, with a count of all dropped rows.
 
-    report = load_problems(["dapo_math_17k", "math_train_l3_5"])
+    report = load_problems(["dapo_math_17k", "org/name:train", "mine.jsonl"])
     print("\n".join(report.lines))
 
-A set is a name of data/registry.py, a local path, `name=path` (a local copy of a known set: its split, levels and
-expected count apply), or a generated set: toy_... (data/toy.py), arith_... (data/arithmetic.py). Left out: comparing
-golds with answers, which needs rewards/.
+A set is a name of data/registry.py, ORG/NAME[[:CONFIG]:SPLIT] of the hub, a local path, `name=path` (a local copy of a
+known set: its split, levels and expected count apply), or a generated set: toy_... (data/toy.py), arith_...
+(data/arithmetic.py). Left out: comparing golds with answers, which needs rewards/.
 """
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.formats import Parsed, find_layout
+from data.formats import OTHER_COLUMNS, Parsed, find_columns, parse
 from data.problem import Problem
-from data.registry import SETS, SetSpec, set_name
+from data.registry import SETS, SetSpec, is_hub_id, set_name, split_name
 from data.tables import SUFFIXES, Table, read_hub, read_local
 
 
@@ -28,28 +29,32 @@ class LoadReport:
     lines: list[str]
 
 
-def load_problems(sets: str | Sequence[str]) -> LoadReport:
+def load_problems(
+    sets: str | Sequence[str],
+    *,
+    prefer: str = "train",
+    prompt_column: str | None = None,
+    answer_column: str | None = None,
+    keep_rows: bool = True,
+) -> LoadReport:
     """Load one set, or a mixture: every problem once, in order; data/order.py shuffles.
 
+    prefer: the split of a set that has several and names none. prompt_column, answer_column: of sets that are not in
+    the registry; None: detect them. keep_rows: fill `Problem.row`.
     Raises ValueError for an unknown set, an unreachable hub, an unreadable file, a set with nothing left in it, and
     two sets with one name. Problems found in two sets of a mixture are kept in both, and counted in a line.
     """
     names = [sets] if isinstance(sets, str) else list(sets)
-    if not names:
-        raise ValueError(f"no set is named; known sets: {', '.join(SETS)}, or a path")
     twice = [name for name, count in Counter(map(set_name, names)).items() if count > 1]
     if twice:
         raise ValueError(f"two sets of {names} are called {twice[0]!r}; name each once, rename a file if need be")
-    reports = [_load_one(name) for name in names]
-    dropped: Counter[str] = Counter()
-    for report in reports:
-        dropped.update(report.dropped)
+    reports = [_load_one(name, prefer, prompt_column, answer_column, keep_rows) for name in names]
     problems = [problem for report in reports for problem in report.problems]
     lines = [line for report in reports for line in report.lines]
     shared = len(problems) - len({problem.problem for problem in problems})
-    if shared:
+    if shared and len(names) > 1:
         lines.append(f"note: {shared:,} problems are in more than one of these sets and stay in each")
-    return LoadReport(problems, dict(dropped), lines)
+    return LoadReport(problems, dict(sum((Counter(report.dropped) for report in reports), Counter())), lines)
 
 
 def shared_problems(train: Sequence[Problem], held_out: Sequence[Problem]) -> list[str]:
@@ -62,113 +67,117 @@ def _squeeze(text: str) -> str:
     return "".join(text.lower().split())
 
 
-def _load_one(name: str) -> LoadReport:
-    left, _, right = name.partition("=")
-    exists = Path(name).expanduser().exists()
-    is_path = exists or (name.endswith(SUFFIXES) or "/" in name) and not (right and "/" not in left)
-    if name in SETS:
-        spec = SETS[name]
-        table = read_hub(name, spec)
-    elif right and left in SETS:
+def _load_one(name: str, prefer: str, prompt_column: str | None, answer_column: str | None, rows: bool) -> LoadReport:
+    left, _, path = name.partition("=")
+    if left in SETS:
         spec = SETS[left]
-        table = read_local(Path(right).expanduser(), spec.split, spec.config)
-    elif name.startswith(("toy", "arith")) and not is_path:
-        from data.arithmetic import arithmetic_problems
-        from data.toy import toy_problems
-
-        problems = list(toy_problems(name) if name.startswith("toy") else arithmetic_problems(name))
-        return LoadReport(problems, {}, [f"{name}: {len(problems):,} problems, generated"])
-    elif is_path:
-        spec = None
-        table = read_local(Path(name).expanduser(), None, None)
+        if path:
+            table = read_local(Path(path).expanduser(), spec.config, None, spec.split)
+        else:
+            table = read_hub(name, spec.hub_id, spec.config, spec.split, spec.split)
+        return _clean(table, left, spec, None, None, rows)
+    if generated := _generated(name):
+        return LoadReport(generated, {}, [f"{name}: {len(generated):,} problems, generated"])
+    place, config, split = split_name(name)
+    if is_hub_id(place):
+        table = read_hub(name, place, config, split, prefer)
+    elif Path(place).expanduser().exists() or "/" in left or (not path and place.endswith(SUFFIXES)):
+        table = read_local(Path(place).expanduser(), config, split, prefer)
     else:
         raise ValueError(
-            f"unknown set {name!r}. Known: {', '.join(SETS)}, toy_..., arith_...; or the path of a file or folder "
-            f"({', '.join(SUFFIXES)}); or NAME=PATH for a local copy of a known set."
+            f"unknown set {name!r}. Known: {', '.join(SETS)}, toy_..., arith_...; or ORG/NAME:CONFIG:SPLIT of the hub; "
+            f"or a file or folder ({', '.join(SUFFIXES)}); or NAME=PATH for a local copy of a known set."
         )
-    return _clean(table, set_name(name), spec)
+    return _clean(table, set_name(name), None, prompt_column, answer_column, rows)
 
 
-def _clean(table: Table, source: str, spec: SetSpec | None) -> LoadReport:
+def _generated(name: str) -> list[Problem]:
+    """Problems of a generated set; [] for other names."""
+    if not name.startswith(("toy_", "arith_")) or "/" in name or Path(name).exists() or name.endswith(SUFFIXES):
+        return []
+    from data.arithmetic import arithmetic_problems
+    from data.toy import toy_problems
+
+    return list(toy_problems(name) if name.startswith("toy") else arithmetic_problems(name))
+
+
+def _clean(
+    table: Table, source: str, spec: SetSpec | None, prompt_column: str | None, answer_column: str | None, rows: bool
+) -> LoadReport:
     """Parse every row, drop what cannot be trained on or graded, keep one of each problem. Rows = kept + dropped."""
     levels = spec.levels if spec else None
     try:
-        layout = find_layout(table.columns)
+        asked, answer = find_columns(table.columns, prompt_column, answer_column)
     except ValueError as error:
         raise ValueError(f"{table.where}: {error}") from error
     if levels and "level" not in table.columns:
         raise ValueError(f"{table.where}: {source} needs column 'level' to keep levels {levels}; found {table.columns}")
+    worked = not answer_column and answer == "solution" and asked != "prompt"
+    read = {column.partition(".")[0] for column in (asked, answer)} | {asked, answer, *OTHER_COLUMNS}
 
-    first: dict[str, Problem] = {}  # by problem text
+    first: dict[str, Problem] = {}  # by the text of the problem or conversation
     copies: Counter[str] = Counter()
     conflicting: set[str] = set()
     dropped: Counter[str] = Counter()
     notes: Counter[str] = Counter()
     ids: set[str] = set()
     n_rows = 0
-    for n_rows, row in enumerate(table.rows(layout.columns(table.columns)), 1):
+    for n_rows, row in enumerate(table.rows([c for c in table.columns if rows or c in read]), 1):
         try:
-            parsed = layout.parse(row)
+            parsed = parse(row, asked, answer, worked)
             _check_text(parsed)
         except ValueError as error:
-            raise ValueError(
-                f"{table.where}, row {n_rows}: {error} (read as {layout.name}). Correct or remove the row."
-            ) from error
-        reason = _reason_to_drop(parsed, levels)
+            where = f"{table.where}, row {n_rows}"
+            raise ValueError(f"{where}: {error} (read as {asked} + {answer}). Correct or remove the row.") from error
+        reason = "empty problem" if not parsed.problem else "" if parsed.gold else "empty gold"
+        if levels and parsed.level not in levels:
+            reason = f"outside levels {levels[0]}-{levels[-1]}"
         if reason:
             dropped[reason] += 1
             continue
-        copies[parsed.problem] += 1
-        if parsed.problem in first:
-            if first[parsed.problem].gold != parsed.gold:
-                conflicting.add(parsed.problem)
+        text = f"{parsed.problem}{parsed.messages or ''}"
+        copies[text] += 1
+        if text in first:
+            if first[text].gold != parsed.gold:
+                conflicting.add(text)
             continue
         if parsed.note:
             notes[parsed.note] += 1
         id = f"{source}/{n_rows - 1 if parsed.key is None else parsed.key}"
         id = f"{id}#{n_rows - 1}" if id in ids else id
         ids.add(id)
-        first[parsed.problem] = Problem(id, parsed.problem, parsed.gold, source, parsed.level)
+        kept = json.loads(json.dumps(row, default=str)) if rows else {}
+        first[text] = Problem(id, parsed.problem, parsed.gold, source, parsed.level, parsed.messages, kept)
 
     if conflicting:
         dropped["conflicting gold"] = sum(copies[text] for text in conflicting)
     problems = [problem for text, problem in first.items() if text not in conflicting]
     duplicates = sum(copies.values()) - dropped["conflicting gold"] - len(problems)
     dropped = +(dropped + Counter({"duplicate": duplicates}))
-    assert len(problems) + dropped.total() == n_rows, "every row is kept or counted"
     why = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+    why = f" (dropped: {why})" if why else ""
     if not problems:
-        raise ValueError(f"{table.where}: no problem left of {n_rows:,} rows" + (f" (dropped: {why})" if why else ""))
-    lines = [f"{source}: {n_rows:,} rows -> {len(problems):,} problems from {table.where}"]
-    lines[0] += f" (dropped: {why})" if why else ""
+        raise ValueError(f"{table.where}: no problem left of {n_rows:,} rows{why}")
+    lines = [f"{source}: {n_rows:,} rows -> {len(problems):,} problems from {table.where}{why}"]
     lines += [f"{source}: {count:,} problems {note}" for note, count in notes.items()]
-    if spec:
-        lines += _compare(source, "rows", n_rows, spec.rows)
-        lines += _compare(source, "problems", len(problems), spec.problems)
+    for what, found, published in (
+        ("rows", n_rows, spec and spec.rows),
+        ("problems", len(problems), spec and spec.problems),
+    ):
+        if published and found != published:
+            lines.append(
+                f"warning: {source}: {found:,} {what}, not the {published:,} published; the upload or this copy has "
+                "changed"
+            )
     return LoadReport(problems, dict(dropped), lines)
 
 
 def _check_text(parsed: Parsed) -> None:
     """Raise ValueError for half of a surrogate pair, as JSON may spell it: no tokenizer and no file takes it."""
-    for what, text in (("problem", parsed.problem), ("gold answer", parsed.gold), ("id", str(parsed.key))):
+    about = {"problem": parsed.problem, "gold answer": parsed.gold, "id": str(parsed.key)}
+    for what, text in {**about, "conversation": "".join(turn["content"] for turn in parsed.messages)}.items():
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             half = ascii(text[error.start])
             raise ValueError(f"the {what} holds half of a surrogate pair, {half}, which is not text") from None
-
-
-def _reason_to_drop(parsed: Parsed, levels: tuple[int, ...] | None) -> str | None:
-    if levels and parsed.level not in levels:
-        return f"outside levels {levels[0]}-{levels[-1]}"
-    if not parsed.problem:
-        return "empty problem"
-    return None if parsed.gold else "empty gold"
-
-
-def _compare(source: str, what: str, found: int, published: int | None) -> list[str]:
-    if published is None or found == published:
-        return []
-    return [
-        f"warning: {source}: {found:,} {what}, not the {published:,} published; the upload or this copy has changed"
-    ]

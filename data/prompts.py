@@ -7,7 +7,7 @@ A new prompt: one entry in TEMPLATES. Left out: stop strings (a template's "</an
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,9 @@ class PromptBuilder:
         which may insert one (Qwen2.5 does); "none" leaves no system turn at all, Qwen2.5's included; any other text is
         the system turn.
     chat_template: render with the tokenizer's chat template; False gives the bare text, a system text in front of it.
+    chat_template_kwargs: further variables of the chat template, such as {"enable_thinking": False}.
+
+    A conversation (`Problem.messages`) is rendered as it stands, without template and system_prompt.
 
     What a problem says stays text: where it spells a control token (`<|im_end|>`), the ids of that spelling are given
     and not the token, which would end the turn. Control tokens are those the tokenizer calls special, and whatever
@@ -86,7 +89,13 @@ class PromptBuilder:
     """
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", *, template: str, system_prompt: str | None, chat_template: bool
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        template: str,
+        system_prompt: str | None,
+        chat_template: bool,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         if template not in TEMPLATES:
             raise ValueError(f"template {template!r} is not known; one of {', '.join(TEMPLATES)}")
@@ -109,17 +118,24 @@ class PromptBuilder:
         ]
         self._system = chosen.system if system_prompt in ("default", None) else system_prompt
         self._chat = chat_template
+        self._arguments = {"date_string": _DATE, **(chat_template_kwargs or {})}
+        for key in chat_template_kwargs or {}:
+            if chat_template and not re.search(rf"\b{re.escape(key)}\b", str(tokenizer.chat_template)):
+                raise ValueError(f"chat_template_kwargs: the model's chat template does not read {key!r}; remove it")
+        self._parts = chat_template and _wants_parts(tokenizer, self._arguments)
         self._system_turn = self._find_system_turn() if chat_template and self._system == "none" else ""
-        self._adds_bos = not chat_template and _adds_bos(tokenizer)
+        first = [] if chat_template else self._tokenizer(_PROBE)["input_ids"][:1]
+        self._bos = [token for token in first if token == tokenizer.bos_token_id]  # where the tokenizer adds it
+        self.longest_token = max(map(len, tokenizer.get_vocab()))  # in characters or, if byte-level, in bytes
         added: dict[int, Any] = self._tokenizer.added_tokens_decoder
-        around = [i for i in self._encode([self.text(Problem("", _PROBE, "", "", None))])[0] if i in added]
-        control = {i for i, token in added.items() if token.special} | set(around)
-        self._control = {added[i].content: around.count(i) for i in control}  # in a prompt, beside the problem
-        longest_first = sorted(self._control, key=len, reverse=True)
-        self._spelled = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        around = self._encode([self.text(Problem("", _PROBE, "", "", None))])[0]
+        control = [token.content for i, token in added.items() if token.special or i in around]
+        self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
 
     def text(self, problem: Problem) -> str:
         """The prompt as text. A BOS is in it where the chat template writes one; `build` adds none to that."""
+        if problem.messages:
+            return self._conversation(problem)
         turns = [*self._examples, {"role": "user", "content": self._user.format(problem=problem.problem)}]
         if not self._chat:
             system = "" if self._system in ("default", "none") else f"{self._system}\n\n"
@@ -133,8 +149,26 @@ class PromptBuilder:
         rendered = self._render([{"role": "system", "content": _PROBE}, *turns])
         assert rendered.startswith(self._system_turn), "the chat template's system turn depends on the user turn"
         rest = rendered.removeprefix(self._system_turn)
-        bos = self._bos_of(self._system_turn)
+        bos = self._tokenizer.bos_token
+        bos = bos if bos and self._system_turn.startswith(bos) else ""
         return rest if rest.startswith(bos) else bos + rest  # SmolLM2's BOS is the token that opens every turn
+
+    def _conversation(self, problem: Problem) -> str:
+        """A conversation in the chat template; an assistant's turn at its end is continued.
+
+        Raises ValueError if the chat template leaves a turn out.
+        """
+        turns = list(problem.messages)
+        if not self._chat:
+            raise ValueError(f"chat_template: false cannot render the conversation {problem.id}; set it to true")
+        try:
+            rendered = self._render(turns, "continue" if turns[-1]["role"] == "assistant" else "respond")
+        except ValueError as error:
+            raise ValueError(f"{problem.id}: {error}") from None
+        for turn in turns:
+            if turn["role"] != "assistant" and turn["content"].strip() not in rendered:
+                raise ValueError(f"{problem.id}: the model's chat template leaves out the {turn['role']} turn")
+        return rendered
 
     def build(self, problem: Problem) -> list[int]:
         """The prompt as token ids."""
@@ -147,12 +181,12 @@ class PromptBuilder:
             self._as_text(problem) if self.control_tokens_in(problem) else row
             for problem, row in zip(problems, rows, strict=True)
         ]
-        bos = self._tokenizer.bos_token_id
-        return [[bos, *row] if self._adds_bos else row for row in rows]
+        return [self._bos + row for row in rows]
 
     def control_tokens_in(self, problem: Problem) -> list[str]:
-        """The control tokens that a problem's text spells, each once."""
-        return list(dict.fromkeys(self._spelled.findall(problem.problem)))
+        """The control tokens that a problem's text spells, each once. Those of an assistant's turn are meant."""
+        said = [turn["content"] for turn in problem.messages if turn["role"] != "assistant"] or [problem.problem]
+        return list(dict.fromkeys(token for text in said for token in self._control.findall(text)))
 
     def _as_text(self, problem: Problem) -> list[int]:
         """The ids of a prompt whose problem spells control tokens: it is cut inside each of them, so that the
@@ -160,11 +194,20 @@ class PromptBuilder:
         """
         text = self.text(problem)
         mark = next(sign for sign in map(chr, range(0xE000, 0xF900)) if sign not in text)  # of Unicode's private use
-        cut = self._spelled.sub(lambda found: found[0][0] + mark + found[0][1:], problem.problem)
-        pieces = self.text(replace(problem, problem=cut)).split(mark)
+
+        def replaced(change: Callable[[re.Match[str]], str]) -> str:
+            messages = tuple(
+                turn if turn["role"] == "assistant" else turn | {"content": self._control.sub(change, turn["content"])}
+                for turn in problem.messages
+            )
+            return self.text(replace(problem, problem=self._control.sub(change, problem.problem), messages=messages))
+
+        pieces = replaced(lambda found: found[0][0] + mark + found[0][1:]).split(mark)
         ids = [token for row in self._encode(pieces) for token in row]
+        (others,) = self._encode([replaced(lambda _: mark)])
         for token in self.control_tokens_in(problem):
-            if ids.count(self._tokenizer.convert_tokens_to_ids(token)) != self._control[token]:
+            id = self._tokenizer.convert_tokens_to_ids(token)
+            if ids.count(id) != others.count(id):
                 raise ValueError(
                     f"{problem.id}: spells the control token {token}, which this tokenizer cannot write as text; take "
                     "the problem out"
@@ -175,32 +218,24 @@ class PromptBuilder:
         """Ids without a BOS of the tokenizer's: a second one would stand in front of the chat template's own."""
         return [list(row) for row in self._tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
 
-    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=_DATE
-        )
-
-    def _bos_of(self, text: str) -> str:
-        bos = self._tokenizer.bos_token
-        return bos if bos and text.startswith(bos) else ""
+    def _render(self, turns: list[dict[str, Any]], end: str = "respond") -> str:
+        return _render(self._tokenizer, turns, end, self._parts, self._arguments)
 
     def _find_system_turn(self) -> str:
         """What the chat template writes for a system message (BOS included); cutting it off leaves no system turn.
 
         "" when the template refuses or ignores system messages: then it has no system turn of its own either.
         """
-        from jinja2 import TemplateError
-
         system, user = {"role": "system", "content": _PROBE}, {"role": "user", "content": "?"}
         try:
             both = self._render([system, user])
-        except TemplateError:
+        except ValueError:
             return ""
         if _PROBE not in both:
             return ""
         try:
-            turn = self._render([system], add_generation_prompt=False)
-        except TemplateError:
+            turn = self._render([system], "stop")
+        except ValueError:
             turn = ""
         if _PROBE not in turn or not both.startswith(turn):
             raise ValueError(
@@ -215,17 +250,25 @@ def build_prompts(
 ) -> tuple[list[tuple[Problem, list[int]]], int]:
     """(problems with their token ids, number dropped): prompts longer than the limit are dropped, never cut.
 
-    Raises ValueError when none is left.
+    A problem is dropped without being tokenized if its characters need more tokens than that, each as long as the
+    longest of the vocabulary. Raises ValueError when none is left.
     """
-    built = list(zip(problems, builder.build_all(problems), strict=True))
+    most = max_prompt_tokens * builder.longest_token
+    short = [each for each in problems if (sum(len(t["content"]) for t in each.messages) or len(each.problem)) <= most]
+    built = list(zip(short, builder.build_all(short), strict=True))
     kept = [(problem, ids) for problem, ids in built if len(ids) <= max_prompt_tokens]
     if not kept:
-        shortest = min((len(ids) for _, ids in built), default=0)
+        shortest = min((len(ids) for _, ids in built), default=max_prompt_tokens + 1)
         raise ValueError(
-            f"max_prompt_tokens {max_prompt_tokens}: all {len(built)} prompts are longer, the shortest has {shortest} "
-            "tokens; raise it"
+            f"max_prompt_tokens {max_prompt_tokens}: all {len(problems)} prompts are longer, the shortest has at least "
+            f"{shortest} tokens; raise it"
         )
-    return kept, len(built) - len(kept)
+    return kept, len(problems) - len(kept)
+
+
+def asks_answer_line(builder: PromptBuilder, problems: Iterable[Problem]) -> bool:
+    """Whether a prompt asks for a line "Answer: ...", which is all that the reward answer_line reads."""
+    return any(re.search(r"answer\s*:", builder.text(problem), re.IGNORECASE) for problem in problems)
 
 
 def stop_token_ids(model: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
@@ -275,17 +318,39 @@ def token_text(tokenizer: Any, token: int) -> str:
     return f"<{' '.join(f'{byte_of[letter]:02X}' for letter in letters)}>"
 
 
-def _adds_bos(tokenizer: Any) -> bool:
-    bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer(_PROBE)["input_ids"][:1] == [bos]
+def _render(
+    tokenizer: Any, turns: list[dict[str, Any]], end: str, parts: bool, arguments: Mapping[str, Any] | None
+) -> str:
+    """Turns in the chat template; end: respond (open an assistant's turn), continue (the last turn) or stop.
+
+    parts: give each content as a list of one text. Raises ValueError if the template refuses the turns.
+    """
+    from jinja2 import TemplateError
+
+    if parts:
+        turns = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+    ending = {"add_generation_prompt": end == "respond", "continue_final_message": end == "continue"}
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False, **ending, **(arguments or {}))
+    except TemplateError as error:
+        raise ValueError(f"the model's chat template refuses these turns ({error})") from None
+
+
+def _wants_parts(tokenizer: Any, arguments: Mapping[str, Any] | None = None) -> bool:
+    """Whether the chat template reads each content as a list of parts. Raises ValueError if it renders neither."""
+    turns = [{"role": "user", "content": _PROBE}]
+    for parts in (False, True):
+        if _PROBE in _render(tokenizer, turns, "respond", parts, arguments):
+            return parts
+    raise ValueError("the model's chat template does not render the user turn; correct it, or set chat_template: false")
 
 
 def _chat_end(tokenizer: Any) -> list[int]:
     """The special token straight after an assistant's message, where there is a chat template that writes one."""
     if not tokenizer.chat_template:
         return []
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
-    tail = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(_PROBE)[2]
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
+    tail = _render(tokenizer, turns, "stop", _wants_parts(tokenizer), None).rpartition(_PROBE)[2]
     first = tokenizer(tail, add_special_tokens=False)["input_ids"][:1]
     return [token for token in first if token in tokenizer.all_special_ids or token in tokenizer.added_tokens_decoder]
 

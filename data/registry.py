@@ -1,6 +1,6 @@
 """The known sets, one short entry each, and the train/eval pairs that are known to leak.
 
-To add a set: one entry in SETS. Its columns must fit one of the layouts in data/formats.py (else add a parser there).
+To add a set: one entry in SETS. Its columns must be among those of data/formats.py (else name them there).
 Row counts are those of the published upload; a difference is printed as a warning, so that a changed upload is seen.
 """
 
@@ -29,6 +29,8 @@ class SetSpec:
     problems: int | None = None
 
 
+SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".arrow")  # of the files that are read
+SUFFIX = re.compile(r"\.(parquet|jsonl?|csv|arrow)$")
 SETS: dict[str, SetSpec] = {
     # 17,917 problems uploaded 100 times over: 17,398 distinct prompts, 7 of them with two different golds.
     "dapo_math_17k": SetSpec("BytedTsinghua-SIA/DAPO-Math-17k", "train", 1_791_700, "train", problems=17_391),
@@ -49,34 +51,39 @@ SETS: dict[str, SetSpec] = {
 }
 
 
-@dataclass(frozen=True)
-class Leak:
-    """`train` and `held_out` are searched in the sets' names, lower case, without - _ and spaces."""
-
-    train: str
-    held_out: str
-    why: str
-
-
-LEAKS: tuple[Leak, ...] = (
-    Leak(
+# (training set, held-out set, why): patterns that are searched in the sets' names, lower case, without - _ and spaces.
+LEAKS: tuple[tuple[str, str, str], ...] = (
+    (
         r"mathtrainl35|hendrycksmathbenchmark|math12k",
         r"mathtest|math5000|hendrycksmath|competitionmath|mathlighteval",
         "the 12,000-row MATH split holds 4,500 of the 5,000 MATH test problems; evaluate on math500 instead",
     ),
-    Leak(r"bigmath", r"math500|mathtest|math5000", "Big-Math has more MATH rows than MATH's train split"),
-    Leak(r"deepscaler", r"amc|aime(19|20[01]|202[0-3])", "DeepScaleR is built from AIME 1983-2023 and AMC"),
-    Leak(r"gsm8k(?!train)", r"gsm8k", "a copy of GSM8K with 8,792 rows is train and test merged"),
-    Leak(r"aimovalidationamc|aimoamc", r"amc23", "AI-MO's 83 AMC rows contain the 40 of amc23"),
-    Leak(r"aimovalidationaime", r"aime24", "AI-MO's AIME validation rows contain AIME 2024"),
+    (r"bigmath", r"math500|mathtest|math5000", "Big-Math has more MATH rows than MATH's train split"),
+    (r"deepscaler", r"amc|aime(19|20[01]|202[0-3])", "DeepScaleR is built from AIME 1983-2023 and AMC"),
+    (r"gsm8k(?!.*train)", r"gsm8k", "a copy of GSM8K with 8,792 rows is train and test merged"),
+    (r"aimovalidationamc|aimoamc", r"amc23", "AI-MO's 83 AMC rows contain the 40 of amc23"),
+    (r"aimovalidationaime", r"aime24", "AI-MO's AIME validation rows contain AIME 2024"),
 )
+
+
+def split_name(name: str) -> tuple[str, str | None, str | None]:
+    """(place, configuration, split) of "PLACE", "PLACE:SPLIT" or "PLACE:CONFIG:SPLIT", a hub id or path in front."""
+    place, *rest = [name] if Path(name).expanduser().exists() else name.split(":")
+    return place, rest[0] if len(rest) > 1 else None, rest[-1] if rest else None
+
+
+def is_hub_id(place: str) -> bool:
+    """Whether this is ORG/NAME, and not a path: of no file that exists, of no folder here, without a file's suffix."""
+    owner = place.partition("/")[0]
+    taken = Path(place).exists() or Path(owner).is_dir() or place.endswith(SUFFIXES)
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", place)) and not taken
 
 
 def set_name(name: str) -> str:
     """What a set of the configuration is called in `Problem.source` and in metrics: "aime24" for "aime24" and for
-    "aime24=/data/x.parquet", the file's or folder's own name for a path."""
+    "aime24=/data/x.parquet", the file's or folder's own name for a path, "name_test" for "org/name:test"."""
     left = name.partition("=")[0]
-    return left if left in SETS else Path(name).stem
+    return left if left in SETS else SUFFIX.sub("", Path(name).name).replace(":", "_")
 
 
 def check_leaks(train_sets: str | list[str], eval_sets: str | list[str]) -> list[str]:
@@ -97,13 +104,10 @@ def check_leaks(train_sets: str | list[str], eval_sets: str | list[str]) -> list
                 )
             lines.append(f"warning: train_data: {train} is an evaluation set; never report its score for this run")
         for held_out in held_outs:
-            if train == held_out:
-                lines.append(f"warning: train_data and eval_data both name {train}: its score is training accuracy")
-            for leak in LEAKS:
-                if re.search(leak.train, _plain(train)) and re.search(leak.held_out, _plain(held_out)):
-                    lines.append(f"warning: {train} (train) leaks into {held_out} (eval): {leak.why}")
+            plain = [re.sub(r"[-_ ]", "", name.lower()) for name in (train, held_out)]
+            lines += [
+                f"warning: {train} (train) leaks into {held_out} (eval): {why}"
+                for *patterns, why in LEAKS
+                if all(map(re.search, patterns, plain))
+            ]
     return lines
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_ ]", "", name.lower())

@@ -62,7 +62,9 @@ class EvalConfig:
         "runs/NAME (its newest checkpoint), a checkpoint, a folder or hub id",
         section="What",
     )
-    sets: str | list[str] = knob("aime24,aime25,amc23", "sets or files, with commas between")
+    sets: str | list[str] = knob("aime24,aime25,amc23", "sets, hub ids or files, with commas between")
+    prompt_column: str | None = knob(None, "column of the problem or conversation; null: detected")
+    answer_column: str | None = knob(None, "column of the reference answer, or STRUCT.FIELD; null: detected")
     samples: int = knob(32, "answers to each problem", symbol="k", source="paper", low=1, high=1000)
     output_dir: str = knob("evals", "results go to OUTPUT_DIR/NAME")
     name: str = knob("", "folder of the results; empty: made from run and step, or `model`, and the sets")
@@ -71,6 +73,7 @@ class EvalConfig:
     prompt_template: str = knob("dapo", "instruction around the problem, a name of data/prompts.py", section="Prompt")
     system_prompt: str = knob("default", "default: the chat template's own; none: no system turn; or the text")
     chat_template: bool = knob(True, "wrap prompts in the model's chat template")
+    chat_template_kwargs: dict[str, Any] = knob({}, "further variables of the chat template")
     max_prompt_tokens: int = knob(1024, "longer prompts are dropped and counted", unit="tokens", source="paper", low=1)
 
     temperature: float = knob(
@@ -120,8 +123,8 @@ NAMES_IN_RUN = {"sets": "eval_data", "samples": "eval_samples"}
 # Not among them: `seed`, so that runs of several seeds are sampled by the same random streams;
 # `trust_remote_code`, which only its user may give; `engine_memory_share`, since no trainer shares the GPU here.
 IN_RUN = """
-    sets samples prompt_template system_prompt chat_template max_prompt_tokens temperature top_p top_k
-    max_response_tokens engine precision vllm
+    sets samples prompt_column answer_column prompt_template system_prompt chat_template chat_template_kwargs
+    max_prompt_tokens temperature top_p top_k max_response_tokens engine precision vllm
     """.split()
 
 
@@ -240,10 +243,17 @@ def prepare(config: EvalConfig) -> tuple[Prompts, Work]:
         template=config.prompt_template,
         system_prompt=config.system_prompt,
         chat_template=config.chat_template,
+        chat_template_kwargs=config.chat_template_kwargs,
     )
     prompts: dict[str, list[tuple[Problem, list[int]]]] = {}
     for name in config.set_names:
-        report = load_problems(name)
+        report = load_problems(
+            name,
+            prefer="test",
+            prompt_column=config.prompt_column,
+            answer_column=config.answer_column,
+            keep_rows=False,
+        )
         kept, dropped = build_prompts(report.problems, builder, max_prompt_tokens=config.max_prompt_tokens)
         print("\n".join(report.lines))
         if dropped:

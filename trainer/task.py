@@ -22,6 +22,7 @@ from data import (
     HubUnreachable,
     Problem,
     PromptBuilder,
+    asks_answer_line,
     build_prompts,
     check_leaks,
     load_problems,
@@ -161,7 +162,11 @@ def read_model(cfg: Config) -> Model:
     if cfg.teacher:
         check_teacher(cfg, cfg.teacher, tokenizer)
     builder = PromptBuilder(
-        tokenizer, template=cfg.prompt_template, system_prompt=cfg.system_prompt, chat_template=cfg.chat_template
+        tokenizer,
+        template=cfg.prompt_template,
+        system_prompt=cfg.system_prompt,
+        chat_template=cfg.chat_template,
+        chat_template_kwargs=cfg.chat_template_kwargs,
     )
     return Model(tokenizer, tuple(stop_token_ids(cfg.model, tokenizer)), builder, config)
 
@@ -187,7 +192,13 @@ def read_data(
 
     def read(key: str, sets: str | list[str]) -> Rows:
         try:
-            report = load_problems(sets)
+            report = load_problems(
+                sets,
+                prefer="train" if key == "train_data" else "test",
+                prompt_column=cfg.prompt_column,
+                answer_column=cfg.answer_column,
+                keep_rows=":" in cfg.reward,
+            )
         except HubUnreachable:
             if unreachable is None:
                 raise
@@ -208,6 +219,11 @@ def read_data(
         )
     if train:
         problem, prompt = train[0]
+        if cfg.reward == "answer_line" and model and not asks_answer_line(model.builder, (each for each, _ in train)):
+            raise ValueError(
+                f"reward: answer_line reads an 'Answer:' line, and no prompt of train_data {cfg.train_data} asks for "
+                f"one (got prompt_template {cfg.prompt_template}); use prompt_template dapo, or reward math"
+            )
         try_reward(cfg, problem, model.tokenizer.decode(prompt) if model else problem.problem)
     evals = {set_name(name): read("eval_data", name) for name in eval_sets(cfg)} if cfg.eval_every else {}
     for name, rows in evals.items():

@@ -377,8 +377,8 @@ def test_without_the_hub_a_local_model_leads_to_the_data(tmp_path: Path, chat_mo
     code, lines = refusal(tmp_path, [sys.executable], "--model", chat_model, *SHORT)
     text = "\n".join(lines)
     assert code == 2 and "open-r1/DAPO-Math-17k-Processed" in lines[0]
-    assert "python -m data.fetch dapo_math_17k_processed --out DIR" in text
-    assert "dapo_math_17k_processed=DIR/dapo_math_17k_processed.parquet" in text
+    assert "hf download open-r1/DAPO-Math-17k-Processed --repo-type dataset --local-dir DIR" in text
+    assert "write   dapo_math_17k_processed=DIR   in place" in text
 
 
 def test_without_the_hub_local_training_data_leads_to_the_evaluation_sets(
@@ -389,4 +389,4 @@ def test_without_the_hub_local_training_data_leads_to_the_evaluation_sets(
         train.main([*argv, "--prompts_per_step", "8", "--output_dir", str(tmp_path / "runs")])
     error = capsys.readouterr().err.partition("error: ")[2]
     assert stopped.value.code == 2 and not (tmp_path / "runs").exists()
-    assert "HuggingFaceH4/aime_2024" in error and "aime24=DIR/aime24.parquet" in error
+    assert "HuggingFaceH4/aime_2024" in error and "aime24=DIR   in place" in error

@@ -6,6 +6,7 @@ Each check runs in a process of its own, because the hub libraries read their en
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,9 +55,11 @@ class Handler(BaseHTTPRequestHandler):
                 self._send(404, b"", "RepoNotFound")
             elif parts[4:5] == ["tree"]:
                 folder = repo.joinpath(*parts[6:])
-                entries = sorted(folder.iterdir()) if folder.is_dir() else []
+                every = folder.rglob("*") if "recursive=true" in self.path.lower() else folder.glob("*")
+                entries = sorted(every) if folder.is_dir() else []
                 found = [{"path": str(entry.relative_to(repo)), **_entry(entry)} for entry in entries]
-                self._send(200 if folder.is_dir() else 404, json.dumps(found).encode(), "EntryNotFound")
+                body = found if folder.is_dir() else {"error": "no such folder"}
+                self._send(200 if folder.is_dir() else 404, json.dumps(body).encode(), "EntryNotFound")
             else:
                 self._send(200, json.dumps({"id": "/".join(parts[2:4]), "sha": REVISION}).encode())
         else:
@@ -93,6 +96,9 @@ def hub(tmp_path: Path) -> Iterator[str]:
         (repo / config).mkdir(parents=True, exist_ok=True)
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), repo / config / f"{split}-00000-of-00001.parquet")
     (repo / "README.md").write_text(README)
+    (tmp_path / "hub" / "org" / "one").mkdir(parents=True)
+    rows = [{"prompt": [{"role": "user", "content": f"{i} + 1?"}], "label": i + 1} for i in range(4)]
+    (tmp_path / "hub" / "org" / "one" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     server = Hub(tmp_path / "hub")
     Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -112,7 +118,7 @@ LOAD = "import sys, data; r = data.load_problems(sys.argv[1]); print(*r.lines, *
 
 
 @pytest.mark.slow
-def test_a_set_from_the_hub_then_from_the_cache_then_from_a_fetched_file(tmp_path: Path, hub: str) -> None:
+def test_a_set_from_the_hub_then_from_the_cache(tmp_path: Path, hub: str) -> None:
     online = run_python(tmp_path / "home", hub, "-c", LOAD, "gsm8k_train")
     assert online.returncode == 0, online.stderr
     lines = online.stdout.splitlines()
@@ -123,30 +129,34 @@ def test_a_set_from_the_hub_then_from_the_cache_then_from_a_fetched_file(tmp_pat
     cached = run_python(tmp_path / "home", hub, "-c", LOAD, "gsm8k_train", offline=True)
     assert cached.stdout.splitlines()[0] == "gsm8k_train: 5 rows -> 5 problems from openai/gsm8k@cached", cached.stderr
 
-    out = str(tmp_path / "out")
-    fetched = run_python(tmp_path / "home", hub, "-m", "data.fetch", "gsm8k_test", "--out", out)
-    name = f"gsm8k_test={out}/gsm8k_test.parquet"
-    assert fetched.stdout.strip().endswith(f"use {name}"), fetched.stderr
-    local = run_python(tmp_path / "home", "http://127.0.0.1:9", "-c", LOAD, name)
-    assert "gsm8k_test: 3 rows -> 3 problems" in local.stdout and "1,319" in local.stdout, local.stderr
+
+@pytest.mark.slow
+def test_any_set_of_the_hub_by_its_id(tmp_path: Path, hub: str) -> None:
+    for name, first in (
+        ("openai/gsm8k:main:test", "gsm8k_main_test: 3 rows -> 3 problems"),
+        ("openai/gsm8k:socratic:train", "gsm8k_socratic_train: 2 rows -> 2 problems"),
+        ("org/one", "one: 4 rows -> 4 problems"),  # one split
+    ):
+        found = run_python(tmp_path / "home", hub, "-c", LOAD, name)
+        assert found.stdout.startswith(first), found.stderr
+    for name, reason in (
+        ("openai/gsm8k", "Config name is missing.*'main', 'socratic'.*write ORG/NAME:CONFIG:SPLIT"),
+        ("openai/gsm8k:main:dev", "(config main, split dev).*'train', 'test'"),
+        ("openai/gsm8k:other:test", "BuilderConfig 'other' not found"),
+        ("org/none", "cannot read org/none .*RepositoryNotFoundError"),
+    ):
+        result = run_python(tmp_path / "home", hub, "-c", LOAD, name)
+        error = result.stderr.rpartition("\nValueError: ")[2]
+        assert re.search(reason.replace("(", r"\(").replace(")", r"\)"), error), result.stderr
 
 
 @pytest.mark.parametrize("offline", [True, False])
 def test_without_a_network_it_says_what_to_fetch_and_does_not_retry(tmp_path: Path, offline: bool) -> None:
     # Port 9 refuses connections, as an unplugged machine does.
-    result = run_python(tmp_path, "http://127.0.0.1:9", "-c", LOAD, "amc23", offline=offline)
-    error = result.stderr[result.stderr.rindex("HubUnreachable") :]
-    assert "amc23: cannot read math-ai/amc23 (config default, split test) from the hub" in error
-    assert "python -m data.fetch amc23 --out DIR" in error and "amc23=DIR/amc23.parquet" in error
-    assert "Retrying" not in result.stderr
-
-
-def test_a_set_that_has_gone_from_the_hub(tmp_path: Path, hub: str) -> None:
-    result = run_python(tmp_path / "home", hub, "-m", "data.fetch", "aime25", "--out", str(tmp_path))
-    assert result.returncode == 2 and result.stderr.startswith("error: aime25: cannot read yentinglin/aime_2025")
-    assert "RepositoryNotFoundError" in result.stderr and "data.fetch" not in result.stderr  # that is what was run
-
-
-def test_fetch_lists_the_known_sets(tmp_path: Path) -> None:
-    result = run_python(tmp_path, "http://127.0.0.1:9", "-m", "data.fetch", "amc", "--out", str(tmp_path))
-    assert result.stderr.startswith("error: unknown set 'amc'. Known: dapo_math_17k") and result.returncode == 2
+    for name, local in (("amc23", "amc23=DIR"), ("math-ai/amc23:test", "DIR:test")):
+        result = run_python(tmp_path, "http://127.0.0.1:9", "-c", LOAD, name, offline=offline)
+        error = result.stderr[result.stderr.rindex("HubUnreachable") :]
+        assert f"{name}: cannot read math-ai/amc23 (config default, split test)" in error
+        assert "hf download math-ai/amc23 --repo-type dataset --local-dir DIR" in error
+        assert f"write   {local}   in place of {name}." in error
+        assert "Retrying" not in result.stderr

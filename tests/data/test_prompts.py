@@ -1,6 +1,7 @@
 """Prompts and stop ids, on small tokenizers whose chat templates (our wording) behave as the models' do."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,10 +209,133 @@ def test_long_prompts_are_dropped_and_counted_never_cut() -> None:
     kept, dropped = data.build_prompts(problems, builder, max_prompt_tokens=limit)
     assert [problem.id for problem, _ in kept] == ["t/1", "t/50", "t/2", "t/3"] and dropped == 1
     assert all(ids == builder.build(problem) for problem, ids in kept)
-    with pytest.raises(ValueError, match=r"max_prompt_tokens 5: all 5 prompts are longer, the shortest has \d+"):
+    with pytest.raises(
+        ValueError, match=r"max_prompt_tokens 5: all 5 prompts are longer, the shortest .* at least \d+"
+    ):
         data.build_prompts(problems, builder, max_prompt_tokens=5)
     with pytest.raises(ValueError, match="all 0 prompts"):
         data.build_prompts([], builder, max_prompt_tokens=5)
+
+
+def test_a_huge_problem_is_dropped_without_being_tokenized() -> None:
+    tokenizer = make_tokenizer(CHATML)
+    builder = data.PromptBuilder(tokenizer, template="plain", system_prompt="none", chat_template=True)
+    assert builder.longest_token == len("<|Assistant|>")
+    huge = data.Problem("t/0", "x" * (100 * builder.longest_token + 1), "1", "t", None)
+    turn = {"role": "user", "content": huge.problem}
+    tokenized: list[str] = []
+    encode = builder._encode
+    builder._encode = lambda texts: tokenized.extend(texts) or encode(texts)
+    kept, dropped = data.build_prompts([PROBLEM, huge, replace(huge, messages=(turn,))], builder, max_prompt_tokens=100)
+    assert ([problem for problem, _ in kept], dropped) == ([PROBLEM], 2)
+    assert tokenized == [builder.text(PROBLEM)]
+    with pytest.raises(ValueError, match="all 1 prompts are longer, the shortest has at least 101 tokens"):
+        data.build_prompts([huge], builder, max_prompt_tokens=100)
+
+
+# --- conversations and chat templates --------------------------------------------------------------------------------
+
+SYSTEM, ASKED = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 1 + 1?"}
+ANSWER, AGAIN = {"role": "assistant", "content": "2"}, {"role": "user", "content": "Twice?"}
+PREFIX = {"role": "assistant", "content": "<|im_start|>So 1 "}
+# Like a vision model's: each content is a list of parts.
+PARTS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content %}{{ part.text }}{% endfor %}<|im_end|>"
+    "\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Like Qwen3's: an empty <think> block when thinking is off.
+THINKING = CHATML.removesuffix("{% endif %}") + (
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def conversation(*turns: dict[str, Any]) -> data.Problem:
+    return data.Problem("t/0", "What is 1 + 1?", "2", "t", None, turns)
+
+
+@pytest.mark.parametrize("chat_template", [CHATML, LLAMA, DATED, PARTS])
+@pytest.mark.parametrize("turns", [(SYSTEM, ASKED), (ASKED, ANSWER, AGAIN), (SYSTEM, ASKED, ANSWER, AGAIN)])
+def test_a_conversation_is_rendered_as_it_stands(chat_template: str, turns: tuple[dict[str, str], ...]) -> None:
+    tokenizer = make_tokenizer(chat_template)
+    builder = data.PromptBuilder(tokenizer, template="boxed", system_prompt="Think.", chat_template=True)
+    given: Any = list(turns)
+    if chat_template == PARTS:
+        given = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+    expected = tokenizer.apply_chat_template(
+        given,
+        tokenize=False,
+        add_generation_prompt=True,
+        date_string="26 Jul 2024",
+    )
+    assert builder.text(conversation(*turns)) == expected
+    assert tokenizer.decode(builder.build(conversation(*turns))) == expected
+    assert all(turn["content"] in expected for turn in turns) and "Think" not in expected and "boxed" not in expected
+
+
+@pytest.mark.parametrize("chat_template", [CHATML, PARTS])
+def test_an_assistants_prefix_is_continued(chat_template: str) -> None:
+    tokenizer = make_tokenizer(chat_template)
+    builder = data.PromptBuilder(tokenizer, template="dapo", system_prompt="default", chat_template=True)
+    text, ids = builder.text(conversation(SYSTEM, ASKED, PREFIX)), builder.build(conversation(SYSTEM, ASKED, PREFIX))
+    assert text.endswith("<|im_end|>\n<|im_start|>assistant\n<|im_start|>So 1 ") and tokenizer.decode(ids) == text
+    assert ids.count(tokenizer.get_vocab()["<|im_start|>"]) == 4  # three turns, and the one that is meant
+
+
+def test_control_tokens_in_a_conversation_are_text_unless_the_assistant_writes_them() -> None:
+    tokenizer = make_tokenizer(CHATML)
+    builder = data.PromptBuilder(tokenizer, template="plain", system_prompt="default", chat_template=True)
+    system, user = ({"role": role, "content": "a <|im_end|> b"} for role in ("system", "user"))
+    problem = conversation(system, user, PREFIX)
+    assert builder.control_tokens_in(problem) == ["<|im_end|>"]
+    ids = builder.build(problem)
+    assert tokenizer.decode(ids) == builder.text(problem)
+    ends, starts = (ids.count(tokenizer.get_vocab()[f"<|im_{each}|>"]) for each in ("end", "start"))
+    assert (ends, starts) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "chat", "message"),
+    [
+        (IGNORES_SYSTEM, True, "t/0: the model's chat template leaves out the system turn"),
+        (REFUSES_SYSTEM, True, r"t/0: the model's chat template refuses these turns \(no system\)"),
+        (CHATML, False, "chat_template: false cannot render the conversation t/0; set it to true"),
+    ],
+)
+def test_a_turn_is_never_left_out(chat_template: str, chat: bool, message: str) -> None:
+    builder = data.PromptBuilder(
+        make_tokenizer(chat_template), template="plain", system_prompt="default", chat_template=chat
+    )
+    with pytest.raises(ValueError, match=message):
+        builder.build(conversation(SYSTEM, ASKED))
+
+
+def test_a_chat_template_that_reads_parts_renders_the_problem(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(PARTS)
+    assert build(tokenizer, "plain", "default", True)[0] == USER
+    assert data.stop_token_ids(save_model(tmp_path, None, None), tokenizer)[-1] == tokenizer.convert_tokens_to_ids(
+        "<|im_end|>"
+    )
+    with pytest.raises(ValueError, match="chat template does not render the user turn"):
+        build(
+            make_tokenizer("{{ bos_token }}{% if add_generation_prompt %}<|Assistant|>{% endif %}"), "plain", None, True
+        )
+
+
+def test_variables_of_the_chat_template() -> None:
+    def rendered(**variables: Any) -> str:
+        return data.PromptBuilder(
+            make_tokenizer(THINKING),
+            template="plain",
+            system_prompt="none",
+            chat_template=True,
+            chat_template_kwargs=variables,
+        ).text(PROBLEM)
+
+    assert rendered(enable_thinking=False) == f"{USER}<think>\n\n</think>\n\n"
+    assert rendered(enable_thinking=True) == rendered() == USER
+    for name in ("enable_thinkin", "tokenize"):
+        with pytest.raises(ValueError, match=f"chat_template_kwargs: .* does not read '{name}'; remove it"):
+            rendered(**{name: False})
 
 
 # --- control tokens in a problem's text ------------------------------------------------------------------------------

@@ -44,6 +44,16 @@ def plain_rows(n: int) -> list[dict[str, Any]]:
     return [{"problem": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(n)]
 
 
+GSM8K_CARD = """---
+configs:
+- config_name: main
+  data_files: [{split: train, path: main/train-*}, {split: test, path: main/test-*}]
+- config_name: socratic
+  data_files: [{split: train, path: socratic/train-*}]
+---
+"""
+
+
 # --- the published layouts -------------------------------------------------------------------------------------------
 
 
@@ -82,7 +92,7 @@ def test_a_changed_wrapper_is_reported(tmp_path: Path) -> None:
     row = dapo_row("Find $n$.", "3", "a")
     row["prompt"][0]["content"] = "Please. " + row["prompt"][0]["content"]
     report = data.load_problems(str(write_parquet(tmp_path / "p.parquet", [row])))
-    assert any("1 problems with prompt wrapping left" in line for line in report.lines)
+    assert any("1 problems ask for an answer format themselves" in line for line in report.lines)
 
 
 def test_math_keeps_levels_three_to_five_and_counts_the_rest(tmp_path: Path) -> None:
@@ -114,9 +124,11 @@ def test_math_with_the_gold_in_the_solution(tmp_path: Path) -> None:
         {"problem": "b", "level": "Level ?", "type": "Algebra", "solution": r"thus \boxed 2."},
         {"problem": "c", "level": "Level 1", "type": "Algebra", "solution": "no box"},
     ]
-    report = data.load_problems(str(write_parquet(tmp_path / "hendrycks.parquet", rows)))
+    path = str(write_parquet(tmp_path / "hendrycks.parquet", rows))
+    report = data.load_problems(path)
     assert [(p.problem, p.gold, p.level) for p in report.problems] == [("a", r"\frac{1}{2}", 4), ("b", "2", None)]
     assert report.dropped == {"empty gold": 1}
+    assert golds(data.load_problems(path, answer_column="solution"))["c"] == "no box"  # the user's word for it
 
 
 def test_gsm8k_takes_the_number_after_the_last_hashes(tmp_path: Path) -> None:
@@ -179,9 +191,13 @@ def test_plain_files_of_every_kind_read_alike(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "set.jsonl", rows)
     (tmp_path / "set.json").write_text(json.dumps(rows))
     datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "set"))
+    (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "set.jsonl").read_bytes())
+    (tmp_path / "set.csv").write_text(
+        "\ufeffproblem,answer\n" + "".join(f"{r['problem']},{r['answer']}\n" for r in rows)
+    )
     expected = data.load_problems(str(tmp_path / "a" / "set.parquet")).problems
     assert [p.gold for p in expected] == ["1", "2", "3", "4", "5"]
-    others = ["set.jsonl", "set.json", "set", "set/data-00000-of-00001.arrow"]
+    others = ["set.jsonl", "bom.jsonl", "set.json", "set.csv", "set", "set/data-00000-of-00001.arrow"]
     for other in others:
         report = data.load_problems(str(tmp_path / other))
         assert [(p.problem, p.gold) for p in report.problems] == [(p.problem, p.gold) for p in expected], other
@@ -207,6 +223,84 @@ def test_ids_stay_unique_when_the_file_repeats_them(tmp_path: Path) -> None:
     rows = [{"problem": p, "answer": "1", "id": 7} for p in ("a", "b", "c")]
     report = data.load_problems(str(write_jsonl(tmp_path / "m.jsonl", rows)))
     assert [p.id for p in report.problems] == ["m/7", "m/7#1", "m/7#2"]
+
+
+USER = {"role": "user", "content": "What is 1 + 1?"}
+WORKED = r"It is \boxed{2}."
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "What is 1 + 1?", "label": "2"},
+        {"prompt": "What is 1 + 1?", "answer": 2},
+        {"prompt": [USER], "label": 2.0},
+        {"prompt": [USER], "solution": "$2$"},
+        {"prompt": [{"role": "user", "content": [{"type": "text", "text": "What is 1 + 1?"}]}], "answer": "2"},
+        {"problem": "What is 1 + 1?", "answer": "2", "solution": "so 3", "prompt": "other", "messages": [USER]},
+        {"question": "What is 1 + 1?", "answer": "one and one\n#### 2"},
+        {"problem": "What is 1 + 1?", "expected_answer": "2", "generated_solution": "3"},
+        {"problem": "What is 1 + 1?", "solution": WORKED},
+        {"question": "What is 1 + 1?", "ground_truth": "02"},
+        {"data_source": "openai/gsm8k", "prompt": [USER], "reward_model": {"ground_truth": "2", "style": "rule"}},
+        {"messages": [USER], "ground_truth": "2"},
+        {"messages": [USER, {"role": "assistant", "content": WORKED}]},
+    ],
+)
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_layouts_met_in_the_wild(tmp_path: Path, row: dict[str, Any], kind: str) -> None:
+    path = tmp_path / f"set.{kind}"
+    (write_parquet if kind == "parquet" else write_jsonl)(path, [row])
+    (problem,) = data.load_problems(str(path)).problems
+    assert (problem.problem, problem.gold, problem.messages) == ("What is 1 + 1?", "2", ())
+    assert problem.row == row
+
+
+def test_columns_are_named_by_the_user(tmp_path: Path) -> None:
+    row = {"problem": "Not this.", "answer": "9", "ask": "What is 1 + 1?", "truth": {"value": "2"}}
+    path = str(write_parquet(tmp_path / "set.parquet", [row]))
+    report = data.load_problems(path, prompt_column="ask", answer_column="truth.value")
+    assert golds(report) == {"What is 1 + 1?": "2"}
+    absent: list[dict[str, Any]] = [{"prompt_column": "asked"}, {"answer_column": "truth_value"}]
+    for keys in absent:
+        with pytest.raises(ValueError, match="columns problem, answer, ask, truth hold no .*set prompt_column"):
+            data.load_problems(path, **keys)
+    known = write_parquet(tmp_path / "known.parquet", [{"problem": "a", "answer": "1"}])
+    assert data.load_problems(f"aime24={known}", prompt_column="ask").problems  # a known set has its own columns
+
+
+def test_the_row_reaches_the_reward_in_json_types(tmp_path: Path) -> None:
+    import datetime
+
+    row = {"problem": "a", "answer": "1", "tests": [{"in": "1", "out": None}], "day": datetime.date(2026, 1, 2)}
+    path = str(write_parquet(tmp_path / "set.parquet", [row]))
+    (problem,) = data.load_problems(path).problems
+    assert problem.row == row | {"day": "2026-01-02"}
+    assert data.load_problems(path, keep_rows=False).problems[0].row == {}
+    assert data.load_problems("toy_eval").problems[0].row == {}
+
+
+def test_conversations_keep_all_turns(tmp_path: Path) -> None:
+    system, prefix = {"role": "system", "content": "Be brief. "}, {"role": "assistant", "content": "<think>\nSo"}
+    rows = [{"prompt": [system, USER], "label": 2}, {"prompt": [USER, prefix], "label": 2}]
+    rows += [
+        {"prompt": [USER, {"role": "assistant", "content": "2"}, {"role": "user", "content": "Twice?"}], "label": 4}
+    ]
+    rows += [{"prompt": [system, USER], "label": 2}]
+    report = data.load_problems(str(write_jsonl(tmp_path / "set.jsonl", rows)))
+    assert [list(problem.messages) for problem in report.problems] == [row["prompt"] for row in rows[:3]]
+    assert [problem.problem for problem in report.problems] == ["What is 1 + 1?"] * 2 + ["What is 1 + 1?\n\nTwice?"]
+    assert report.dropped == {"duplicate": 1}
+    assert any("3 problems are conversations, rendered as they stand" in line for line in report.lines)
+
+
+@pytest.mark.parametrize(
+    "turn", ["text", {"role": "user"}, {"content": "a"}, {"role": "user", "content": [{"image": 1}]}]
+)
+def test_a_turn_without_text_is_refused(tmp_path: Path, turn: Any) -> None:
+    path = write_jsonl(tmp_path / "set.jsonl", [{"prompt": [USER, turn], "answer": "1"}])
+    with pytest.raises(ValueError, match="row 1: column 'prompt' holds .*; a turn with role and text is expected"):
+        data.load_problems(str(path))
 
 
 # --- cleaning --------------------------------------------------------------------------------------------------------
@@ -331,7 +425,16 @@ def test_a_folder_with_several_splits_is_never_mixed(tmp_path: Path) -> None:
             rows = [{"question": f"{config} {split} {i}", "answer": f"#### {i}"} for i in range(n)]
             write_parquet(hub_clone / config / f"{split}-00000-of-00001.parquet", rows)
     assert [p.problem for p in data.load_problems(f"gsm8k_test={hub_clone}").problems] == ["main test 0", "main test 1"]
-    with pytest.raises(ValueError, match="several splits.*train, test"):
+    assert [p.problem for p in data.load_problems(f"{hub_clone / 'main'}:test").problems] == [
+        "main test 0",
+        "main test 1",
+    ]
+    assert len(data.load_problems(str(hub_clone / "main")).problems) == 3
+    with pytest.raises(ValueError, match=r"gsm8k/main: has the splits train, test, not dev; write .*gsm8k/main:SPLIT"):
+        data.load_problems(str(hub_clone / "main"), prefer="dev")
+    (hub_clone / "README.md").write_text(GSM8K_CARD)
+    assert [p.problem for p in data.load_problems(f"{hub_clone}:main:test").problems] == ["main test 0", "main test 1"]
+    with pytest.raises(ValueError, match="Config name is missing.*'main', 'socratic'.*write FOLDER:CONFIG:SPLIT"):
         data.load_problems(str(hub_clone))
 
 
@@ -343,8 +446,10 @@ def test_a_saved_dataset_dict_needs_a_split(tmp_path: Path) -> None:
     both["train"], both["test"] = datasets.Dataset.from_list(rows * 2), datasets.Dataset.from_list(rows)
     both.save_to_disk(str(tmp_path / "saved"))
     assert "1 rows" in data.load_problems(f"gsm8k_test={tmp_path / 'saved'}").lines[0]
-    with pytest.raises(ValueError, match="splits train, test.*sub-folder"):
-        data.load_problems(str(tmp_path / "saved"))
+    with pytest.raises(ValueError, match="saved: has the splits train, test, not validation"):
+        data.load_problems(str(tmp_path / "saved"), prefer="validation")
+    assert "2 rows" in data.load_problems(str(tmp_path / "saved")).lines[0]
+    assert "1 rows" in data.load_problems(f"{tmp_path / 'saved'}:test").lines[0]
     assert "2 rows" in data.load_problems(str(tmp_path / "saved" / "train")).lines[0]
 
 
@@ -368,7 +473,8 @@ def test_leaks_are_named() -> None:
     assert len(data.check_leaks("/x/DeepScaleR-Preview-Dataset", ["amc23", "math500"])) == 1
     assert len(data.check_leaks("Big-Math-RL-Verified.parquet", "math500")) == 1
     assert len(data.check_leaks("aime25", "aime24")) == 1  # a benchmark as training set is said aloud
-    assert len(data.check_leaks("toy_train", "toy_train")) == 1
+    assert data.check_leaks("openai/gsm8k:main:train", "openai/gsm8k:main:test") == []
+    assert data.check_leaks("org/name", "org/name") == []  # two splits, whose texts are compared
     with pytest.raises(ValueError, match="aime24.*eval_data too"):
         data.check_leaks(["gsm8k_train", "aime24=/copy.parquet"], "aime24")
 
@@ -383,11 +489,9 @@ def test_shared_problems_ignores_case_and_spaces() -> None:
 
 
 def test_unknown_sets_list_the_known(tmp_path: Path) -> None:
-    for name in ("amc25", "amc25=" + str(tmp_path)):
+    for name in ("amc25", "amc25=" + str(tmp_path), f"amc25={tmp_path}/a.jsonl"):
         with pytest.raises(ValueError, match="unknown set 'amc25.*dapo_math_17k.*olympiadbench.*NAME=PATH"):
             data.load_problems(name)
-    with pytest.raises(ValueError, match="no set is named"):
-        data.load_problems([])
 
 
 @pytest.mark.parametrize("name", ["nowhere.parquet", "aime24=nowhere.parquet"])
@@ -399,7 +503,7 @@ def test_a_missing_path(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPat
 
 def test_a_missing_column_names_file_columns_and_layouts(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "bad.parquet", [{"problem": "a", "reply": "1"}])
-    with pytest.raises(ValueError, match=r"bad\.parquet: columns problem, reply fit no known.*problem \+ answer"):
+    with pytest.raises(ValueError, match=r"bad\.parquet: columns problem, reply hold no .*\(problem\) with an answer"):
         data.load_problems(str(path))
     level = write_parquet(tmp_path / "nolevel.parquet", [{"problem": "a", "answer": "1"}])
     with pytest.raises(ValueError, match=r"nolevel\.parquet: math_train_l3_5 needs column 'level'"):
@@ -413,7 +517,7 @@ def test_a_missing_column_names_file_columns_and_layouts(tmp_path: Path) -> None
         ({"problem": "a", "answer": {"x": 1}}, "column 'answer': the gold answer is dict"),
         ({"problem": "a", "answer": True}, "column 'answer': the gold answer is bool"),
         ({"prompt": "a", "reward_model": "1"}, "column 'reward_model' must be a struct with a field 'ground_truth'"),
-        ({"prompt": [{"role": "system", "content": "a"}], "solution": "1"}, "column 'prompt' holds 0 user turns"),
+        ({"prompt": [{"role": "system", "content": "a"}], "solution": "1"}, "column 'prompt' holds no user turn"),
         ({"prompt": 7, "solution": "1"}, "column 'prompt' holds int"),
     ],
 )
@@ -444,7 +548,15 @@ def test_corrupt_files_are_named(tmp_path: Path) -> None:
         ),
         ("half2.jsonl", rb'{"problem": "a", "answer": "\udfff"}', "row 1: the gold answer holds half of a surrogate"),
         ("half3.jsonl", rb'{"problem": "a", "answer": "1", "id": "\udfff"}', "row 1: the id holds half of a"),
-        ("set.csv", b"a,b", "unknown kind of file"),
+        ("latin.csv", "problem,answer\né,1".encode("latin-1"), "line 2: not UTF-8"),
+        (
+            "wide.csv",
+            b"problem,answer\na,1\nb,2,3",
+            "line 3: not CSV .the heading has 2 columns",
+        ),
+        ("narrow.csv", b"problem,answer\na", "line 2: not CSV .the heading has 2 columns"),
+        ("open.csv", b'problem,answer\n"a,1', "line 1: not CSV"),
+        ("set.xls", b"a,b", "unknown kind of file"),
     ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name}.*{message}"):
@@ -492,7 +604,7 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no problem left of 1 rows \(dropped: 1 empty gold\)"):
         data.load_problems(str(empty))
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match=r"folder: no \.parquet"):
+    with pytest.raises(ValueError, match="folder doesn't contain any data files"):
         data.load_problems(str(tmp_path / "folder"))
     shards = tmp_path / "shards"
     write_parquet(shards / "a.parquet", plain_rows(1))
