@@ -92,6 +92,7 @@ def main() -> None:
         "different_seeds_differ": together[0][0].token_ids != together[0][1].token_ids,
         "compared": sorted(engine.checksum([name for name, _ in weights])),
         "in_use_gib": in_use,
+        "memory_share": options.memory_share,
     }
     engine.sleep()
     engine.close()

@@ -110,10 +110,11 @@ def check_rollout_logprobs(run: Run, minibatches: list[list[MicroBatch]], before
     pairs = list(zip(minibatches[0], before, strict=True))
     if minibatches[0][0].entropy is not None:
         pairs = [(b, b.old_logprobs) for minibatch in minibatches for b in minibatch if b.old_logprobs is not None]
-    gaps = []
+    gaps = [minibatches[0][0].rollout_logprobs[:0]]
     for batch, logprobs in pairs:
-        fresh = torch.tensor([s.step == run.step for s in batch.samples], device=logprobs.device)[batch.sequence_ids]
-        gaps.append((logprobs - batch.rollout_logprobs)[fresh])
+        # Whole samples, which the host knows: a mask of tokens would wait for the device.
+        of_samples = zip(batch.samples, (logprobs - batch.rollout_logprobs).split(batch.lengths), strict=True)
+        gaps += [gap for sample, gap in of_samples if sample.step == run.step]
     gap = torch.cat(gaps).double()
     total, count = run.ranks.all_reduce_sum({"kl": ((gap.expm1() - gap).sum(), len(gap))})["kl"]
     kl = total / count if count else 0.0  # no sample of the current policy: nothing to compare

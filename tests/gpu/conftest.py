@@ -1,6 +1,7 @@
 """The acceptance on a GPU: `make gpu`, or a part of it, `make gpu PART=kernels`.
 
-Everything here is skipped without a GPU. `REHEARSE=1` runs on a CPU what can run there, to try the tests themselves.
+Everything here is skipped without a GPU. `REHEARSE=1` runs what can run on a CPU or over stub CUDA libraries, at small
+sizes, to try the tests themselves.
 Figures are printed in a table at the end and appended to build/gpu.jsonl.
 """
 
@@ -30,6 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def device() -> str:
     return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(scope="session")
+def full_size() -> bool:
+    """Whether tests take the sizes of Qwen2.5-3B."""
+    return torch.cuda.is_available() and not REHEARSE
 
 
 @pytest.fixture

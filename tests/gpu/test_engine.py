@@ -58,15 +58,15 @@ def test_memory_comes_and_goes(device: str, tmp_path: Path, figure: Callable[...
     if device != "cpu":
         total = torch.cuda.get_device_properties(0).total_memory / 2**30
         for awake, asleep in found["in_use_gib"]:
-            figure("in use awake and asleep, engine_memory_share .2", f"{awake:.2f}, {asleep:.2f}", "GiB")
-            assert awake - asleep > 0.1 * total
+            figure("in use awake and asleep", f"{awake:.2f}, {asleep:.2f}", "GiB")
+            assert awake - asleep > found["memory_share"] / 2 * total
         asleep = [used for _, used in found["in_use_gib"]]
         assert abs(asleep[2] - asleep[0]) < 0.2
 
 
-def test_a_tied_embedding_as_large_as_qwen3b_s(device: str, tmp_path: Path):
+def test_a_tied_embedding_as_large_as_qwen3b_s(device: str, full_size: bool, tmp_path: Path):
     """1.2 GB in float32: the weight that once filled a bucket of its own and left the tied head without it."""
-    rows, hidden = (151_936, 2048) if device != "cpu" else (1_024, 64)
+    rows, hidden = (151_936, 2048) if full_size else (1_024, 64)
     models = []
     for seed in (0, 1):
         config = Qwen2Config(

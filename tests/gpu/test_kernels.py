@@ -24,9 +24,9 @@ register_attention()
 OPTIONS = policy_options(precision="bfloat16", attention="auto", chunk_tokens=256)
 
 
-def test_logprobs_against_float64(device: str, figure: Callable[..., None]):
+def test_logprobs_against_float64(device: str, full_size: bool, figure: Callable[..., None]):
     """At the width and vocabulary of Qwen2.5-3B in bfloat16; the reference has the same rounded factors."""
-    rows, hidden_size = (151_936, 2048) if "cuda" in device else (4_000, 64)
+    rows, hidden_size = (151_936, 2048) if full_size else (4_000, 64)
     torch.manual_seed(0)
     hidden = torch.randn(128, hidden_size, device=device).bfloat16().requires_grad_()
     head = (torch.randn(rows, hidden_size, device=device) * 3 / hidden_size**0.5).bfloat16().requires_grad_()
@@ -52,17 +52,17 @@ def test_logprobs_against_float64(device: str, figure: Callable[..., None]):
         assert (found.double() - exact).norm() < 0.02 * exact.norm()
 
 
-def test_attention_by_sequence_needs_flash_alone(device: str, figure: Callable[..., None]):
+def test_attention_by_sequence_needs_flash_alone(device: str, full_size: bool, figure: Callable[..., None]):
     """Forward and backward of a layer as wide as Qwen2.5-3B's at 5,120 positions; a mask of (L, L) would be refused."""
     on_gpu = "cuda" in device
-    length = 5_120 if on_gpu else 64
+    length = 5_120 if full_size else 64
     config = Qwen2Config(
         vocab_size=64,
-        hidden_size=2048 if on_gpu else 64,
+        hidden_size=2048 if full_size else 64,
         intermediate_size=256,
         num_hidden_layers=1,
-        num_attention_heads=16 if on_gpu else 2,
-        num_key_value_heads=2 if on_gpu else 1,
+        num_attention_heads=16 if full_size else 2,
+        num_key_value_heads=2 if full_size else 1,
         max_position_embeddings=8192,
     )
     causal_lm = Qwen2ForCausalLM._from_config(config, attn_implementation="sdpa_by_sequence")

@@ -36,10 +36,11 @@ def test_trainer_and_engine_agree_at_every_step(whole: Path, device: str, figure
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     for row in rows[1:]:
         assert 0 <= row["rollout/kl"] < 0.01 and row["rollout/logprob_diff_max"] < 0.5 and row["optim/grad_norm"] > 0
-    figure("mismatch/kl of a toy model, largest of four steps", max(r["rollout/kl"] for r in rows[1:]), "nats")
+    figure("rollout/kl of a toy model, largest of four steps", max(r["rollout/kl"] for r in rows[1:]), "nats")
     if device != "cpu":
         total = torch.cuda.get_device_properties(0).total_memory / 2**30
-        assert 0.2 * total < rows[-1]["memory/peak_gib"] < total  # the engine's share counts while it samples
+        share = float(GPU_KEYS["engine_memory_share"])
+        assert share * total < rows[-1]["memory/peak_gib"] < total  # the engine's share counts while it samples
 
 
 def test_a_resumed_run_goes_on(whole: Path, toy_model: str, tmp_path: Path):

@@ -11,14 +11,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gradient_script
 import pytest
 import torch
+from accelerate import Accelerator
 from as_on_gpu import TRITON
 from launching import ROOT, metrics
-from tiny import make_model
+from tiny import make_model, policy_options, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import train
 from bandpo.logprobs import _product
+from configs import load
+from configs.schema import Config, Plan
+from trainer.policy import Policy
 
 needs_triton = pytest.mark.skipif(not TRITON.is_dir(), reason="needs Triton in a folder of its own: make .venv/triton")
 TESTS = ROOT / "tests"
@@ -132,3 +138,40 @@ def test_products_off_the_cpu_keep_float32():
     with Recorder():
         logits = _product(left, right)
     assert logits.shape == (4, 22) and seen == [torch.float32]
+
+
+class Reads(TorchDispatchMode):
+    """Counts the operators for which a host waits for a GPU: values that are read, and shapes that depend on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masks = [each for each in (args[1] if name == "index" else []) if each is not None and each.dtype == torch.bool]
+        if masks or name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "repeat_interleave"):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_update_reads_the_device_once_per_micro_batch(tmp_path: Path):
+    """Whether a backward pass is needed, and the norm; the pass for old log-probs reads nothing."""
+    tiny_model(tied=True).save_pretrained(tmp_path)
+    accelerator = Accelerator(cpu=True)
+    policy = Policy.load(str(tmp_path), policy_options(attention="auto"), accelerator)
+    keys = {"rule": "fixed", "micro_batch_tokens": 64, "minibatches": 2, "max_rollout_kl": 1e9}  # band reads on a CPU
+    keys |= {"prompts_per_step": 4, "samples_per_prompt": 4, "max_prompt_tokens": 8, "max_response_tokens": 24}
+    cfg = load(Config, ["--config", "demo_band.yaml", *(f"--{key}={value}" for key, value in keys.items())])
+    recorder = gradient_script.Recorder(policy.parameters(), lr=0.0)
+    run = gradient_script.part_of_a_run(cfg, Plan(cfg), policy, recorder, accelerator)
+    minibatches = train.make_minibatches(run, gradient_script.samples())
+    batches = [batch for minibatch in minibatches for batch in minibatch]
+    assert len(batches) > 4
+    with torch.no_grad(), Reads() as reads:
+        for batch in batches:
+            policy(batch)
+    assert reads.found == []
+    with Reads() as reads:
+        train.update_policy(run, minibatches)
+    assert reads.found == ["_local_scalar_dense"] * len(batches) * cfg.epochs
