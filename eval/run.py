@@ -1,4 +1,4 @@
-"""Evaluate any checkpoint: mean@K, pass@k, maj@k on benchmark sets, both graders side by side.
+"""Evaluate any checkpoint: mean@K, pass@k, maj@K on benchmark sets, both graders side by side.
 
     python -m eval.run runs/NAME                                                # or --model runs/NAME
     python -m eval.run --model DIR_OR_HUB_ID --sets aime24,amc23 --samples 32
