@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from eval.plots import Curve, Panel, describe, draw, sort_keys, stderr_of
+from eval.plots import Group, describe, draw, panel_of, sort_keys
 from eval.records import Record, Series, load_record
 
 # Config keys in which repeats of one experiment may differ.
@@ -37,14 +37,6 @@ LEGEND = (
     "start, middle, end: means over a tenth of the steps. ±: standard error over seeds; "
     "† one seed: standard error over problems, which says nothing about other seeds."
 )
-
-
-@dataclass(frozen=True)
-class Group:
-    """The seeds of one configuration."""
-
-    label: str
-    runs: tuple[Record, ...]
 
 
 @dataclass(frozen=True)
@@ -384,7 +376,7 @@ def ranking(groups: Sequence[Group], metric: str) -> str:
     return f"{title}\n\n{text_table(header, rows)}"
 
 
-# ---- notes and figures ----
+# ---- notes and the command line ----
 
 
 def notes(groups: Sequence[Group], evals: Sequence[str]) -> str:
@@ -403,18 +395,6 @@ def notes(groups: Sequence[Group], evals: Sequence[str]) -> str:
     if len({run.last_step for group in groups for run in group.runs}) > 1:
         lines.append("runs reached different steps: each table but the differences shows a run at its own last step")
     return "Notes\n\n" + "\n".join(f"- {line}" for line in lines)
-
-
-def panel_of(groups: Sequence[Group], key: str) -> Panel | None:
-    """One metric with a line per group; None where it has no finite value."""
-    curves = []
-    for group in groups:
-        found = [run for run in group.runs if len(run.series(key)[0])]
-        if found:
-            stderr = stderr_of(found[0], key) if len(found) == 1 else None
-            curves.append(Curve(group.label, tuple(run.series(key) for run in found), stderr))
-    _, title, unit, line = describe(key)
-    return Panel(f"{title} {line}".strip(), unit, tuple(curves)) if curves else None
 
 
 class Parser(argparse.ArgumentParser):

@@ -27,8 +27,8 @@ import numpy as np
 
 from configs.schema import Config
 from data.tables import read_json_object
-from eval.compare import REPEAT_KEYS, Group, Parser, group_runs, keys_of, panel_of
-from eval.plots import describe, line_style, spread
+from eval.compare import REPEAT_KEYS, Parser, group_runs, keys_of
+from eval.plots import Group, describe, line_style, panel_of, spread
 from eval.records import Record, load_record, read_lines
 
 TEMPLATES = Path(__file__).with_suffix("")  # eval/report/

@@ -39,7 +39,8 @@ from tqdm import tqdm
 
 from configs import ConfigError, diff, load
 from configs.schema import Config
-from eval.compare import REPEAT_KEYS, Group, Parser, flatten, save, tables
+from eval.compare import REPEAT_KEYS, Parser, flatten, save, tables
+from eval.plots import Group
 from eval.records import load_record
 from trainer.checkpoint import latest, step_of
 from trainer.preflight import check_model, find_rule

@@ -381,7 +381,7 @@ def test_plot_run_draws_entropy_and_what_it_led_to(tmp_path: Path) -> None:
     width, height = struct.unpack(">II", written.read_bytes()[16:24])
     assert width / height > 2  # two panels side by side, entropy and mean@4, and no third for mine/new
     assert width / height < 3
-    nothing = write_run(tmp_path / "nothing", [{"step": 1, "train/entropy": None, "eval/aime24/mean@4": 0.5}])
+    nothing = write_run(tmp_path / "nothing", [{"step": 1, "train/entropy": None, "reward/mean": 0.5}])
     assert plot_run(nothing) == []
 
 
