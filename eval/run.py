@@ -364,14 +364,16 @@ def sampling_process(own: list[Job], work: Work, connection: Connection, log: Pa
 def table(metrics: dict[str, float], problems: dict[str, int], samples: int) -> str:
     """One row a set: percent ± standard error over problems."""
     shown = [f"mean@{samples}", f"strict_mean@{samples}", f"pass@{samples}", f"maj@{samples}", "truncated"]
-    rows = []
-    for name, count in problems.items():
-        cells = []
-        for metric in shown:
-            error = metrics.get(f"eval/{name}/{metric}_stderr")
-            value = f"{100 * metrics[f'eval/{name}/{metric}']:.2f}"
-            cells.append(value if error is None else f"{value} ± {100 * error:.2f}")
-        rows.append([name, str(count), *cells, f"{metrics[f'eval/{name}/response_length_mean']:.0f}"])
+
+    def cell(key: str) -> str:
+        error = f" ± {100 * metrics[f'{key}_stderr']:.2f}" if f"{key}_stderr" in metrics else ""
+        return f"{100 * metrics[key]:.2f}{error}"
+
+    rows = [
+        [name, str(count), *(cell(f"eval/{name}/{metric}") for metric in shown)]
+        + [f"{metrics[f'eval/{name}/response_length_mean']:.0f}"]
+        for name, count in problems.items()
+    ]
     title = (
         "Percent ± standard error over problems. mean: tolerant verifier; strict_mean: the last line must say Answer:"
     )

@@ -27,7 +27,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from queue import Queue
@@ -149,59 +149,50 @@ def plan(path: Path, out: Path, processes: int) -> tuple[list[Job], str]:
 # ---- running ----
 
 
-@dataclass
-class Runner:
-    """Runs jobs, `jobs` at a time, each with `processes` processes."""
+def environment(slot: int, processes: int) -> dict[str, str]:
+    """GPUs of this slot alone; one thread per process on a CPU."""
+    gpus = torch.cuda.device_count()
+    if not gpus:
+        return {"OMP_NUM_THREADS": "1", **os.environ}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+    return os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(visible[slot * processes : (slot + 1) * processes])}
 
-    jobs: int
-    processes: int
-    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    slots: Queue[int] = field(default_factory=Queue)
 
-    def __post_init__(self) -> None:
-        for slot in range(self.jobs):
-            self.slots.put(slot)
+def run_all(jobs: Sequence[Job], at_once: int, processes: int) -> list[Job]:
+    """Run the jobs that are not finished; returns those that failed. Raises KeyboardInterrupt after stopping all."""
+    todo = [job for job in jobs if not job.is_finished()]
+    print(f"{len(jobs)} runs, {len(jobs) - len(todo)} finished", flush=True)
+    failed: list[Job] = []
+    running: list[subprocess.Popen[bytes]] = []
+    slots: Queue[int] = Queue()
+    for slot in range(at_once):
+        slots.put(slot)
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
 
-    def environment(self, slot: int) -> dict[str, str]:
-        """GPUs of this slot alone; one thread per process on a CPU."""
-        gpus = torch.cuda.device_count()
-        if not gpus:
-            return {"OMP_NUM_THREADS": "1", **os.environ}
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-        first = slot * self.processes
-        return os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(visible[first : first + self.processes])}
-
-    def run(self, job: Job) -> str:
+    def train(job: Job) -> str:
         """Train one job; "" if it finished, else its last lines."""
-        slot, log = self.slots.get(), job.folder.with_name(f"{job.folder.name}.log")
-        launcher = [sys.executable]
-        if self.processes > 1:
-            launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.processes)]
+        slot, log = slots.get(), job.folder.with_name(f"{job.folder.name}.log")
         with log.open("a") as output:
-            # A session of its own: Ctrl-C reaches the run through `run_all` alone, once.
+            # A session of its own: Ctrl-C reaches the run through `terminate` alone, once.
             process = subprocess.Popen(
                 [*launcher, str(ROOT / "train.py"), *job.argv],
-                env=self.environment(slot),
+                env=environment(slot, processes),
                 start_new_session=True,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-            self.running.append(process)
+            running.append(process)
             code = process.wait()
-        self.slots.put(slot)
+        slots.put(slot)
         if code == 0 and job.is_finished():
             return ""
         lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
         return "\n".join([f"exit code {code}, {log}", *(f"    {line}" for line in lines)])
 
-
-def run_all(jobs: Sequence[Job], runner: Runner) -> list[Job]:
-    """Run the jobs that are not finished; returns those that failed. Raises KeyboardInterrupt after stopping all."""
-    todo = [job for job in jobs if not job.is_finished()]
-    failed: list[Job] = []
-    print(f"{len(jobs)} runs, {len(jobs) - len(todo)} finished", flush=True)
-    with ThreadPoolExecutor(runner.jobs) as pool, tqdm(total=len(todo), unit="run", disable=None) as bar:
-        pending = {pool.submit(runner.run, job): job for job in todo}
+    with ThreadPoolExecutor(at_once) as pool, tqdm(total=len(todo), unit="run", disable=None) as bar:
+        pending = {pool.submit(train, job): job for job in todo}
         try:
             for future in as_completed(pending):
                 job, trouble = pending[future], future.result()
@@ -210,7 +201,7 @@ def run_all(jobs: Sequence[Job], runner: Runner) -> list[Job]:
                 bar.write(f"{job.folder.name}: {f'FAILED, {trouble}' if trouble else 'done'}")
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in runner.running:
+            for process in running:
                 process.terminate()  # the run saves a checkpoint
             raise
     return failed
@@ -255,7 +246,7 @@ def main(argv: Sequence[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background job starts with it ignored
         signal.signal(number, signal.default_int_handler)
     try:
-        failed = run_all(jobs, Runner(args.jobs, args.processes))
+        failed = run_all(jobs, args.jobs, args.processes)
         compare_finished(jobs, failed, metric, out)
     except KeyboardInterrupt:
         print("stopped; the same command resumes", file=sys.stderr)

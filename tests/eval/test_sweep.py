@@ -195,15 +195,14 @@ def test_an_interrupted_sweep_resumes_to_the_same_run(tiny_model: Path, tmp_path
 
 
 def test_each_slot_has_its_own_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = sweep.Runner(jobs=2, processes=2)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(sweep.torch.cuda, "device_count", lambda: 0)
-    assert runner.environment(1)["OMP_NUM_THREADS"] == "1"
+    assert sweep.environment(1, 2)["OMP_NUM_THREADS"] == "1"
     monkeypatch.setattr(sweep.torch.cuda, "device_count", lambda: 4)
-    assert runner.environment(1)["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert sweep.environment(1, 2)["CUDA_VISIBLE_DEVICES"] == "2,3"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    assert runner.environment(0)["CUDA_VISIBLE_DEVICES"] == "4,5"
+    assert sweep.environment(0, 2)["CUDA_VISIBLE_DEVICES"] == "4,5"
 
 
 def test_nothing_finished_is_nothing_to_compare(tmp_path: Path) -> None:
