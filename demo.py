@@ -21,12 +21,12 @@ from pathlib import Path
 from data.smollm2 import prepare
 from data.toy import save_start
 from eval.compare import compare
+from eval.records import Record, load_record
 from eval.report import write_report
 
 ROOT = Path(__file__).resolve().parent
 RUNS = ROOT / "runs"
 RAREST = "clip/up/p<0.01"
-LLM_CORES_PER_RUN, LLM_GIB_PER_RUN = 2, 8
 
 
 def main(argv: Sequence[str]) -> None:
@@ -49,15 +49,15 @@ def main(argv: Sequence[str]) -> None:
     else:
         title("1. A tiny model that mostly uses a shortcut and very rarely the better strategy")
         save_start(RUNS / "toy_model", "toy", seed=0, device="cpu")
-    at_once = llm_runs_at_once() if llm else min(len(configs), os.cpu_count() or 1)
-    how = "side by side" if at_once > 1 else "one after the other"
-    title(f"2. Training {' and '.join(configs)}, {how}: accelerate launch train.py --config NAME.yaml")
-    train_all(configs, at_once, keys, threads=max(1, (os.cpu_count() or 1) // at_once) if llm else 1)
+    title(f"2. Training {' and '.join(configs)}: accelerate launch train.py --config NAME.yaml")
+    # The tiny runs have one thread each; a run of SmolLM2 has all.
+    cores = os.cpu_count() or 1
+    train_all(configs, 1 if llm else min(2, cores), keys, threads=cores if llm else 1)
     title("3. Comparison of the two runs")
     runs = [RUNS / config for config in configs]
     figure, page = RUNS / f"{name}.png", RUNS / f"{name}.html"
     print(compare(runs, out=figure))
-    print(findings(*(read_metrics(run) for run in runs)))
+    print(findings(*map(load_record, runs)))
     if llm:
         title("4. Three responses of each run, at its first and at its last step")
         print("\n".join(line for run in runs for line in first_and_last_responses(run, 3)))
@@ -65,12 +65,6 @@ def main(argv: Sequence[str]) -> None:
     print(f"\nlook at {page.relative_to(ROOT)} in a browser: curves, and the responses token by token")
     print(f"curves as a picture: {figure.relative_to(ROOT)}")
     print(f"took {time.perf_counter() - started:.0f} s; to train again: rm -r runs/{configs[0]} runs/{configs[1]}")
-
-
-def llm_runs_at_once() -> int:
-    """2 if cores and memory suffice for both runs, else 1."""
-    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return 2 if (os.cpu_count() or 1) >= 2 * LLM_CORES_PER_RUN and memory_gib >= 2 * LLM_GIB_PER_RUN else 1
 
 
 def train_all(configs: Sequence[str], at_once: int, keys: Sequence[str], *, threads: int) -> None:
@@ -101,10 +95,6 @@ def train(config: str, keys: Sequence[str], threads: int) -> int:
     return process.returncode
 
 
-def read_metrics(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def first_and_last_responses(run: Path, count: int) -> list[str]:
     """Lines with `count` logged responses of the run's first and last step, each with problem and verdict."""
     files = sorted((run / "samples").glob("step_*.jsonl"))
@@ -117,25 +107,24 @@ def first_and_last_responses(run: Path, count: int) -> list[str]:
     return lines
 
 
-def findings(grpo: list[dict[str, float]], band: list[dict[str, float]]) -> str:
-    """Sentences about the mechanism, with the numbers of these two runs."""
+def findings(grpo: Record, band: Record) -> str:
+    """Sentences about the mechanism, with the numbers of these two runs and nothing else."""
 
-    def mean(rows: list[dict[str, float]], key: str) -> str:
-        values = [row[key] for row in rows if key in row]
-        return f"{sum(values) / len(values):.0%}" if values else "none seen"
+    def mean(run: Record, key: str) -> str:
+        values = run.series(key)[1]
+        return f"{values.mean():.0%}" if len(values) else "none seen"
 
-    def reached(rows: list[dict[str, float]], level: float) -> str:
-        return next((f"step {row['step']}" for row in rows if row.get("reward/mean", 0) >= level), "not reached")
+    def reached(run: Record, level: float) -> str:
+        steps, rewards = run.series("reward/mean")
+        return f"step {steps[rewards >= level][0]}" if max(rewards) >= level else "not reached"
 
-    return "\n".join(
-        [
-            "Mechanism: of the tokens with positive advantage and old probability below 1 %, the update was clipped",
-            f"  for: fixed clip {mean(grpo, RAREST)}, Band {mean(band, RAREST)} (mean over steps).",
-            f"Speed: mean reward 0.5 was reached at: fixed clip {reached(grpo, 0.5)}, Band {reached(band, 0.5)}.",
-            f"Entropy after the last step: fixed clip {grpo[-1]['train/entropy']:.3f}, Band "
-            f"{band[-1]['train/entropy']:.3f} nats per token.",
-            "One seed each; docs/results.md has several seeds and the claims that did not hold.",
-        ]
+    entropies = [run.series("train/entropy")[1][-1] for run in (grpo, band)]
+    return (
+        "Mechanism: of the tokens with positive advantage and old probability below 1 %, the update was clipped\n"
+        f"  for: fixed clip {mean(grpo, RAREST)}, Band {mean(band, RAREST)} (mean over steps).\n"
+        f"Speed: mean reward 0.5 was reached at: fixed clip {reached(grpo, 0.5)}, Band {reached(band, 0.5)}.\n"
+        f"Entropy after the last step: fixed clip {entropies[0]:.3f}, Band {entropies[1]:.3f} nats per token.\n"
+        "One seed each; docs/results.md has several seeds and what does not hold."
     )
 
 

@@ -1,15 +1,15 @@
 """Cost of clip bounds on one CPU thread: CPU nanoseconds per token for every method.
 
-    python -m bench.band [--methods fixed "band kl" ...]
+    python -m bench.band
 
 "plain bisection" is the baseline: 50 halvings of each bound in ratio form on the whole tensor. Every run is paired with
 a run of the baseline, so that a busy machine slows both sides of a ratio.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,10 +21,7 @@ DELTA = 0.05
 METHODS: dict[str, tuple[str, dict[str, object]]] = {
     "fixed": ("fixed", {}),
     "dcpo": ("dcpo", {}),
-    "band kl": ("band", {"delta": DELTA, "divergence": "kl"}),
-    "band tv": ("band", {"delta": DELTA, "divergence": "tv"}),
-    "band chi2": ("band", {"delta": DELTA, "divergence": "chi2"}),
-    "band jensen_shannon": ("band", {"delta": DELTA, "divergence": "jensen_shannon"}),
+    **{f"band {d}": ("band", {"delta": DELTA, "divergence": d}) for d in ("kl", "tv", "chi2", "jensen_shannon")},
 }
 
 
@@ -44,28 +41,17 @@ def plain_bisection(old_logprobs: Tensor) -> tuple[Tensor, Tensor]:
     return solve(torch.ones_like(p), torch.zeros_like(p)), solve(torch.ones_like(p), 1 / p)
 
 
-def bounds_of(method: str) -> Callable[[Tensor], Result]:
-    """old_logprobs (T,) -> clip bounds."""
-    rule = load_rule(*METHODS[method])
-
-    def bounds(old: Tensor) -> Result:
-        ids = torch.zeros(len(old), dtype=torch.int64, device=old.device)
-        return rule(logprobs=old, old_logprobs=old, advantages=old, entropy=old, sequence_ids=ids)
-
-    return bounds
+def bounds(method: str, old: Tensor) -> Result:
+    """Clip bounds of old_logprobs (T,)."""
+    ids = torch.zeros(len(old), dtype=torch.int64)
+    return load_rule(*METHODS[method])(logprobs=old, old_logprobs=old, advantages=old, entropy=old, sequence_ids=ids)
 
 
-def cpu_seconds(function: Callable[[], object]) -> float:
+def cpu_seconds(function: Callable[[Tensor], object], old: Tensor, repeats: int) -> float:
     start = time.thread_time()
-    function()
+    for _ in range(repeats):
+        function(old)
     return time.thread_time() - start
-
-
-def paired(function: Callable[[], object], baseline: Callable[[], object], runs: int) -> tuple[float, float]:
-    """Medians of CPU seconds of `function` and of baseline / function, from alternating runs."""
-    function()
-    pairs = [(cpu_seconds(function), cpu_seconds(baseline)) for _ in range(runs)]
-    return statistics.median(a for a, _ in pairs), statistics.median(b / a for a, b in pairs)
 
 
 def sample(tokens: int) -> Tensor:
@@ -75,25 +61,19 @@ def sample(tokens: int) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"CPU ns per token, one thread, delta {DELTA}; in brackets: times faster than the plain bisection\n")
     print(f"{'':22}" + "".join(f"{name:>20}" for name in SIZES))
-    for name in ["plain bisection", *args.methods]:
-        bounds, cells = plain_bisection if name == "plain bisection" else bounds_of(name), []
+    for name in ["plain bisection", *METHODS]:
+        function, cells = partial(bounds, name) if name in METHODS else plain_bisection, []
         for tokens in SIZES.values():
-            old = sample(tokens)
-            repeats = max(1, (1 << 16) // tokens)  # small sizes repeat, against the clock's resolution
-
-            def many(f: Callable[[Tensor], object], old: Tensor = old, repeats: int = repeats) -> None:
-                for _ in range(repeats):
-                    f(old)
-
-            runs = 3 if tokens == SIZES["1M"] else 7
-            seconds, ratio = paired(lambda f=bounds, m=many: m(f), lambda m=many: m(plain_bisection), runs)
-            cells.append(f"{seconds / tokens / repeats * 1e9:11.1f} ({ratio:5.1f}x)")
+            old, repeats = sample(tokens), max(1, (1 << 16) // tokens)  # small sizes repeat: the clock's resolution
+            function(old)
+            runs = range(3 if tokens == SIZES["1M"] else 7)
+            pairs = [[cpu_seconds(f, old, repeats) for f in (function, plain_bisection)] for _ in runs]
+            nanoseconds = statistics.median(ours for ours, _ in pairs) / tokens / repeats * 1e9
+            ratio = statistics.median(baseline / ours for ours, baseline in pairs)
+            cells.append(f"{nanoseconds:11.1f} ({ratio:5.1f}x)")
         print(f"{name:22}" + "".join(f"{cell:>20}" for cell in cells), flush=True)
 
 

@@ -30,9 +30,9 @@ def all_logits(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor,
     return table.gather(1, targets[:, None]).squeeze(1), entropy
 
 
-def measure(chunk: int | None, args: argparse.Namespace, answer: Connection) -> None:
-    """Send (bytes of the vocabulary-sized part, seconds, sum of log-probs); `chunk` None is the naive route."""
-    torch.set_num_threads(args.threads)
+def measure(chunk: int, args: argparse.Namespace, answer: Connection) -> None:
+    """Send (bytes of the vocabulary-sized part, seconds, sum of log-probs); `chunk` 0 is the naive route."""
+    torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)
@@ -40,12 +40,11 @@ def measure(chunk: int | None, args: argparse.Namespace, answer: Connection) -> 
     weight = torch.empty(args.vocab, args.hidden, device=device).normal_(std=0.02).requires_grad_()
     targets = torch.randint(args.vocab, (args.tokens,), device=device)
     before, start = peak_bytes(device), time.perf_counter()
-    if chunk is None:
-        logprobs, _ = all_logits(hidden, weight, targets)
+    if chunk:
+        keys = {"temperature": 1.0, "vocab_size": args.vocab, "chunk_tokens": chunk}
+        logprobs, _ = token_logprobs(hidden, weight, targets, **keys)
     else:
-        logprobs, _ = token_logprobs(
-            hidden, weight, targets, temperature=1.0, vocab_size=args.vocab, chunk_tokens=chunk
-        )
+        logprobs, _ = all_logits(hidden, weight, targets)
     logprobs.sum().backward()
     size = peak_bytes(device) - before - weight.numel() * weight.element_size()
     answer.send((size, time.perf_counter() - start, logprobs.sum().item()))
@@ -60,30 +59,26 @@ def peak_bytes(device: torch.device) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"tokens": 4096, "vocab": 151_936, "hidden": 2048, "threads": 1}.items():
+    for name, default in {"tokens": 4096, "vocab": 151_936, "hidden": 2048}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the products")
     parser.add_argument("--chunks", type=int, nargs="+", default=[1024, 512, 256], help="tokens at a time")
     args = parser.parse_args()
     print(f"{args.tokens} tokens, {args.vocab:,} rows, hidden {args.hidden}, {args.dtype} products, float32 head")
-    print(f"{'':>22}{'GiB':>8}{'less':>9}{'seconds':>10}{'sum of log-probs':>20}")
+    print(f"{'':>22}{'GiB':>8}{'seconds':>10}{'sum of log-probs':>20}")
     context = multiprocessing.get_context("spawn")
-    naive = 0
-    for chunk in [None, *args.chunks]:
+    for chunk in [0, *args.chunks]:
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=measure, args=(chunk, args, theirs))
         process.start()
         theirs.close()
+        name = f"chunks of {chunk}" if chunk else "all logits"
         try:
             size, seconds, total = ours.recv()
+            print(f"{name:>22}{size / GIB:8.2f}{seconds:10.1f}{total:20.1f}", flush=True)
         except EOFError:
-            print(f"{'all logits' if chunk is None else f'chunks of {chunk}':>22}  died: out of memory?", flush=True)
-            continue
-        finally:
-            process.join()
-        naive = naive or size
-        name = "all logits" if chunk is None else f"chunks of {chunk}"
-        print(f"{name:>22}{size / GIB:8.2f}{naive / size:8.1f}x{seconds:10.1f}{total:20.1f}", flush=True)
+            print(f"{name:>22}  died: out of memory?", flush=True)
+        process.join()
 
 
 if __name__ == "__main__":

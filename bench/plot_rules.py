@@ -20,7 +20,6 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor
 
@@ -81,58 +80,40 @@ def bounds(name: str, parameters: dict[str, Any], p: Tensor) -> tuple[Tensor, Te
 
 
 def draw_bounds(path: Path) -> None:
-    """Two panels: ratio bounds, and the change of probability that they allow."""
+    """Two panels: ratio bounds, and the change of probability that they allow; grey where no distribution exists."""
+    p = torch.cat([torch.logspace(-4, -1, 600), torch.linspace(0.1, 0.9999, 900)]).double()
     with plt.rc_context(SETTINGS | OPEN):  # type: ignore[arg-type]
         figure, (ratio, change) = plt.subplots(1, 2, figsize=(11, 4.9), layout="constrained")
-        draw_ratio_bounds(ratio)
-        draw_changes(change)
-        handles = [
-            Line2D([], [], color=colour, linestyle=style, linewidth=width, label=label)
-            for label, _, _, (colour, style, width) in METHODS
-        ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, fontsize=9, handlelength=2.6)
+        for label, name, parameters, (colour, style, width) in METHODS:
+            look = {"color": colour, "linestyle": style, "linewidth": width}
+            for bound in bounds(name, parameters, p):
+                ratio.plot(p, bound.where(bound > 1e-9, torch.nan), **look)
+                change.plot(p, p * (bound - 1), **look)
+            ratio.plot([], [], label=label, **look)
+        ratio.fill_between(p, 1 / p, 1e4, color=GRID, linewidth=0)
+        ratio.text(0.37, 21, "p r > 1:\nno such\ndistribution", color=MUTED, fontsize=8.5, ha="center", va="center")
+        ratio.axhline(10, color=MUTED, linewidth=0.8, linestyle=(0, (1, 3)))
+        ratio.text(1.1e-4, 10.6, "ratio cap 10", color=MUTED, fontsize=8.5, va="bottom")
+        ratio.set(xscale="log", yscale="log", xlim=(1e-4, 1), ylim=(0.05, 40))
+        plain_numbers(ratio, [1e-4, 1e-3, 1e-2, 1e-1, 1], [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 40])
+        change.fill_between(p, 1 - p, 1, color=GRID, linewidth=0)
+        change.fill_between(p, -p, -1, color=GRID, linewidth=0)
+        change.axhline(0, color=MUTED, linewidth=0.8)
+        change.set(xlim=(0, 1), ylim=(-0.34, 0.32))
+        titles = ("Clip bounds of the ratio new / old", "Allowed change of probability: p (bound − 1)")
+        for axes, title in zip((ratio, change), titles, strict=True):
+            axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+            axes.set_xlabel("probability p of the token under the old policy")
+        figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=9, handlelength=2.6)
         save(figure, path)
 
 
-def draw_ratio_bounds(axes: Axes) -> None:
-    """Ratio bounds over log p; grey where no distribution exists."""
-    p = torch.logspace(-4, 0, 1200, dtype=torch.float64)[:-1]
-    axes.fill_between(p, 1 / p, 1e4, color=GRID, linewidth=0, zorder=0)
-    axes.text(0.37, 21, "p r > 1:\nno such\ndistribution", color=MUTED, fontsize=8.5, ha="center", va="center")
-    axes.axhline(1, color=GRID, linewidth=1, zorder=0)
-    axes.axhline(10, color=MUTED, linewidth=0.8, linestyle=(0, (1, 3)))
-    axes.text(1.1e-4, 10.6, "ratio cap 10", color=MUTED, fontsize=8.5, va="bottom")
-    for _, name, parameters, (colour, style, width) in METHODS:
-        for bound in bounds(name, parameters, p):
-            axes.plot(p, bound.where(bound > 1e-9, torch.nan), color=colour, linestyle=style, linewidth=width)
-    axes.set(xscale="log", yscale="log", xlim=(1e-4, 1), ylim=(0.05, 40))
-    axes.set_xlabel("probability p of the token under the old policy")
-    axes.set_title("Clip bounds of the ratio new / old", loc="left", fontsize=11, fontweight="bold")
-    axes.yaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 40]))
-    axes.yaxis.set_minor_locator(NullLocator())
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.text(2.4e-3, 2.2, "upper bounds", color=MUTED, fontsize=8.5)
-    axes.text(2.4e-3, 0.34, "lower bounds", color=MUTED, fontsize=8.5)
-
-
-def draw_changes(axes: Axes) -> None:
-    """Change of probability that the bounds allow, over p."""
-    p = torch.linspace(0.0005, 0.9995, 1500, dtype=torch.float64)
-    axes.fill_between(p, 1 - p, 1, color=GRID, linewidth=0, zorder=0)
-    axes.fill_between(p, -p, -1, color=GRID, linewidth=0, zorder=0)
-    axes.axhline(0, color=MUTED, linewidth=0.8)
-    for _, name, parameters, (colour, style, width) in METHODS:
-        for bound in bounds(name, parameters, p):
-            axes.plot(p, p * (bound - 1), color=colour, linestyle=style, linewidth=width)
-    axes.set(xlim=(0, 1), ylim=(-0.34, 0.32))
-    axes.set_xlabel("probability p of the token under the old policy")
-    axes.set_title("Allowed change of probability: p (bound − 1)", loc="left", fontsize=11, fontweight="bold")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:+.1f}".replace("-", "−") if abs(y) > 1e-9 else "0"))
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.text(0.995, 0.285, "p + gain > 1", color=MUTED, fontsize=8.5, ha="right")
-    axes.text(0.02, -0.305, "p − loss < 0", color=MUTED, fontsize=8.5, ha="left")
+def plain_numbers(axes: Axes, x: list[float], y: list[float]) -> None:
+    """Ticks of logarithmic axes at these places, without exponents."""
+    for axis, places in ((axes.xaxis, x), (axes.yaxis, y)):
+        axis.set_major_locator(FixedLocator(places))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
 
 
 # ---- gradient weights ----
@@ -208,11 +189,7 @@ def draw_weights(axes: Axes, rule: Rule, sign: float) -> ScalarMappable:
     axes.fill_between(PROBABILITIES, 1 / PROBABILITIES, 10, where=1 / PROBABILITIES < 10, color=GRID, linewidth=0)
     axes.axhline(1, color=INK, linewidth=0.6, linestyle=(0, (1, 2)))
     axes.set(xscale="log", yscale="log", xlim=(1e-3, 1), ylim=(0.1, 10))
-    axes.yaxis.set_major_locator(FixedLocator([0.1, 0.2, 0.5, 1, 2, 5, 10]))
-    axes.xaxis.set_major_locator(FixedLocator([1e-2, 1e-1, 1]))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    plain_numbers(axes, [1e-2, 1e-1, 1], [0.1, 0.2, 0.5, 1, 2, 5, 10])
     label = {"facecolor": "#ffffff", "alpha": 0.8, "edgecolor": "none", "pad": 1.5}
     axes.text(0.05, 0.93, "A > 0" if sign > 0 else "A < 0", transform=axes.transAxes, fontsize=8, va="top", bbox=label)
     return mesh

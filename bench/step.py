@@ -4,12 +4,13 @@
     OMP_NUM_THREADS=1 taskset -c 0 python -m bench.step ...          # one core, for comparisons
     make bench-env && python -m bench.step --size 1m --trl 3         # three pairs of runs, ours and TRL's
 
-The real loop runs (trainer.start, train.train_step) with the real engine and verifier. Values are medians over the
-steps after the first. Prints seconds and share of each phase, the share outside engine and model, tokens per second,
-share of real tokens, peak memory, and model FLOPs per second (2 per weight and token in the old-policy pass, 6 in an
-update; recomputation and attention not counted).
+The real loop runs (trainer.start, train.train_step) with the real engine and verifier, on a random model and sums as
+problems. Prints medians over the steps after the first: seconds per phase and per call of engine and model, the share
+outside both, tokens per second, share of real tokens, peak memory, and model TFLOP/s (2 FLOPs per weight and token in
+the old-policy pass, 6 in an update; recomputation and attention not counted). The last line is the same as JSON.
 
-A random model's responses are all incorrect, so the reward is a hash of the text. The learning rate is too small to
+Responses have the full length. With --ragged, the end token, one of 24, ends them: geometric lengths with mean 24. A
+random model's responses are all incorrect, so the reward is a hash of the text. The learning rate is too small to
 change the lengths of responses.
 """
 
@@ -24,12 +25,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.workload import make_workload, parameters
+import torch
+
+from configs.memory import Size
 
 ROOT = Path(__file__).resolve().parent.parent
 TRL_PYTHON = ROOT / ".venv.bench" / "bin" / "python"
@@ -37,12 +39,19 @@ REWARD = "import zlib\n\n\ndef score(completion, gold):\n    return zlib.crc32(c
 PHASES = ("rollout", "advantage", "batch", "old", "update", "sync")
 INSIDE = ("generate", "forward", "backward")  # engine and model
 CALLS = (*INSIDE, "sleep", "wake", "sync_weights")
+SIZES = {  # Qwen2 models; vocabulary counts rows of the head, the tokenizer always has 24 tokens
+    "1m": Size(128, 4, 4, 2, 512, 24, tied=True),
+    "20m": Size(512, 7, 8, 4, 1376, 24, tied=True),
+    "200m": Size(1024, 12, 16, 8, 2816, 32768, tied=True),
+    "3b": Size(2048, 36, 16, 2, 11008, 151936, tied=True),  # the shape of Qwen2.5-3B, for a GPU
+}
+TOKENS = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", *"0123456789", *"+-=? \n.,:"]
 
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="20m", help="a name of bench.workload.SIZES")
-    parser.add_argument("--model", type=Path, help="a folder made by bench.workload, instead of --size")
+    parser.add_argument("--size", default="20m", choices=SIZES)
+    parser.add_argument("--model", type=Path, help="folder that keeps the model of --size; made if it does not exist")
     parser.add_argument("--engine", choices=["vllm", "hf"], default="vllm")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--samples", type=int, default=8)
@@ -51,31 +60,85 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, default=5, help="measured, after one that warms up")
     parser.add_argument("--ragged", action="store_true", help="let the end token end responses")
     parser.add_argument("--prompt_tokens", type=int, default=10, help="about; longer problems are padded with digits")
-    parser.add_argument("--synthetic", type=int, default=0, help="no engine: random responses of this mean length")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="any key of the configuration")
-    parser.add_argument("--json", action="store_true", help="print one JSON line instead of the table")
     parser.add_argument("--trl", type=int, default=0, metavar="PAIRS", help="compare with TRL, PAIRS runs each")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        if not options.model:
-            problems = max(options.prompts * (options.steps + 1), 64)
-            options.model = make_workload(Path(folder) / "model", options.size, problems, options.prompt_tokens)
+        options.model = options.model or Path(folder) / "model"
+        if not options.model.exists():
+            make_model(options.model, SIZES[options.size])
+        write_problems(options.model, options.prompts * (options.steps + 1), options.prompt_tokens)
         if options.trl:
             print(beside_trl(options))
             return
         result = measure(options, Path(folder))
-    print(json.dumps(result) if options.json else table(result))
+    print("\n".join(f"{name:<20}{value:14,.4g}" for name, value in result.items()))
+    print(json.dumps(result))
+
+
+# ---- workload ----
+
+
+def make_model(folder: Path, size: Size) -> None:
+    """Write a random model and its tokenizer, which has a chat template."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    backend: Any = Tokenizer(models.WordLevel({t: i for i, t in enumerate(TOKENS)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    tokenizer: Any = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|endoftext|>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}\n{% endfor %}<|im_start|>assistant\n"
+    )
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=size.vocabulary,
+        hidden_size=size.hidden,
+        intermediate_size=size.feed_forward,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    large = size.hidden >= 2048  # made on the GPU and stored as such models come
+    with torch.device("cuda" if large and torch.cuda.is_available() else "cpu"):
+        model: Any = Qwen2ForCausalLM(config)
+    model.to(torch.bfloat16 if large else torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_problems(folder: Path, count: int, prompt_tokens: int) -> None:
+    """Write problems.jsonl: sums of `prompt_tokens` tokens, at least about ten."""
+    rng, rows = random.Random(0), []
+    for i in range(count):
+        a, b = rng.randint(10, 99), rng.randint(10, 99)
+        problem = f"{a}+{b}={i}?".rjust(prompt_tokens, "0")
+        rows.append(json.dumps({"id": str(i), "problem": problem, "gold": str(a + b)}) + "\n")
+    (folder / "problems.jsonl").write_text("".join(rows))
 
 
 # ---- our steps ----
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Medians over steps."""
+    """Medians over the measured steps. Replaces functions of the trainer, for the rest of this process."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import train
     from configs import load
     from configs.schema import Config, Plan
-    from train import train_step
     from trainer import start
     from trainer.clock import Clock
 
@@ -83,24 +146,59 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     cfg = load(Config, arguments(options, folder))
     spent: dict[str, float] = dict.fromkeys(CALLS, 0.0)
     rows: list[dict[str, float]] = []
-    with instrumented(options) as positions:
-        with start.start(cfg, Plan(cfg), lambda line: None, Clock()) as run:
-            time_calls(run, spent)
-            for _ in range(options.steps + 1):
-                spent.update(dict.fromkeys(spent, 0.0))
-                positions.clear()
-                cpu = time.process_time()
-                metrics = train_step(run)
-                inside = sum(spent[name] for name in INSIDE)
-                rows.append(metrics | spent | {"cpu_s": time.process_time() - cpu, "inside_s": inside})
+    positions: list[int] = []  # of a step's micro-batches
+    load_task, make_minibatches = start.load_task, train.make_minibatches
+
+    def with_own_ends(*given: Any) -> Any:
+        """One end token, as in TRL's run (chat templates have a second one), or none."""
+        task = load_task(*given)
+        return dataclasses.replace(task, stop_token_ids=(task.tokenizer.eos_token_id,) if options.ragged else ())
+
+    def counted(*given: Any) -> Any:
+        minibatches = make_minibatches(*given)
+        positions[:] = [batch.input_ids.numel() for minibatch in minibatches for batch in minibatch]
+        return minibatches
+
+    start.load_task, train.make_minibatches = with_own_ends, counted
+    with start.start(cfg, Plan(cfg), lambda line: None, Clock()) as run:
+        for name in ("generate", "sleep", "wake", "sync_weights"):
+            setattr(run.engine, name, timed(getattr(run.engine, name), spent, name))
+        run.policy.model.forward = timed(run.policy.model.forward, spent, "forward")
+        run.policy.backward = timed(run.policy.backward, spent, "backward")
+        for _ in range(options.steps + 1):
+            spent.update(dict.fromkeys(spent, 0.0))
+            cpu = time.process_time()
+            metrics = train.train_step(run)
+            outside = 1 - sum(spent[name] for name in INSIDE) / metrics["time/step_s"]
+            rows.append(metrics | spent | {"cpu_s": time.process_time() - cpu, "outside": outside})
+        weights = sum(parameter.numel() for parameter in run.policy.model.parameters())
+
+    def median(key: str) -> float:
+        return statistics.median(row[key] for row in rows[1:])
+
+    tflop = 2 * weights * sum(positions) / 1e12  # of one forward pass over the step's sequences
+    tokens = median("response/length_mean") * options.prompts * options.samples
     has_old_pass = cfg.old_policy == "trainer" and cfg.updates_per_step > 1
-    return summary(options, rows[1:], sum(positions), has_old_pass=has_old_pass)
+    return {
+        "parameters": weights,
+        **{f"{phase}_s": median(f"time/{phase}_s") for phase in PHASES},
+        **{f"{call}_s": median(call) for call in CALLS},
+        "step_s": median("time/step_s"),
+        "step_cpu_s": median("cpu_s"),
+        "outside_share": median("outside"),
+        "tokens_per_step": tokens,
+        "tokens_per_s": tokens / median("time/step_s"),
+        "real_token_share": median("throughput/real_token_share"),
+        "peak_gib": max(row["memory/peak_gib"] for row in rows),
+        "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "logprob_diff_max": max(row["rollout/logprob_diff_max"] for row in rows),
+        "old_tflops": tflop / median("time/old_s") if has_old_pass else 0.0,
+        "update_tflops": 3 * tflop / median("time/update_s"),
+    }
 
 
 def arguments(options: argparse.Namespace, folder: Path) -> list[str]:
     """Command line of the configuration."""
-    import torch
-
     keys = {
         "model": options.model,
         "train_data": options.model / "problems.jsonl",
@@ -122,51 +220,13 @@ def arguments(options: argparse.Namespace, folder: Path) -> list[str]:
         "gradient_checkpointing": torch.cuda.is_available(),
         "reward": f"{folder / 'reward.py'}:score",
         "verifier_workers": 1,
-        **({"max_rollout_kl": 1e9} if options.synthetic else {}),
         **dict(pair.split("=", 1) for pair in options.set),
     }
     return [word for key, value in keys.items() for word in (f"--{key}", str(value))]
 
 
-@contextmanager
-def instrumented(options: argparse.Namespace) -> Iterator[list[int]]:
-    """Patch the loop's entry points; yields the positions of each micro-batch of a step."""
-
-    import train
-    from trainer import start
-
-    positions: list[int] = []
-    load_task, make_engine, make_minibatches = start.load_task, start.make_engine, train.make_minibatches
-
-    def loaded(*given: Any) -> Any:
-        """One end token of 24, as in TRL's run; chat templates have a second one."""
-        task = load_task(*given)
-        return dataclasses.replace(task, stop_token_ids=(task.tokenizer.eos_token_id,) if options.ragged else ())
-
-    def counted(*given: Any) -> Any:
-        minibatches = make_minibatches(*given)
-        positions.extend(batch.input_ids.numel() for minibatch in minibatches for batch in minibatch)
-        return minibatches
-
-    start.load_task, train.make_minibatches = loaded, counted
-    if options.synthetic:
-        start.make_engine = lambda _, given, **keys: SyntheticEngine(options.synthetic, given.dtype)
-    try:
-        yield positions
-    finally:
-        start.load_task, start.make_engine, train.make_minibatches = load_task, make_engine, make_minibatches
-
-
-def time_calls(run: Any, spent: dict[str, float]) -> None:
-    for name in ("generate", "sleep", "wake", "sync_weights"):
-        setattr(run.engine, name, timed(getattr(run.engine, name), spent, name))
-    run.policy.model.forward = timed(run.policy.model.forward, spent, "forward")
-    run.policy.backward = timed(run.policy.backward, spent, "backward")
-
-
 def timed(function: Callable[..., Any], spent: dict[str, float], name: str) -> Callable[..., Any]:
     """`function`, adding its seconds to spent[name]; on a GPU it waits until the work is done."""
-    import torch
 
     def wrapped(*args: Any, **keys: Any) -> Any:
         started = time.perf_counter()
@@ -177,90 +237,6 @@ def timed(function: Callable[..., Any], spent: dict[str, float], name: str) -> C
         return out
 
     return wrapped
-
-
-def summary(
-    options: argparse.Namespace, rows: list[dict[str, float]], positions: int, *, has_old_pass: bool
-) -> dict[str, float]:
-    """Medians over the measured steps. positions: of one step's micro-batches."""
-
-    def median(key: str) -> float:
-        return statistics.median(row[key] for row in rows)
-
-    length = statistics.mean(row["response/length_mean"] for row in rows)
-    result = {"parameters": float(parameters(options.model))}
-    result |= {f"{phase}_s": median(f"time/{phase}_s") for phase in PHASES}
-    result |= {f"{part}_s": median(part) for part in CALLS}
-    tflop = 2 * result["parameters"] * positions / 1e12  # of one forward pass over the step's sequences
-    return result | {
-        "step_s": median("time/step_s"),
-        "step_cpu_s": median("cpu_s"),
-        "outside_share": statistics.median(1 - row["inside_s"] / row["time/step_s"] for row in rows),
-        "tokens_per_step": length * options.prompts * options.samples,
-        "length_mean": length,
-        "real_token_share": median("throughput/real_token_share"),
-        "peak_gib": max(row["memory/peak_gib"] for row in rows),
-        "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "logprob_diff_max": max(row["rollout/logprob_diff_max"] for row in rows),
-        "old_tflops": tflop / result["old_s"] if has_old_pass else 0.0,
-        "update_tflops": 3 * tflop / result["update_s"],
-    }
-
-
-class SyntheticEngine:
-    """An engine that samples nothing: random tokens, geometric lengths with a given mean, cut at the limit."""
-
-    def __init__(self, mean: int, dtype: str):
-        self.mean, self.dtype, self.norms = mean, dtype, {}
-
-    def generate(self, prompts: list[list[int]], sampling: Any, *, seeds: list[list[int]], on_finish: Any, **_: Any):
-        from trainer.rollout import Completion
-
-        responses: list[list[Completion]] = [[] for _ in prompts]
-        for i, row in enumerate(seeds):
-            for j, seed in enumerate(row):
-                rng = random.Random(seed)
-                length = min(sampling.max_tokens, 1 + int(rng.expovariate(1 / self.mean)))
-                tokens = [rng.randrange(5, 24) for _ in range(length)]
-                responses[i].append(Completion(tokens, [-3.0] * length, "stop", str(seed)))
-                on_finish(i, j, responses[i][j])
-        return responses
-
-    def sync_weights(self, weights: Any) -> None:
-        import torch
-
-        from trainer.rollout import weight_sum
-
-        dtype = getattr(torch, self.dtype)
-        self.norms = {name: weight_sum(tensor.to(dtype)) for name, tensor in weights if tensor.dim() == 1}
-
-    def checksum(self, names: list[str]) -> dict[str, float]:
-        return {name: self.norms[name] for name in names if name in self.norms}
-
-    def sleep(self) -> None:
-        pass
-
-    wake = close = sleep
-
-
-def table(result: dict[str, float]) -> str:
-    """The result as text."""
-    whole = result["step_s"]
-    parts = {phase: result[f"{phase}_s"] for phase in PHASES}
-    parts["metrics"] = whole - sum(parts.values())
-    engine = ", ".join(f"{part} {result[f'{part}_s']:.3f} s" for part in ("sleep", "wake", "sync_weights"))
-    return "\n".join(
-        [
-            f"{result['parameters'] / 1e6:.1f}M parameters, {result['tokens_per_step']:,.0f} response tokens per step, "
-            f"mean length {result['length_mean']:.1f}",
-            *(f"  {name:<10}{seconds:8.3f} s {seconds / whole:6.1%}" for name, seconds in parts.items()),
-            f"  {'step':<10}{whole:8.3f} s, {result['tokens_per_step'] / whole:,.0f} tokens/s",
-            f"outside engine and model {result['outside_share']:.1%} of a step; real tokens "
-            f"{result['real_token_share']:.1%} of positions; peak memory {result['peak_gib']:.2f} GiB",
-            f"engine: {engine}",
-            f"model TFLOP/s: old {result['old_tflops']:.3g}, update {result['update_tflops']:.3g}",
-        ]
-    )
 
 
 # ---- beside TRL ----
@@ -274,12 +250,12 @@ def beside_trl(options: argparse.Namespace) -> str:
     if not TRL_PYTHON.exists():
         raise SystemExit("TRL's environment is missing: make bench-env")
     shared = ["--model", str(options.model), *(["--ragged"] if options.ragged else [])]
-    for name in ("engine", "steps", "prompts", "samples", "tokens", "minibatches"):
+    for name in ("steps", "prompts", "samples", "tokens", "minibatches"):
         shared += [f"--{name}", str(getattr(options, name))]
     commands = {"TRL": [str(TRL_PYTHON), "bench/trl_step.py", *shared]}
     for old_policy in ("rollout", "trainer"):
         keys = [f"old_policy={old_policy}", *options.set]
-        commands[old_policy] = [sys.executable, "-m", "bench.step", "--json", *shared, "--set", *keys]
+        commands[old_policy] = [sys.executable, "-m", "bench.step", *shared, "--set", *keys]
     runs = [{name: execute(command) for name, command in commands.items()} for _ in range(options.trl)]
     lines = []
     for name in commands:

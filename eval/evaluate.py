@@ -198,9 +198,9 @@ def in_order(rows: Sequence[Row], prompts: Prompts) -> list[Row]:
 
 
 def summarize(rows: Sequence[Row], samples: int, ks: Sequence[int]) -> dict[str, float]:
-    """eval/<set>/mean@K, strict_mean@K, pass@k and maj@k with their _stderr over problems, length and truncation.
+    """eval/<set>/mean@K, strict_mean@K, maj@K and pass@k with their _stderr over problems, length and truncation.
 
-    rows: graded, exactly K = `samples` of each problem. ks: the k of pass@k and maj@k.
+    rows: graded, exactly K = `samples` of each problem. ks: the k of pass@k.
     """
     sets: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
@@ -217,10 +217,12 @@ def summarize(rows: Sequence[Row], samples: int, ks: Sequence[int]) -> dict[str,
         truncated = np.array([[row["finish_reason"] == "length" for row in group] for group in table])
         estimates: dict[str, Estimate] = {f"mean@{samples}": mean_at_k(correct)}
         estimates |= {f"pass@{k}": pass_at_k(correct, k) for k in ks}
-        estimates |= {f"maj@{k}": maj_at_k(correct, votes, k) for k in ks}
-        estimates |= {f"strict_mean@{samples}": mean_at_k(strict)}
-        estimates |= {"response_length_mean": over_problems(lengths.mean(axis=1))}
-        estimates |= {"truncated": over_problems(truncated.mean(axis=1))}
+        estimates |= {
+            f"maj@{samples}": maj_at_k(correct, votes),
+            f"strict_mean@{samples}": mean_at_k(strict),
+            "response_length_mean": over_problems(lengths.mean(axis=1)),
+            "truncated": over_problems(truncated.mean(axis=1)),
+        }
         for metric, estimate in estimates.items():
             metrics[f"eval/{name}/{metric}"] = estimate.value
             if np.isfinite(estimate.stderr):

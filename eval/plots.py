@@ -114,20 +114,36 @@ class Panel:
     curves: tuple[Curve, ...]
 
 
+@dataclass(frozen=True)
+class Group:
+    """The seeds of one configuration."""
+
+    label: str
+    runs: tuple[Record, ...]
+
+
 def plot_run(run_dir: Path) -> list[Path]:
-    """Draw the entropy of one run and its mean@k into run_dir/plots/entropy.png; [] for a run without entropies.
+    """Draw the entropy of one run and its mean@k into run_dir/plots/entropy.png; [] if it has neither.
 
     Everything else of a run is in its report (eval/report.py).
     """
     run = load_record(Path(run_dir))
-    panels: list[Panel] = []
-    for key in sort_keys(run.keys):
-        if re.fullmatch(r"train/entropy|eval/.+/mean@\d+", key) and len(run.series(key)[0]):
-            _, title, unit, line = describe(key)
-            panels.append(Panel(f"{title} {line}", unit, (Curve("", (run.series(key),), stderr_of(run, key)),)))
-    if not len(run.series("train/entropy")[0]):
-        return []
-    return draw(panels, Path(run_dir) / "plots" / "entropy.png", f"{run.name}, to step {run.last_step}")
+    keys = [key for key in sort_keys(run.keys) if re.fullmatch(r"train/entropy|eval/.+/mean@\d+", key)]
+    panels = [panel for key in keys if (panel := panel_of([Group("", (run,))], key))]
+    return draw(panels, run.path / "plots" / "entropy.png", f"{run.name}, to step {run.last_step}")
+
+
+def panel_of(groups: Sequence[Group], key: str) -> Panel | None:
+    """One metric with a line per group; None where it has no finite value."""
+    curves = []
+    for group in groups:
+        found = [run for run in group.runs if len(run.series(key)[0])]
+        if found:
+            has_error = len(found) == 1 and f"{key}_stderr" in found[0].keys
+            stderr = found[0].series(f"{key}_stderr") if has_error else None
+            curves.append(Curve(group.label, tuple(run.series(key) for run in found), stderr))
+    _, title, unit, line = describe(key)
+    return Panel(f"{title} {line}".strip(), unit, tuple(curves)) if curves else None
 
 
 def describe(key: str) -> tuple[str, str, str, str]:
@@ -150,10 +166,6 @@ def sort_keys(keys: Sequence[str]) -> list[str]:
         return axis, float(bound[1]) if bound else 0.0, keys.index(key)
 
     return sorted(keys, key=place)
-
-
-def stderr_of(run: Record, key: str) -> Series | None:
-    return run.series(f"{key}_stderr") if f"{key}_stderr" in run.keys else None
 
 
 def draw(panels: Sequence[Panel], path: Path, caption: str) -> list[Path]:

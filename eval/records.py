@@ -1,15 +1,13 @@
 """Files of a run: metrics.jsonl and config.yaml (`load_record`), checkpoints (`find_policy`).
 
     run = load_record(Path("runs/band_seed0"));  steps, values = run.series("train/entropy")
-    policy = find_policy("runs/band_seed0")      # newest whole checkpoint: policy.path, .step, .settings
+    policy = find_policy("runs/band_seed0")      # newest undamaged checkpoint: policy.path, .step, .settings
 
-`load_record` does not raise for broken files: an unfinished last line, a broken line or a missing file is left out and
-named in `run.notes`. Of a step logged twice, as after a resume from an earlier checkpoint, the later values count. A
-null is a number that was not finite.
+A broken line or a missing file is left out and named in `run.notes`. A null is a number that was not finite.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -47,12 +45,9 @@ class Record:
         return self.rows.get(step, {}).get(key, np.nan)
 
     def scores(self, name: str, step: int) -> dict[str, float]:
-        """Share of correct responses per problem of an evaluation set at one step; {} where none is stored."""
-        try:
-            stored = json.loads((self.path / "evals" / f"step_{step:06d}.json").read_text())
-            return {problem: float(share) for problem, share in stored[name].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}
+        """Share of correct responses per problem of an evaluation set at one step; {} if none is stored."""
+        path = self.path / "evals" / f"step_{step:06d}.json"
+        return json.loads(path.read_text()).get(name, {}) if path.exists() else {}
 
     def series(self, key: str) -> Series:
         """The finite values of one metric, by step."""
@@ -66,112 +61,65 @@ def is_of_clock(metric: str) -> bool:
 
 
 def load_record(path: Path) -> Record:
-    """Read one run folder. Raises ValueError for a path that is none, with the folder that may be meant."""
-    path = Path(path)
-    _check_is_run(path)
+    """Read one run folder. Raises ValueError for another path, with the runs that may be meant."""
+    path, near = Path(path), runs_near(path)
+    if not (path / "metrics.jsonl").is_file() and (near or not (path / "config.yaml").is_file()):
+        raise ValueError(f"{path} is not a run folder; {f'did you mean {near}?' if near else 'name one, runs/NAME'}")
     notes: list[str] = []
-    config = _read_config(path / "config.yaml", notes)
-    lines = read_lines(path / "metrics.jsonl", "step", int, notes)
-    if not (path / "metrics.jsonl").exists():
-        notes.append("no metrics.jsonl")
+    config: dict[str, Any] = {}
+    try:
+        config = read_config(path)
+    except ValueError as error:
+        notes.append(str(error))
     rows: dict[int, dict[str, float]] = {}
-    not_finite: dict[str, int] = {}
-    twice = 0
-    for line in lines:
-        step = int(line.pop("step"))
-        row = rows.setdefault(step, {})
-        known = {key: value for key, value in line.items() if value is None or isinstance(value, (int, float))}
-        numbers = {key: np.nan if value is None else float(value) for key, value in known.items()}
-        twice += any(key in row for key in numbers)
-        row.update(numbers)
-        for key, value in numbers.items():
-            if not np.isfinite(value):
-                not_finite.setdefault(key, step)
-    if twice:
-        notes.append(f"{twice} steps were logged twice (resumed?); the later values are shown")
+    for line in read_lines(path / "metrics.jsonl", ("step",), notes):
+        step = line.pop("step")
+        rows[step] = {key: np.nan if value is None else value for key, value in line.items()}
+    not_finite = {key: step for step in reversed(rows) for key, value in rows[step].items() if not np.isfinite(value)}
     if not_finite:
-        where = ", ".join(f"{key} from step {step}" for key, step in sorted(not_finite.items())[:3])
-        more = f" and {len(not_finite) - 3} more" if len(not_finite) > 3 else ""
-        notes.append(f"not a finite number: {where}{more}; these values are left out")
+        where = [f"{key} from step {step}" for key, step in sorted(not_finite.items())]
+        notes.append(f"not a finite number: {', '.join(where[:3])}{', ...' * (len(where) > 3)}; left out")
     if not rows:
         notes.append("nothing logged yet")
-    wanted = config.get("max_steps")
-    if rows and isinstance(wanted, int) and 0 < max(rows) < wanted:
-        notes.append(f"at step {max(rows)} of {wanted}: stopped early or still running")
-    return Record(
-        path, str(config.get("run_name") or path.resolve().name), config, dict(sorted(rows.items())), tuple(notes)
-    )
+    if max(rows, default=0) < config.get("max_steps", 0):
+        notes.append(f"at step {max(rows, default=0)} of {config['max_steps']}: stopped early or still running")
+    return Record(path, config.get("run_name") or path.resolve().name, config, rows, tuple(notes))
 
 
-def nearest(path: Path) -> str:
-    """For messages: what a path that does not exist may have meant, "" where nothing beside it is like it."""
-    names: Iterable[str] = (each.name for each in path.parent.iterdir()) if path.parent.is_dir() else ()
-    near = get_close_matches(path.name, list(names), 1)
-    return f"did you mean {path.with_name(near[0])}?" if near else ""
+def runs_near(path: Path) -> str:
+    """For messages: the run around `path`, the first runs inside it, or those with a similar name; "" if none."""
+    names = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() and not path.exists() else []
+    similar = [path.with_name(name) for name in get_close_matches(path.name, names)]
+    for folders in (path.resolve().parents, sorted(path.glob("*")), similar):
+        if runs := [str(folder) for folder in folders if (folder / "metrics.jsonl").is_file()]:
+            return ", ".join(runs[:3])
+    return ""
 
 
-def runs_in(folder: Path) -> str:
-    """For messages: the first runs in a folder, "" where there are none."""
-    found = sorted(str(folder / file.parent.name) for file in folder.resolve().glob("*/metrics.jsonl"))
-    return ", ".join(found[:3]) + ", ..." * (len(found) > 3)
-
-
-def _check_is_run(path: Path) -> None:
-    whole = path.resolve()
-    around = [each for each in (*path.parents[:3], *whole.parents[:3]) if (each / "metrics.jsonl").is_file()]
-    if (whole / "metrics.jsonl").is_file():
-        return
-    if not whole.exists():
-        fix = nearest(path) or "it is not there; give folders such as runs/NAME"
-    elif around:
-        fix = f"it is inside one; give {around[0]}"
-    elif inside := runs_in(path):
-        fix = f"it holds runs; give {inside}"
-    elif not (whole / "config.yaml").is_file():
-        fix = "it has neither metrics.jsonl nor config.yaml; give folders such as runs/NAME"
-    else:
-        return  # of a run that has logged nothing yet
-    raise ValueError(f"{path} is no run folder: {fix}")
-
-
-def _read_config(path: Path, notes: list[str]) -> dict[str, Any]:
-    if not path.exists():
-        notes.append("no config.yaml")
-        return {}
+def read_config(folder: Path) -> dict[str, Any]:
+    """Raises ValueError if config.yaml is absent or cannot be read."""
     try:
-        config = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        notes.append(f"config.yaml cannot be read ({str(error).splitlines()[0]})")
-        return {}
-    if not isinstance(config, dict):
-        notes.append("config.yaml holds no keys")
-        return {}
-    return config
+        return dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(f"{folder / 'config.yaml'} cannot be read ({' '.join(str(error).split())})") from None
 
 
-def read_lines(path: Path, key: str, kind: type, notes: list[str]) -> list[dict[str, Any]]:
-    """The objects of a JSONL file whose `key` is of that kind; [] without the file. Other lines are told in notes."""
+def read_lines(path: Path, keys: Sequence[str], notes: list[str]) -> list[dict[str, Any]]:
+    """The objects of a JSONL file that have all `keys`; [] without the file. Other lines are named in `notes`."""
     if not path.exists():
         return []
     rows, broken = [], []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
         try:
-            row = json.loads(line)
+            row = json.loads(line or "null")
         except (ValueError, RecursionError):  # also a whole number of too many digits
             row = None
-        if isinstance(row, dict) and isinstance(row.get(key), kind):
+        if isinstance(row, dict) and row.keys() >= {*keys}:
             rows.append(row)
-        else:
-            broken.append(number)
-    if broken and broken[-1] == len(lines):  # no newline behind it: the writer is in the middle of this line
-        broken.pop()
-        notes.append(f"the last line of {path.name} is unfinished and left out")
+        elif line:
+            broken.append(str(number))
     if broken:
-        places = ", ".join(map(str, broken[:5]))
-        notes.append(f"{path.name}: no JSON object with {key!r} in line {places}; left out")
+        notes.append(f"{path.name}: no JSON object with {', '.join(keys)} in line {', '.join(broken[:5])}; left out")
     return rows
 
 
@@ -186,56 +134,27 @@ class TrainedPolicy:
     run: str  # name of its run
     step: int
     settings: dict[str, Any]  # configs.schema.Config as it was saved
-    warnings: tuple[str, ...]
+    warnings: list[str]
 
 
 def find_policy(model: str) -> TrainedPolicy | None:
-    """The policy of a run (its newest whole checkpoint), of a checkpoint, or of a checkpoint's `policy` folder.
+    """The policy of a run (its newest undamaged checkpoint), of a checkpoint, or of a checkpoint's `policy` folder.
 
-    None for any other folder and for a hub id. Raises ValueError for a path that does not exist, a run without a whole
-    checkpoint, and a checkpoint that is not whole.
+    None for any other folder and for a hub id. Raises ValueError for a path near runs, for a run without an undamaged
+    checkpoint, and for a damaged checkpoint.
     """
-    path = Path(model)
-    if not path.exists() and path.parent != Path() and path.parent.is_dir():
-        fix = nearest(path) or "name a run, a checkpoint, another model's folder or a hub id"
-        raise ValueError(f"model: {model} is not there; {fix}")
-    whole = path.resolve()
-    if whole.name == "policy" and (whole.parent / MANIFEST).is_file():
-        return _of_checkpoint(path.parent if path.name == "policy" else whole.parent, ())
-    if (whole / "policy").is_dir() and (whole / MANIFEST).is_file():
-        return _of_checkpoint(path, ())
-    if whole.name == "checkpoints":
-        path, whole = path.parent, whole.parent
-    if runs := runs_in(path):
-        raise ValueError(f"model: {model} holds runs: name one, {runs}")
-    if not (whole / "checkpoints").is_dir() and not (whole / "metrics.jsonl").is_file():
-        return None
-    newest, warnings = latest(path / "checkpoints")
-    if newest is None:
-        every = _config(path).get("save_every")
-        why = "; ".join(warnings) or f"one is written every {every} steps (save_every) and after the last"
-        raise ValueError(f"model: {model} has no whole checkpoint yet: {why}")
-    return _of_checkpoint(newest, tuple(warnings))
-
-
-def _of_checkpoint(folder: Path, warnings: tuple[str, ...]) -> TrainedPolicy:
-    try:
-        step = int(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["step"])
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"model: {folder / MANIFEST} is not readable; name another checkpoint") from None
-    found = damage(folder, checksums=False)
-    if found.startswith("policy/"):  # what else is missing is not needed here
-        raise ValueError(f"model: checkpoint {folder} is damaged: {found}; name another")
-    settings = _config(folder)
-    return TrainedPolicy(folder / "policy", str(settings.get("run_name", "run")), step, settings, warnings)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """Raises ValueError when config.yaml is not there or cannot be read."""
-    try:
-        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"model: {folder / 'config.yaml'} cannot be read ({error})") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"model: {folder / 'config.yaml'} holds no keys")
-    return settings
+    path, warnings = Path(model), []
+    newest = path.parent if path.name == "policy" else path
+    if not (newest / MANIFEST).is_file():
+        if not (path / "checkpoints").is_dir():
+            if not (path / "config.json").is_file() and (near := runs_near(path)):
+                raise ValueError(f"model: {model} is not a run; did you mean {near}?")
+            return None
+        newest, warnings = latest(path / "checkpoints")
+        if newest is None:
+            why = "; ".join(warnings) or "save_every sets how often one is saved"
+            raise ValueError(f"model: {model} has no complete checkpoint yet ({why})")
+    elif (found := damage(newest, checksums=False)).startswith(("policy/", MANIFEST)):  # other files are not needed
+        raise ValueError(f"model: checkpoint {newest} is damaged: {found}; name another")
+    settings, step = read_config(newest), json.loads((newest / MANIFEST).read_text())["step"]
+    return TrainedPolicy(newest / "policy", settings["run_name"], step, settings, warnings)

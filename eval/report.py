@@ -5,12 +5,10 @@
 The file needs no network and no server. Runs are grouped by configuration and seed as in eval/compare.py. It reads
 metrics.jsonl, config.yaml, environment.json, and samples/step_*.jsonl, one response per line (docs/evaluation.md).
 
-All data is in the page as gzip in base64, so nothing in an answer can act as HTML. The tokens of an answer are unpacked
-when it is opened, which keeps a page of many megabytes fast.
-A running run is shown as it is now; write the report again to see more.
+All data is in the page as gzip in base64, so no response can act as HTML. The tokens of a response are unpacked when it
+is opened, which keeps a page of many megabytes fast. Of a run in progress the report shows the steps so far.
 """
 
-import argparse
 import base64
 import gzip
 import hashlib
@@ -18,8 +16,9 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from itertools import count
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,9 @@ import jinja2
 import numpy as np
 
 from configs.schema import Config
-from eval.compare import REPEAT_KEYS, Group, Parser, group_runs, keys_of, panel_of
-from eval.plots import describe, line_style, spread
+from data.tables import read_json_object
+from eval.compare import REPEAT_KEYS, Parser, group_runs, keys_of
+from eval.plots import Group, describe, line_style, panel_of, spread
 from eval.records import Record, load_record, read_lines
 
 TEMPLATES = Path(__file__).with_suffix("")  # eval/report/
@@ -45,29 +45,25 @@ CLIPPED = {
     "Clipped at the upper bound, by old probability": r"clip/up(/.+)?",
     "Clipped at the lower bound, by old probability": r"clip/down(/.+)?",
 }
-TEXTS = ("problem", "answer", "gold", "extracted", "reason")
-TOKEN_LISTS = ("token_ids", "rollout_logprobs", "old_logprobs", "logprobs", "entropy", "weight")
-INTERVAL = ("lower", "upper")  # rules that give a weight instead have none
+SHOWN = ("problem", "answer", "gold", "extracted", "reason", "reward", "advantage", "tokens", "correct", "truncated")
+TOKEN_LISTS = ("token_texts", "token_ids", "rollout_logprobs", "old_logprobs", "logprobs", "entropy", "weight")
+FACTS = ("command", "time", "git", "hardware", "python", "platform", "packages")  # of environment.json
 
 
-def write_report(run_folders: Sequence[Path], out: Path, steps: Sequence[int] | None = None) -> None:
+def write_report(run_folders: Sequence[Path], out: Path, steps: Sequence[int] = ()) -> None:
     """Write the page of these runs to `out`.
 
-    steps: whose answers are in the page; None for all of them, or every k-th, the last one included, where all would
-    be more than MAX_SAMPLE_BYTES. Broken lines and missing files are said on the page and left out.
-    Raises ValueError for a path that is no folder, no paths at all, or steps without answers.
+    steps: whose responses are in the page; without it all of them, or every k-th, the last one included, if all would
+    be more than MAX_SAMPLE_BYTES. Broken lines and missing files are named on the page and left out.
+    Raises ValueError for a path that is no run, and for steps without responses.
     """
-    if not run_folders:
-        raise ValueError("give at least one run folder, such as runs/NAME")
-    folders = list(dict.fromkeys(Path(folder) for folder in run_folders))
-    runs = [load_record(folder) for folder in folders]
+    runs = [load_record(folder) for folder in dict.fromkeys(map(Path, run_folders))]
     groups = group_runs(runs)
     files = [_sample_files(run.path) for run in runs]
     logged = sorted({step for of_run in files for step in of_run})
-    if steps is not None and (unknown := sorted(set(steps) - set(logged))):
+    if unknown := sorted(set(steps) - set(logged)):
         raise ValueError(f"steps: {unknown} have no answers; there are answers of {logged}")
-    shown = sorted(set(steps)) if steps is not None else _steps_that_fit(files)
-
+    shown = sorted(set(steps)) or _steps_that_fit(files)
     notes = [list(run.notes) for run in runs]
     answers, tokens = _answers(files, shown, notes)
     styles = [line_style(number) for number in range(len(groups))]
@@ -92,13 +88,11 @@ def write_report(run_folders: Sequence[Path], out: Path, steps: Sequence[int] | 
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         cards=[_card(run, runs, lines) for run, lines in zip(runs, notes, strict=True)],
         answers=len(answers),
-        with_tokens=sum(map(bool, tokens)),
         left_out=len(logged) - len(shown),
         steps=len(logged),
         index=_pack(index),
         tokens=tokens,
     )
-    out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8", errors="backslashreplace")  # a name may hold half a surrogate pair
 
@@ -154,9 +148,8 @@ def _panel(groups: Sequence[Group], key: str, kind: str) -> dict[str, Any] | Non
 
 
 def _sample_files(run_folder: Path) -> dict[int, Path]:
-    """Step -> its file of answers, steps ascending."""
-    found = [(re.fullmatch(r"step_(\d+)\.jsonl", path.name), path) for path in (run_folder / "samples").glob("*")]
-    return dict(sorted((int(match[1]), path) for match, path in found if match))
+    """Step -> its file of responses, steps ascending."""
+    return {int(path.stem[5:]): path for path in sorted((run_folder / "samples").glob("step_*.jsonl"))}
 
 
 def _steps_that_fit(files: Sequence[dict[int, Path]]) -> list[int]:
@@ -165,79 +158,49 @@ def _steps_that_fit(files: Sequence[dict[int, Path]]) -> list[int]:
     for of_run in files:
         for step, path in of_run.items():
             sizes[step] = sizes.get(step, 0) + path.stat().st_size
-    for stride in count(1):
-        kept = sorted(sizes)[::-1][::stride]
-        if len(kept) <= 1 or sum(sizes[step] for step in kept) <= MAX_SAMPLE_BYTES:
-            return kept[::-1]
-    raise AssertionError("unreachable")
+    thinned = (sorted(sizes)[::-1][::stride][::-1] for stride in count(1))
+    return next(kept for kept in thinned if len(kept) <= 1 or sum(sizes[step] for step in kept) <= MAX_SAMPLE_BYTES)
 
 
 def _answers(
     files: Sequence[dict[int, Path]], steps: Sequence[int], notes: Sequence[list[str]]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Every answer of these steps, and its tokens packed ("" without); what is odd joins the notes of its run."""
+    """Every response of these steps, and its tokens packed; broken lines join the notes of its run."""
     answers, tokens = [], []
     for number, of_run in enumerate(files):
-        for step in steps:
-            for row in read_lines(of_run[step], "answer", str, notes[number]) if step in of_run else []:
-                lists = _token_lists(row, of_run[step].name, notes[number])
-                answers.append(_answer(row, number, step, lists))
-                tokens.append(_pack(lists) if lists else "")
+        for step, path in of_run.items():
+            for row in read_lines(path, (*SHOWN, *TOKEN_LISTS), notes[number]) if step in steps else []:
+                if len({len(row[key]) for key in TOKEN_LISTS}) > 1:
+                    notes[number].append(f"{path.name}: token lists of different lengths; a response is left out")
+                    continue
+                lists = _token_lists(row)
+                clips = {"up": lists["clip"].count(1), "down": lists["clip"].count(-1)}
+                shown = {key: _finite(row[key]) for key in SHOWN}
+                answers.append({**shown, **clips, "run": number, "step": step, "prompt": row["prompt_id"]})
+                tokens.append(_pack(lists))
     return answers, tokens
 
 
-def _answer(row: dict[str, Any], run: int, step: int, lists: dict[str, list[Any]] | None) -> dict[str, Any]:
-    """What the list of answers and the head of an opened one show; None for what the file does not have."""
-    texts = {key: None if row.get(key) is None else str(row[key]) for key in TEXTS}
-    others = {key: row.get(key) for key in ("reward", "advantage", "tokens", "correct", "truncated")}
-    if isinstance(others["advantage"], list):  # one per token
-        others["advantage"] = float(np.mean(others["advantage"])) if others["advantage"] else None
-    clips = lists["clip"] if lists else None
-    return {
-        **texts,
-        **{
-            key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in others.items()
-        },
-        "run": run,
-        "step": step,
-        "prompt": str(row.get("prompt_id") or row.get("problem")),  # equal for answers that can be put side by side
-        "up": clips.count(1) if clips else None,
-        "down": clips.count(-1) if clips else None,
-    }
-
-
-def _token_lists(row: dict[str, Any], name: str, notes: list[str]) -> dict[str, list[Any]] | None:
-    """The numbers of every token as the page shows them, four significant digits; None where the row has none.
+def _token_lists(row: dict[str, Any]) -> dict[str, list[Any]]:
+    """The numbers of every token as the page shows them, four significant digits.
 
     `r` is exp(logprobs - old_logprobs). `clip` is 1 for A > 0 and r > upper, -1 for A < 0 and r < lower, else 0; of a
     rule without an interval, the sign of A where the weight is 0. None in a list is a number that is not finite, or no
     bound.
     """
-    texts = row.get("token_texts")
-    if texts is None:
-        note = "answers without numbers for their tokens are shown as plain text"
-        if note not in notes:
-            notes.append(note)
-        return None
-    has_interval = any(key in row for key in INTERVAL)
-    lists = {key: row.get(key) for key in (*TOKEN_LISTS, *(INTERVAL if has_interval else ()))}
-    wrong = [key for key, values in lists.items() if not isinstance(values, list) or len(values) != len(texts)]
-    if wrong:
-        notes.append(f"{name}: {', '.join(wrong)} not as long as token_texts ({len(texts)}); shown without colours")
-        return None
 
     def column(key: str, missing: float) -> np.ndarray:
-        values = lists.get(key) or [None] * len(texts)
+        values = row.get(key) or [None] * len(row["token_texts"])  # rules that give a weight have no bounds
         return np.array([missing if value is None else value for value in values], dtype=float)  # (T,)
 
     old, weight = column("old_logprobs", np.nan), column("weight", np.nan)
-    sign = np.sign(np.broadcast_to(row.get("advantage") or 0.0, len(texts))).astype(int)  # (T,)
     lower, upper = column("lower", -np.inf), column("upper", np.inf)
+    sign = int(np.sign(row["advantage"]))
     with np.errstate(over="ignore", invalid="ignore"):
         ratio = np.exp(column("logprobs", np.nan) - old)
-    clipped = np.where(sign > 0, ratio > upper, ratio < lower) if has_interval else weight == 0
+    clipped = (ratio > upper if sign > 0 else ratio < lower) if "lower" in row else weight == 0
     return {
-        "text": texts,
+        "text": row["token_texts"],
         "id": row["token_ids"],
         "p": _digits(np.exp(old), 4),
         "rollout": _digits(np.exp(column("rollout_logprobs", np.nan)), 4),
@@ -254,54 +217,45 @@ def _token_lists(row: dict[str, Any], name: str, notes: list[str]) -> dict[str, 
 
 
 def _card(run: Record, runs: Sequence[Record], notes: list[str]) -> dict[str, Any]:
-    """What the run was: its notes, the keys of its config that are not the defaults, and environment.json."""
+    """The notes of a run, the keys of its config that differ between runs or from the defaults, environment.json."""
     defaults = asdict(Config())
     differing = {key for other in runs for key in run.config if other.config.get(key) != run.config[key]}
     differing -= set(REPEAT_KEYS)
-    told = [key for key in run.config if key in differing or key not in defaults or run.config[key] != defaults[key]]
+    told = [key for key in run.config if key in differing or run.config[key] != defaults.get(key)]
     told.sort(key=lambda key: key not in differing)
-    known = {field.name: run.config[field.name] for field in fields(Config) if field.name in run.config}
-    warnings = [*notes, *Config(**known).warnings()]
-    environment: dict[str, Any] = {}
+    known = {key: value for key, value in run.config.items() if key in defaults}
+    warnings, environment = [*notes, *Config(**known).warnings()], {}
     try:
-        environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        warnings.append("no environment.json")
-    except (ValueError, RecursionError) as error:
-        warnings.append(f"environment.json cannot be read ({error})")
-    warnings += environment.get("warnings", [])
-    hardware = environment.get("hardware", {})
-    gpus = [f"{gpu.get('name')} ({gpu.get('memory_gib')} GiB)" for gpu in hardware.get("gpus", [])]
-    machine = [hardware.get("cpu"), f"{hardware.get('cores')} cores", f"{hardware.get('memory_gib')} GiB", *gpus]
-    git = environment.get("git", {})
-    launches = len(environment.get("earlier_launches", []))
-    facts = {
-        "command": " ".join(environment.get("command", [])),
-        "started": environment.get("time", "") + (f", after {launches} earlier launches" if launches else ""),
-        "commit": (git.get("commit") or "") + (" with uncommitted changes" if git.get("dirty") else ""),
-        "hardware": ", ".join(map(str, machine)) if hardware else "",
-        "python": f"{environment.get('python', '')} on {environment['platform']}" if "platform" in environment else "",
-        "packages": ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items()),
-    }
+        environment = read_json_object(run.path / "environment.json")
+    except (OSError, ValueError) as error:
+        warnings.append(str(error))
     return {
         "name": run.name,
         "last_step": run.last_step,
         "warnings": warnings,
-        "facts": {name: text for name, text in facts.items() if text},
+        "facts": {key: _words(environment[key]) for key in FACTS if key in environment},
         "config": [(key, run.config[key], defaults.get(key, ""), key in differing) for key in told],
     }
+
+
+def _words(value: Any) -> str:
+    """A JSON value as text without brackets."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_words(item)}" for key, item in value.items())
+    return " ".join(map(_words, value)) if isinstance(value, list) else str(value)
 
 
 # Numbers and bytes
 
 
+def _finite(value: Any) -> Any:
+    """None for a number that is not finite, which JSON lacks."""
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
 def _digits(values: np.ndarray, digits: int) -> list[float | None]:
     """With `digits` significant digits; None for what is not finite."""
-    with np.errstate(all="ignore"):
-        scale = 10.0 ** (digits - 1 - np.floor(np.log10(np.abs(values))))
-        rounded = np.round(values * scale) / scale
-    rounded = np.where(np.isfinite(rounded), rounded, values)  # zero has no leading digit
-    return [value if abs(value) < np.inf else None for value in rounded.tolist()]
+    return [_finite(float(f"{value:.{digits}g}")) for value in values.tolist()]
 
 
 def _pack(value: Any) -> str:
@@ -309,24 +263,18 @@ def _pack(value: Any) -> str:
     return base64.b64encode(gzip.compress(json.dumps(value, allow_nan=False).encode(), 3, mtime=0)).decode()
 
 
-def steps_of(text: str) -> list[int]:
-    """What --steps names: 10,20,200."""
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of steps such as 10,20,200")
-    return [int(step) for step in text.split(",")]
-
-
 def main(argv: Sequence[str]) -> int:
     parser = Parser("eval.report", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders; the first one's group is the reference")
     parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="the page; without it report.html in the run's folder, of several beside it",
+        "--out", type=Path, metavar="FILE", help="default: report.html in the run's folder, of several beside it"
     )
     parser.add_argument(
-        "--steps", type=steps_of, help="whose answers to show, such as 10,20,200; without it all that fit"
+        "--steps",
+        type=int,
+        nargs="+",
+        default=(),
+        help="whose responses to show, such as 10 20 200; default: all that fit",
     )
     args = parser.parse_args(argv)
     out = args.out or (args.runs[0] if len(args.runs) == 1 else args.runs[0].parent) / "report.html"

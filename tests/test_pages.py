@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from launching import ROOT
+from launching import ROOT, TESTS
 
 from configs.schema import Config
 
@@ -98,3 +98,17 @@ def test_options_of_the_quickstart():
     known = {field.name for field in fields(Config)}
     named = re.findall(r"`(\w+): [^`]*`", text)
     assert len(named) > 10 and set(named) <= known
+
+
+def test_every_promise_of_the_reliability_page_has_a_test_in_the_file_that_it_names():
+    page = (ROOT / "docs" / "reliability.md").read_text().split("## Each fault and its test\n")[1]
+    named: dict[str, set[str]] = {}
+    for row in re.findall(r"^\| (?!fault)(.+?) \|", page.replace("`", "").replace(r"\|", "|"), re.MULTILINE):
+        if row.startswith("**"):
+            faults = named.setdefault(row.strip("*"), set())
+        else:
+            faults.add(row)
+    mark = re.compile(r"""^@pytest.mark.promise\(["'](.+)["']\)$""", re.MULTILINE)
+    marks = {str(path.relative_to(TESTS)): {*mark.findall(path.read_text())} for path in TESTS.rglob("test_*.py")}
+    assert [name for name, faults in named.items() if not faults <= marks[name]] == []
+    assert sum(map(len, named.values())) > 50 and set().union(*named.values()) == set().union(*marks.values())

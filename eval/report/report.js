@@ -277,9 +277,7 @@ function list({ answers, runs }) {
   function row(i) {
     const answer = answers[i];
     const clipped =
-      answer.up === null
-        ? "–"
-        : [answer.up ? `▲ ${answer.up}` : "", answer.down ? `▼ ${answer.down}` : ""].join(" ").trim() || "0";
+      [answer.up ? `▲ ${answer.up}` : "", answer.down ? `▼ ${answer.down}` : ""].join(" ").trim() || "0";
     const texts = [
       runs[answer.run],
       answer.step,
@@ -593,13 +591,6 @@ async function article({ answers, runs }, i, slot) {
     ),
   );
   box.append(make("pre", { "aria-label": "Problem" }, answer.problem ?? ""));
-  if (answer.up === null) {
-    box.append(
-      make("p", { class: "note" }, "No numbers for these tokens."),
-      make("pre", { "aria-label": "Answer" }, answer.answer),
-    );
-    return { box, paint: () => {} };
-  }
   const t = await unpack(`tokens-${i}`);
   const picture = map(t, answer.advantage);
   const text = tokens(t, slot, picture.point);

@@ -1,15 +1,18 @@
-"""One evaluation pass with a real engine, model and verifier: its figures worked out again from its rows."""
+"""Metrics by hand and by brute force; one evaluation pass with a real engine, its figures computed from its rows."""
 
 from collections import Counter
 from dataclasses import dataclass
-from math import comb
+from itertools import combinations
+from math import comb, sqrt
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import pytest
 
 from data import Problem, PromptBuilder, load_problems
 from eval.evaluate import Job, Row, evaluate, in_order, sample_seed, share, summarize
+from eval.metrics import maj_at_k, mean_at_k, pass_at_k
 from rewards import Verifier
 from trainer.rollout import EngineOptions, HfEngine, Sampling
 
@@ -77,7 +80,6 @@ def test_metrics_are_those_of_the_rows(result: EvalResult) -> None:
             f"mean@{SAMPLES}": fmean(c / SAMPLES for c in right),
             f"pass@{SAMPLES}": fmean(c > 0 for c in right),
             "pass@2": fmean(1 - comb(SAMPLES - c, 2) / comb(SAMPLES, 2) for c in right),
-            "maj@1": fmean(c / SAMPLES for c in right),
             f"strict_mean@{SAMPLES}": 0.0,  # this model never writes "Answer:"
             "response_length_mean": fmean(row["tokens"] for row in rows),
             "truncated": fmean(row["finish_reason"] == "length" for row in rows),
@@ -168,3 +170,70 @@ def test_summary_by_hand() -> None:
     assert metrics["eval/s/response_length_mean_stderr"] == pytest.approx(10)  # problem means 20 and 40
     alone = summarize(rows[:3], 3, (3,))
     assert alone["eval/s/mean@3"] == pytest.approx(1 / 3) and not [key for key in alone if key.endswith("_stderr")]
+
+
+# ---- metrics ----
+
+
+def test_hand_worked_table() -> None:
+    # Problem 1: one right of four; problem 2: all right; problem 3: none.
+    correct = np.array([[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
+    assert mean_at_k(correct).value == pytest.approx((0.25 + 1 + 0) / 3)
+    # pass@2: 1 - C(3,2)/C(4,2) = 1 - 3/6 for problem 1.
+    assert pass_at_k(correct, 2).value == pytest.approx((0.5 + 1 + 0) / 3)
+    # sd of (.25, 1, 0): mean 5/12, squared deviations (1/36 + 49/144 + 25/144) = 78/144, over 2, root; over sqrt 3.
+    assert mean_at_k(correct).stderr == pytest.approx(sqrt(78 / 144 / 2) / sqrt(3))
+    # Two wrong "7" beat one right "5" when all four vote; the silent one has no vote.
+    votes = [["5", "7", "7", None], ["1"] * 4, [None] * 4]
+    assert maj_at_k(correct, votes).value == pytest.approx((0 + 1 + 0) / 3)
+    # "5" and "7" tie: a half. Of two samples that say "5", one timed out in the grader: a half of a half, and a half.
+    assert maj_at_k(np.array([[1, 0, 0]]), [["5", "7", None]]).value == pytest.approx(1 / 2)
+    assert maj_at_k(np.array([[1, 0, 0, 0]]), [["5", "5", "7", "7"]]).value == pytest.approx(1 / 4)
+    assert maj_at_k(np.array([[1, 0, 0]]), [["5", "5", "7"]]).value == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5, 7])
+def test_pass_at_k_is_the_share_of_subsets_with_a_hit(samples: int) -> None:
+    for right in range(samples + 1):
+        row = [1] * right + [0] * (samples - right)
+        for k in range(1, samples + 1):
+            hits = [any(row[i] for i in subset) for subset in combinations(range(samples), k)]
+            assert pass_at_k(np.array([row]), k).value == pytest.approx(np.mean(hits), abs=1e-12)
+
+
+def test_pass_at_k_closed_form_at_paper_size() -> None:
+    correct = np.zeros((1, 32), dtype=bool)
+    correct[0, :3] = True
+    assert pass_at_k(correct, 8).value == pytest.approx(1 - comb(29, 8) / comb(32, 8), abs=1e-14)
+    assert pass_at_k(correct, 32).value == 1.0
+    assert pass_at_k(correct, 1).value == pytest.approx(mean_at_k(correct).value, abs=1e-14)
+
+
+def test_standard_errors_agree_with_a_bootstrap_over_problems() -> None:
+    generator = np.random.default_rng(0)
+    correct = generator.random((60, 9)) < generator.beta(0.5, 1.0, size=(60, 1))
+    votes = [[("right" if c else f"wrong{generator.integers(3)}") for c in row] for row in correct]
+    draws = generator.integers(0, 60, size=(4000, 60))
+    majority = [maj_at_k(c[None], [v]).value for c, v in zip(correct, votes, strict=True)]
+    for estimate, scores in (
+        (mean_at_k(correct), correct.mean(axis=1)),
+        (pass_at_k(correct, 4), np.array([pass_at_k(row[None], 4).value for row in correct])),
+        (maj_at_k(correct, votes), np.array(majority)),
+    ):
+        bootstrap = scores[draws].mean(axis=1).std()
+        # The bootstrap divides by P, not P - 1, and 4000 draws leave about 1.1 %.
+        assert estimate.stderr == pytest.approx(bootstrap / sqrt(59 / 60), rel=0.05)
+
+
+def test_standard_error_covers_new_problems() -> None:
+    """Many benchmarks of 30 problems from one known population: the errors made are as large as the errors stated."""
+    generator = np.random.default_rng(1)
+    ability = generator.beta(0.5, 1.0, size=(2000, 30, 1))
+    tables = generator.random((2000, 30, 8)) < ability
+    estimates = [mean_at_k(table) for table in tables]
+    made = np.std([e.value for e in estimates])
+    assert sqrt(np.mean([e.stderr**2 for e in estimates])) == pytest.approx(made, rel=0.06)
+
+
+def test_one_problem_has_no_standard_error() -> None:
+    assert np.isnan(mean_at_k(np.array([[1, 0]])).stderr)

@@ -307,7 +307,7 @@ def test_a_resumed_run_cannot_change_what_is_learnt(alone: Path, toy_model: str,
 # ---- real processes ----
 
 
-@pytest.mark.parametrize(("engine", "moment"), [("vllm", "sampling"), ("hf", "saving")])
+@pytest.mark.parametrize(("engine", "moment"), [("vllm", "training"), ("hf", "saving")])
 def test_killed_runs_end_as_if_nothing_had_been(toy_model: str, tmp_path: Path, engine: str, moment: str):
     """The short form of `python -m bench.chaos`, which kills at any other moment too."""
     left_alone, trial = Trial(tmp_path / "alone", engine), Trial(tmp_path / "killed", engine)
@@ -324,7 +324,7 @@ def test_two_processes_killed_and_stopped_end_as_if_nothing_had_been(toy_model: 
 
     trial.launch()
     assert trial.wait_until(lambda: trial.steps() > 3)
-    os.kill(trial.children(b"train.py")[0], signal.SIGKILL)
+    os.kill(trial.children("train.py")[0], signal.SIGKILL)
     assert trial.code() != 0
     assert left_behind(str(trial.folder), patience_s=60) == []
 
@@ -380,7 +380,7 @@ def test_the_first_process_of_a_container_saves_when_it_is_asked_to_stop(toy_mod
     trial = Trial(tmp_path / "run", "hf", dict(keys), launcher=(*unshare, sys.executable))
     trial.launch()
     assert trial.wait_until(lambda: trial.steps() > 1), trial.console()[-3000:]
-    (first,) = trial.children(b"train.py")
+    (first,) = trial.children("train.py")
     trial.send(signal.SIGTERM, first)
     assert trial.code() == 0
     newest, warnings = checkpoint.latest(trial.folder / "checkpoints")
@@ -392,7 +392,7 @@ def test_an_orphan_of_the_first_seconds_trains_no_step(toy_model: str, tmp_path:
     """The launcher is killed while the trainer is still importing, before the trainer could ask to be told of it."""
     trial = Trial(tmp_path / "run", "hf", launcher=(ACCELERATE, "launch", *ONE_PROCESS))
     trial.launch()
-    trial.wait_until(lambda: trial.children(b"train.py") != [])
+    trial.wait_until(lambda: trial.children("train.py") != [])
     trial.send(signal.SIGKILL)
     trial.code()
     assert left_behind(str(trial.folder), patience_s=60) == []
