@@ -368,7 +368,7 @@ def test_golds_that_cannot_be_matched_are_named(verifier):
     ]
     assert all(verifier.check_golds(bad))
     assert verifier.check_golds(good) == [None] * len(good)
-    assert rewards.check_gold("") == "empty" and rewards.check_gold("7") is None
+    assert rewards.check_golds(["", "7"]) == ["empty", None]
 
 
 # ------------------------------------------------------------------------------------------------------------ shaping
