@@ -23,7 +23,7 @@ _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _BARE_BOX = re.compile(r"[^\s$]+")
 _ANSWER = re.compile(
     r"\banswers?\b[ \t*_`]*[:：][ \t*_`]*|^####[ \t]+(?=[-+$]*\d[\d.,/]*%?(?:[ \t]+[a-z]+)?[ \t]*$)"
-    r"|<answer>(?=(?:(?!<|\\boxed|answer).)*</answer>)",
+    r"|<answer>(?=(?:(?!<|\\boxed|answers?\b[ \t*_`]*[:：]).)*</answer>)",
     re.IGNORECASE | re.MULTILINE | re.DOTALL,
 )
 _CHECK = re.compile(r"\b(?:check|verif|confirm|test|validat)\w*\b[^.!?\n]*$", re.I)  # We check our answer: 6*7=42
