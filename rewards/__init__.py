@@ -15,7 +15,6 @@ from functools import cache
 from .math.answer_line import answer_line_reward
 from .math.compare import UNDECIDED
 from .math.exact import number
-from .math.extract import extract_answer
 from .math.golds import NOT_CHECKED, Undecided, trouble_with
 from .math.grade import NOT_COMPARED, REASONS, Grade, Reason, shape_reward
 from .math.guards import MAX_CHARS
@@ -25,7 +24,7 @@ from .pool.verifier import GraderError, Ticket, Verifier
 
 __all__ = [
     "NAMES", "NOT_CHECKED", "NOT_COMPARED", "REASONS", "Grade", "GraderError", "Reason", "Ticket", "Verifier",
-    "answer_line_reward", "check_golds", "extract_answer", "math_reward", "shape_reward", "vote_key",
+    "answer_line_reward", "check_golds", "math_reward", "shape_reward", "vote_key",
 ]  # fmt: skip
 
 

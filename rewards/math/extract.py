@@ -86,12 +86,6 @@ def final_answers(completion: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(item.text for item in found))
 
 
-def extract_answer(completion: str) -> str | None:
-    """The final answer as text (for voting and for logs), several of them joined by commas; None when there is none."""
-    answers = final_answers(completion)
-    return ", ".join(answers) if answers else None
-
-
 def _without_phantoms(text: str) -> str:
     """Invisible text is no answer: drop every phantom group, and everything after an unclosed one."""
     kept, position = [], 0

@@ -187,11 +187,8 @@ def _unwrap(text: str) -> str:
             inner = text[len(opening) : -len(closing)]
             if inner and text.startswith(opening) and text.endswith(closing) and not inner.endswith("\\"):
                 text = text if opening in inner.replace("\\$", "") else inner
-        if text.replace("\\$", "").count("$") == 1:
-            if text[0] == "$":
-                text = f"\\{text}" if _PRICE.fullmatch(text) else text[1:]
-            elif text.endswith("$"):
-                text = text[:-1]
+        if text.startswith("$") and text.replace("\\$", "").count("$") == 1:
+            text = f"\\{text}" if _PRICE.fullmatch(text) else text[1:]
         if text.startswith("{") and closing_brace(text, 0) == len(text) - 1:
             text = text[1:-1]
         if text == before:
@@ -211,8 +208,6 @@ def closing_brace(text: str, opening: int, stop: int | None = None) -> int:
 
 def _as_words(text: str) -> str:
     """The text answer that `text` is, in lower case; "" when it is mathematics."""
-    if any(map(str.isdigit, text)):
-        return ""
     bare = _TEXT.sub(r"\1", _TEXT_COMMANDS.sub(r"\\text", text))
     plain = " ".join(_SPACING.sub(" ", bare).split()).strip(" .,").lower()
     words = re.findall("[a-z]+", plain)

@@ -16,7 +16,7 @@ import sympy
 from launching import ROOT
 
 import rewards
-from rewards import Grade, Verifier, extract_answer, shape_reward, vote_key
+from rewards import Grade, Verifier, shape_reward, vote_key
 from rewards.check import read_cases
 from rewards.math.compare import UNDECIDED, compare
 from rewards.math.exact import number
@@ -191,9 +191,7 @@ def test_several_answers_must_agree_or_together_be_the_list(verifier):
     assert verifier.grade(hedge, "42").reason == "contradiction"
 
 
-def test_extract_answer_and_vote_key():
-    assert extract_answer("Answer: **42**") == "42"
-    assert extract_answer("nothing") is None
+def test_vote_key():
     assert vote_key("0.50") == vote_key("\\frac{1}{2}") == vote_key("$1/2$.") == "1/2"
     assert vote_key("\\dfrac{\\pi}{6}") == vote_key("\\frac\\pi6") != vote_key("\\frac{\\pi}{3}")
     assert vote_key("x" * 10**6) == "x" * 10**6
