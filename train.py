@@ -191,7 +191,9 @@ def sample_groups(run: Run, wanted: dict[int, int], when: tuple[int, int]) -> di
 
     def finished(i: int, j: int, completion: Completion) -> None:
         run.raise_if_interrupted()
-        of_response = {"response_tokens": len(completion.token_ids), "truncated": completion.finish_reason == "length"}
+        ids = completion.token_ids
+        of_response = {"response_tokens": len(ids), "truncated": completion.finish_reason == "length"}
+        of_response["completion_with_special_tokens"] = lambda: run.task.tokenizer.decode(ids)
         tickets[i, j] = run.verifier.submit(completion.text, rows[i][0].gold, about[i] | of_response)
         bar.update()
 

@@ -127,6 +127,12 @@ class Config:
     )
     verifier_workers: int = knob(4, "grading processes per rank", low=1)
     verifier_timeout_s: float = knob(3.0, "CPU time limit per response", unit="s", above=0, high=86_400)
+    reward_concurrency: int = knob(
+        16, "responses at once in an async or batch reward, over all verifier_workers", low=1, high=4096
+    )
+    reward_timeout_s: float = knob(
+        60.0, "wall-clock limit per call of your own reward; above it the run ends", unit="s", above=0, high=86_400
+    )
 
     rule: str = knob("band", "clipping rule: a name in docs/rules.md, or FILE.py:FUNCTION", section="Objective")
     rule_args: dict[str, Any] = knob(
@@ -341,6 +347,10 @@ def _without_effect(cfg: Config) -> Checks:
         (
             not cfg.chat_template and cfg.system_prompt == "none",
             "system_prompt: none has no effect with chat_template false, which writes no turns",
+        ),
+        *(
+            (":" not in cfg.reward and cfg.differs(key), f"{key}: has no effect with reward {cfg.reward}")
+            for key in ("reward_concurrency", "reward_timeout_s")
         ),
         (
             not cfg.chat_template and bool(cfg.chat_template_kwargs),

@@ -10,45 +10,28 @@ math/ holds the mathematics, pool/ the processes. Policies: docs/verifier.md.
 Command line: `python -m rewards.check FILE.jsonl`.
 """
 
-import os
-import threading
+from functools import cache
 
 from .math.answer_line import answer_line_reward
 from .math.compare import UNDECIDED
 from .math.exact import number
-from .math.extract import extract_answer
 from .math.golds import NOT_CHECKED, Undecided, trouble_with
 from .math.grade import NOT_COMPARED, REASONS, Grade, Reason, shape_reward
 from .math.guards import MAX_CHARS
 from .math.normalize import normalize
-from .pool.own import ABOUT
+from .pool.own import NAMES
 from .pool.verifier import GraderError, Ticket, Verifier
 
 __all__ = [
-    "ABOUT", "NOT_CHECKED", "NOT_COMPARED", "REASONS", "Grade", "GraderError", "Reason", "Ticket", "Verifier",
-    "answer_line_reward", "check_gold", "check_golds", "extract_answer", "math_reward", "shape_reward", "vote_key",
+    "NAMES", "NOT_CHECKED", "NOT_COMPARED", "REASONS", "Grade", "GraderError", "Reason", "Ticket", "Verifier",
+    "answer_line_reward", "check_golds", "math_reward", "shape_reward", "vote_key",
 ]  # fmt: skip
 
-_shared: Verifier | None = None
-_shared_lock = threading.Lock()
 
-
-def _forget_lock() -> None:
-    """In a forked child: another thread of the parent may have held it."""
-    global _shared_lock
-    _shared_lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_forget_lock)
-
-
+@cache
 def _shared_verifier() -> Verifier:
     """One worker for the functions below, started when first needed, gone with the interpreter."""
-    global _shared
-    with _shared_lock:
-        if _shared is None:
-            _shared = Verifier(workers=1, timeout_s=2.0, memory_gib=2.0, grader="math")
-        return _shared
+    return Verifier(workers=1, timeout_s=2.0, memory_gib=2.0, grader="math")
 
 
 def math_reward(completion: str, gold: str, problem: str = "") -> Grade:
@@ -59,18 +42,15 @@ def math_reward(completion: str, gold: str, problem: str = "") -> Grade:
     return _shared_verifier().grade(completion, gold, {"problem": {"problem": problem}})
 
 
-def check_gold(gold: str) -> str | None:
-    """The reason why a gold must not be used (it does not verify against itself); None when it is fine."""
-    try:
-        return trouble_with(gold, UNDECIDED)
-    except Undecided:
-        return _shared_verifier().check_golds([gold])[0]
-
-
 def check_golds(golds: list[str]) -> list[str | None]:
-    """`check_gold` for many; numbers and words take microseconds, the others some milliseconds in the shared worker."""
-    reasons = {gold: check_gold(gold) for gold in dict.fromkeys(golds)}  # many problems have the same number
-    return [reasons[gold] for gold in golds]
+    """For each gold the reason why it must not be used (it does not verify against itself); None when it is fine.
+
+    Numbers and words take microseconds, the others some milliseconds in the shared worker.
+    """
+    try:
+        return [trouble_with(gold, UNDECIDED) for gold in golds]
+    except Undecided:
+        return _shared_verifier().check_golds(golds)
 
 
 def vote_key(extracted: str) -> str:

@@ -38,17 +38,10 @@ def read_cases(path: Path) -> list[Case]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-            raise ValueError(f"{path} line {number}: not JSON ({why})") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path} line {number}: not an object; see `python -m rewards.check -h`")
-        missing = ", ".join(sorted({"completion", "gold", "expected"} - row.keys()))
-        if missing:
-            raise ValueError(f"{path} line {number}: without {missing}; see `python -m rewards.check -h`")
-        if not (
-            isinstance(row["completion"], str) and isinstance(row["gold"], str) and row["expected"] in (True, False)
-        ):
-            raise ValueError(f"{path} line {number}: completion and gold are texts, expected is true or false")
+            raise ValueError(f"{path} line {number}: not JSON ({error})") from None
+        texts = isinstance(row, dict) and [row.get("completion"), row.get("gold")]
+        if not texts or not all(isinstance(text, str) for text in texts) or row.get("expected") not in (True, False):
+            raise ValueError(f"{path} line {number}: no case: completion and gold must be texts, expected a bool")
         kind, problem = row.get("kind", "-"), row.get("problem", "")
         cases.append(Case(row["completion"], row["gold"], bool(row["expected"]), kind, problem))
     return cases

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from rewards import Verifier, extract_answer, vote_key
+from rewards import Verifier, vote_key
 
 GOLD = "90210.53171"
 LIMIT_S = 2.0  # processor time of the caller for a single item
@@ -64,7 +64,7 @@ def fuzz(verifier: Verifier, seed: int, batch: int, go_on: Callable[[int], bool]
             reasons[grade.reason] += 1
             if grade.correct or took > LIMIT_S:
                 return reasons, f"{'paid for' if grade.correct else f'{took:.1f} s for'} {completion!r}"
-            vote_key(extract_answer(completion) or "")
+            vote_key(grade.extracted or "")
             verifier.grade("\\boxed{42}", completion)  # as a gold it must not raise either
         if not verifier.grade(*ORDINARY).correct:
             return reasons, "an ordinary item was graded wrong after this batch"

@@ -3,6 +3,7 @@
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 from rewards import Verifier
 
@@ -13,10 +14,10 @@ def math_verifier(workers: int = 1, timeout_s: float = 5.0) -> Verifier:
     return Verifier(workers=workers, timeout_s=timeout_s, memory_gib=2.0, grader="math")
 
 
-def own_verifier(tmp_path: Path, body: str, timeout_s: float = 5.0) -> Verifier:
+def own_verifier(tmp_path: Path, body: str, timeout_s: float = 5.0, workers: int = 1, **limits: Any) -> Verifier:
     file = tmp_path / "my_rewards.py"
     file.write_text(textwrap.dedent(body))
-    return Verifier(workers=1, timeout_s=timeout_s, memory_gib=2.0, grader=f"{file}:reward")
+    return Verifier(workers, timeout_s, memory_gib=2.0, grader=f"{file}:reward", **limits)
 
 
 def worker_pids(verifier: Verifier) -> list[int]:

@@ -32,7 +32,7 @@ FREE_KEYS = set(
     """
     max_steps dry_run output_dir wandb eval_every save_every keep_last keep_best max_rollout_kl micro_batch_tokens
     attention gradient_checkpointing sharding tensor_parallel trust_remote_code samples_logged engine_memory_share
-    verifier_workers
+    verifier_workers reward_concurrency reward_timeout_s
     """.split()
 )
 NEWEST = ".newest_checkpoint"  # not in the folder of checkpoints, which may be a link to another disk

@@ -230,7 +230,8 @@ def load_frozen(model: str, options: PolicyOptions, ranks: Ranks) -> Policy:
 def make_verifiers(cfg: Config, signals: Signals) -> dict[str, Any]:
     """The fields `verifier` and `eval_verifier` of a Run. A signal ends the wait for grades."""
     workers = (cfg.verifier_workers, cfg.verifier_timeout_s, VERIFIER_MEMORY_GIB)
-    verifier = Verifier(*workers, cfg.reward, signals.raise_if_interrupted)
+    in_flight = (cfg.reward_concurrency, cfg.reward_timeout_s)
+    verifier = Verifier(*workers, cfg.reward, signals.raise_if_interrupted, *in_flight)
     same = cfg.reward == "math"
     tolerant = verifier if same else Verifier(*workers, "math", signals.raise_if_interrupted)
     return {"verifier": verifier, "eval_verifier": tolerant}

@@ -304,7 +304,8 @@ def trying_reward(cfg: Config) -> Iterator[None]:
 
 
 def one_verifier(cfg: Config) -> Verifier:
-    return Verifier(1, cfg.verifier_timeout_s, VERIFIER_MEMORY_GIB, cfg.reward)
+    limits = (cfg.verifier_timeout_s, VERIFIER_MEMORY_GIB)
+    return Verifier(1, *limits, cfg.reward, reward_timeout_s=cfg.reward_timeout_s)
 
 
 def try_reward(cfg: Config, problem: Problem, prompt: str) -> None:
@@ -313,6 +314,7 @@ def try_reward(cfg: Config, problem: Problem, prompt: str) -> None:
         return
     response = f"\\boxed{{{problem.gold}}}"
     about = {"problem": asdict(problem), "prompt": prompt, "response_tokens": 1, "truncated": False}
+    about["completion_with_special_tokens"] = response
     try:
         with one_verifier(cfg) as verifier:
             (grade,) = verifier.collect([verifier.submit(response, problem.gold, about)])

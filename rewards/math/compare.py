@@ -62,9 +62,7 @@ def _guarded_equal(answer: str, gold: str, leaf: Leaf) -> Verdict:
     if len(answer) > MAX_CHARS or len(gold) > MAX_CHARS:
         raise TooLarge
     a, g = normalize(answer), normalize(gold)
-    if a == g or not a or not g:
-        return bool(a) and a == g
-    if (same := same_number(a, g)) is not None:
+    if (same := same_number(a, g)) is not None:  # fast, for most answers
         return same
     check_size(a)
     check_size(g)
@@ -126,8 +124,6 @@ def _statements(a: str, g: str, leaf: Leaf):
     if x.names and x.solved and y.names and y.solved:
         if any(parts.same_name(p, q) for p in x.names for q in y.names):
             return _claims(x, parts.ordered_value(y), leaf)
-    if not x.names and not y.names and all(same_number(link, y.value) for link in y.links):
-        return _claims(x, y.value, leaf)
     two_sides = all(len(side.names) + len(side.links) == 1 for side in (x, y))
     return _expressions(a, g, leaf) if y.is_curve and two_sides else False
 

@@ -23,7 +23,7 @@ _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _BARE_BOX = re.compile(r"[^\s$]+")
 _ANSWER = re.compile(
     r"\banswers?\b[ \t*_`]*[:：][ \t*_`]*|^####[ \t]+(?=[-+$]*\d[\d.,/]*%?(?:[ \t]+[a-z]+)?[ \t]*$)"
-    r"|<answer>(?=(?:(?!<|\\boxed|answer).)*</answer>)",
+    r"|<answer>(?=(?:(?!<|\\boxed|answers?\b[ \t*_`]*[:：]).)*</answer>)",
     re.IGNORECASE | re.MULTILINE | re.DOTALL,
 )
 _CHECK = re.compile(r"\b(?:check|verif|confirm|test|validat)\w*\b[^.!?\n]*$", re.I)  # We check our answer: 6*7=42
@@ -84,12 +84,6 @@ def final_answers(completion: str) -> tuple[str, ...]:
     elif found and _BLANK.fullmatch(found[-1].text):
         return ()
     return tuple(dict.fromkeys(item.text for item in found))
-
-
-def extract_answer(completion: str) -> str | None:
-    """The final answer as text (for voting and for logs), several of them joined by commas; None when there is none."""
-    answers = final_answers(completion)
-    return ", ".join(answers) if answers else None
 
 
 def _without_phantoms(text: str) -> str:

@@ -17,8 +17,6 @@ NOT_CHECKED = ("timeout", "crash")
 
 def trouble_with(gold: str, leaf: compare.Leaf) -> str | None:
     """Why this gold must not be used; None when it is fine. Raises Undecided when `leaf` cannot tell."""
-    if not isinstance(gold, str):
-        return f"not a string but {type(gold).__name__}"
     if len(gold) > guards.MAX_CHARS:
         return "over a size limit (docs/verifier.md)"
     text = normalize(gold)

@@ -90,6 +90,7 @@ _BEFORE_BRACES = _rules(
     ("infinity", r"(?<![\\a-zA-Z])infinity(?![a-zA-Z])", r"\\infty "),
     ("", r"(?<![\\a-zA-Z])(pi|sqrt|sin|cos|tan|cot|sec|csc|ln|log|exp)(?![a-zA-Z])", r"\\\1 "),
     ("\\over", _INFIX.replace("NAME", "over"), r"\\frac{\2}{\3}"),
+    ("C(", r"(?<![a-zA-Z\\])C\((\d*[nmkN](?:[+-]\d+)?),\s*(\w+)\)", r"\\binom{\1}{\2}"),  # with numbers, a point
     ("\\choose", _INFIX.replace("NAME", "choose"), r"\\binom{\2}{\3}"),
     ("\\sqrt", r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"), ("^", r"(\d)\s*[xX]\s*(10\s*\^)", r"\1*\2"),
     ("<=", "<=", r"\\leq "), (">=", ">=", r"\\geq "), ("!=", r"(?<![\d)}\]!])!=", r"\\neq "),
@@ -120,6 +121,9 @@ _SENTENCE = re.compile(r"[A-Za-z][a-z']*(?:,?\s+[A-Za-z'][a-z']*)+?\s+(?=[*$(\\-
 _ENDING = re.compile(  # 30 eggs in the garden
     r"(\\?\$\d[\d,.]*|-?\d[\d,.]*(?:\\?%|(?: [a-z]+){1,3}?)) (?:altogether |in total )?"
     r"(?:in|of|for|from|at|on|over|during|after|by) [A-Za-z ,']+"
+)
+_NEEDED = re.compile(  # needs $5 more (dollars) (to buy the wallet)
+    r"(?i)(\bneeds? \\?\$?\d[\d,.]*(?: [a-z]+)?) more(?: to buy [a-z ]+)?(?=\.?$| [a-z]+\.?$)"
 )
 _VERB = re.compile(
     r"\b(?:are|was|has|have|had|found|made|paid|spent|got|ate|won|sold|took|gave|will|can|need|should|must|would|to|[a-z]{2,}(?:ed|s))\b"
@@ -161,6 +165,7 @@ def normalize(answer: str) -> str:
 def without_lead(text: str) -> str:
     """The value that a sentence states (see _LEAD and _SENTENCE); any other text as it is."""
     plain = _TEXT.sub(r"\1", text) if text.startswith("\\text") else text
+    plain = _NEEDED.sub(r"\1", plain)
     lead = _LEAD.match(plain)
     if not lead:
         lead = _SENTENCE.match(plain)
@@ -182,11 +187,8 @@ def _unwrap(text: str) -> str:
             inner = text[len(opening) : -len(closing)]
             if inner and text.startswith(opening) and text.endswith(closing) and not inner.endswith("\\"):
                 text = text if opening in inner.replace("\\$", "") else inner
-        if text.replace("\\$", "").count("$") == 1:
-            if text[0] == "$":
-                text = f"\\{text}" if _PRICE.fullmatch(text) else text[1:]
-            elif text.endswith("$"):
-                text = text[:-1]
+        if text.startswith("$") and text.replace("\\$", "").count("$") == 1:
+            text = f"\\{text}" if _PRICE.fullmatch(text) else text[1:]
         if text.startswith("{") and closing_brace(text, 0) == len(text) - 1:
             text = text[1:-1]
         if text == before:

@@ -134,15 +134,11 @@ def _money(text: str, sign: str, currency: str, amount: str) -> Measure:
 
 def _measured(core: str, words: str) -> Measure | None:
     """`core` with the unit that the words are; None when they are none, or not such a unit."""
-    if "\\text" in core:
-        return None
     words = " ".join(words.strip(" .,;:").replace("-", " ").split()) if "^" not in words else words.strip()
     words = words.removesuffix(" and")  # 2 hours and 30 minutes
     first, _, rest = words.partition(" ") if words.isascii() else (words[:1], "", words[1:])
     if first.lower() in _MULTIPLIERS:
         core, words = f"{core}*10^{{{_MULTIPLIERS[first.lower()]}}}", rest.removeprefix("s ")
-        if not words:
-            return Measure(core, "")
     if words.lower() in ("percent", "pct", "per cent"):
         return Measure(core + "%", "")
     factors = _factors_of(f" {_RATES.sub(lambda m: _SLASHED[m[0]], words)}")

@@ -1,3 +1,3 @@
 """Grading in worker processes that can be stopped: verifier.py owns them, process.py is one of them as its owner sees
-it, worker.py what runs inside, own.py a user's function there. watch.py warns of rare verdicts that become frequent.
+it, worker.py what runs inside, own.py a user's function there.
 """

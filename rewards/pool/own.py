@@ -1,10 +1,11 @@
-"""A reward of the user's: `FILE.py:FUNCTION`, loaded and called inside a worker.
+"""A user's reward, `FILE.py:FUNCTION`, loaded and called inside a worker.
 
-The function asks for what it needs by the names of its parameters: `completion`, `gold`, and any of `ABOUT`; two
-strings under other names are the completion and the gold, in this order. It returns a number, or a dict of numbers of
-which `score` is the reward. Whatever else it does is an error that names its file and line.
+Arguments are passed by name (`NAMES`). A function with the parameter `completions` is a batch reward: it takes lists
+and returns a list. Either kind may be `async def`. It returns numbers, or dicts of
+numbers in which `score` is the reward.
 """
 
+import asyncio
 import importlib.util
 import inspect
 import logging
@@ -14,48 +15,72 @@ import reprlib
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 
-TEXTS = ("completion", "gold")
-ABOUT = ("problem", "prompt", "response_tokens", "truncated")
-"""What a reward may ask for beside the two texts, if the caller of `Verifier.submit` gives it: the row of the problem
-(a dict), the text of the prompt, the length of the response in tokens (an int), whether it was cut at its limit."""
+MAX_THREADS = 256  # of asyncio.to_thread; the default, a few per core, would be less than the calls in flight
+
+NAMES = {
+    **{name: f"{name}s" for name in ("completion", "gold", "answer", "problem", "row", "prompt")},
+    "response_tokens": "response_tokens",
+    "truncated": "truncated",
+    "completion_with_special_tokens": "completions_with_special_tokens",
+}
+"""The parameters a reward may have -> those of a batch reward. `answer` is the gold, `row` the row of the dataset."""
 
 
 class OwnReward(NamedTuple):
-    """A loaded function, the file it is from, and what it asks for."""
+    """A loaded function. parameters: name of NAMES -> the function's parameter."""
 
-    function: Callable[..., object]
+    function: Callable[..., Any]
     path: str
-    asked: "Asked"
+    parameters: dict[str, inspect.Parameter]
+    is_batch: bool
+    runner: asyncio.Runner
 
-    def grade(self, completion: str, gold: str, about: dict[str, object]) -> dict[str, Any]:
-        """The reply of a worker: value, reason and parts, or an error in words. Raises MemoryError."""
-        texts = {"completion": completion, "gold": gold}
+    @property
+    def is_async(self) -> bool:
+        return inspect.iscoroutinefunction(self.function)
+
+    def grade(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """A reply per item: value, reason and parts, or the error. Only batch and async rewards get several items."""
+        calls: list[dict[str, Any]] = items
+        if self.is_batch:
+            calls = [{self.parameters[name].name: [item[name] for item in items] for name in items[0]}]
         try:
-            if self.asked.texts is None:
-                said = self.function(completion, gold, **about)
+            if self.is_async:
+                returned = self.runner.run(_gather([self.function(**call) for call in calls]))
             else:
-                said = self.function(**{name: texts[name] for name in self.asked.texts}, **about)
-            parts = scores_of(said)
+                returned = [self.function(**call) for call in calls]
+            scores = [scores_of(each) for each in (returned[0] if self.is_batch else returned)]
+            if len(scores) != len(items):
+                raise TypeError(f"returned {len(scores)} scores for {len(items)} completions")
         except MemoryError:
             raise
         except Exception as error:  # a user's function may raise anything
             logger.debug("the reward raised", exc_info=True)
-            where = f"{told(error, self.path)}; the completion begins {completion[:80]!r}"
-            return {"value": None, "reason": "error", "error": where}
-        score = parts.pop("score")
-        return {"value": score, "reason": "match" if score > 0 else "mismatch", "parts": parts}
+            which = "the completion" if len(items) == 1 else f"one of {len(items)} completions, the first"
+            begins = f"{which} begins {str(items[0].get('completion', ''))[:80]!r}"
+            return [{"reason": "error", "error": f"{told(error, self.path)}; {begins}"}] * len(items)
+        values = [parts.pop("score") for parts in scores]
+        return [
+            {"value": value, "reason": "match" if value > 0 else "mismatch", "parts": parts}
+            for value, parts in zip(values, scores, strict=True)
+        ]
+
+
+async def _gather(calls: list[Any]) -> list[Any]:
+    return await asyncio.gather(*calls)
 
 
 def load(grader: str) -> OwnReward:
     """The function of "path/to/file.py:function".
 
-    Raises what the file raises, ImportError for a file that is no Python, AttributeError for a name that is not in it,
-    TypeError for something that is no function or asks for what nobody gives.
+    Raises what the file raises, ImportError for a file that is no Python, AttributeError for a missing name, TypeError
+    for something that is no function or whose parameters are not in NAMES.
     """
     path, _, name = grader.rpartition(":")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
@@ -67,67 +92,50 @@ def load(grader: str) -> OwnReward:
     function = getattr(module, name)
     if not callable(function):
         raise TypeError(f"{name} is not a function but {type(function).__name__}")
-    return OwnReward(function, path, asked_by(function))
-
-
-class Asked(NamedTuple):
-    """What a function asks for by name: of TEXTS (None: the two by position), of ABOUT without and with a default."""
-
-    texts: tuple[str, ...] | None
-    required: tuple[str, ...]
-    optional: tuple[str, ...]
-
-
-def asked_by(function: Callable[..., object]) -> Asked:
-    """Read off the parameters. Raises TypeError for one without a default that is neither a text nor in ABOUT."""
-    try:
-        signature = inspect.signature(function)
-    except ValueError:  # written in C
-        return Asked(None, (), ())
-    parts = [part for part in signature.parameters.values() if part.kind not in (part.VAR_POSITIONAL, part.VAR_KEYWORD)]
-    strange = [part.name for part in parts if part.default is part.empty and part.name not in TEXTS + ABOUT]
-    pair = [part.name for part in parts if part.kind is not part.KEYWORD_ONLY][:2]
-    fits = [name == text or name not in TEXTS + ABOUT for name, text in zip(pair, TEXTS, strict=False)] == [True, True]
-    by_position = not parts or (fits and not set(pair).isdisjoint(strange))  # f(*texts), f(answer, solution)
-    if by_position:
-        parts, strange = parts[2:], [name for name in strange if name not in pair]
-    if strange:
+    parameters = inspect.signature(function).parameters.values()
+    is_batch = any(part.name.startswith("completions") for part in parameters)
+    known = {NAMES[key] if is_batch else key: key for key in NAMES}
+    given = {known[part.name]: part for part in parameters if part.name in known}
+    unknown = [
+        part.name
+        for part in parameters
+        if part.kind in (part.POSITIONAL_ONLY, part.VAR_POSITIONAL)
+        or (part.name not in known and part.default is part.empty and part.kind is not part.VAR_KEYWORD)
+    ]
+    if "answer" in given and ("gold" in given or "completion" not in given):  # not the gold, but the response?
+        unknown.append("answer")
+    if unknown or not given:
         raise TypeError(
-            f"{signature} asks for {', '.join(strange)}, which is not known here; known are "
-            f"{', '.join(TEXTS + ABOUT)}, and a parameter of your own needs a default"
+            f"{name} has unknown or ambiguous parameters (got {', '.join(unknown) or 'none that is known'}); use "
+            f"{', '.join(NAMES)}, or for lists {', '.join(NAMES.values())}; other parameters need a default"
         )
-    names = {part.name: part.default is part.empty for part in parts}
-    return Asked(
-        None if by_position else tuple(name for name in TEXTS if name in names),
-        tuple(name for name in ABOUT if names.get(name) is True),
-        tuple(name for name in ABOUT if names.get(name) is False),
-    )
+    runner = asyncio.Runner()
+    runner.get_loop().set_default_executor(ThreadPoolExecutor(MAX_THREADS))
+    return OwnReward(function, path, given, is_batch, runner)
 
 
-def scores_of(said: object) -> dict[str, float]:
+def scores_of(returned: object) -> dict[str, float]:
     """The numbers that a reward returned, `score` among them. Raises TypeError for anything else."""
-    scores = said if isinstance(said, Mapping) else {"score": said}
+    scores = returned if isinstance(returned, Mapping) else {"score": returned}
     if "score" not in scores or not all(isinstance(name, str) for name in scores):
-        raise TypeError(f"returned {_shown(said)}; a dict needs names, and 'score' among them")
-    found = {name: _number(value) for name, value in scores.items()}
-    for name, value in found.items():
-        if value is None:
-            what = f"{type(scores[name]).__name__} {_shown(scores[name])}"
+        raise TypeError(f"returned {_shown(returned)}; a dict needs names, and 'score' among them")
+    found = {}
+    for name, value in scores.items():
+        found[name] = _number(value)
+        if not math.isfinite(found[name]):
+            what = f"{type(value).__name__} {_shown(value)}"
             raise TypeError(f"returned {what} as {name}; a finite number, or a dict of them with 'score', is needed")
-    return {name: value for name, value in found.items() if value is not None}
+    return found
 
 
-def _number(value: Any) -> float | None:
-    """A bool, an int, a float, a Fraction, or a scalar of numpy or torch as a float; None for anything else."""
+def _number(value: Any) -> float:
+    """A bool, an int, a float, a Fraction, or a scalar of numpy or torch as a float; NaN for anything else."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()
-    if not isinstance(value, numbers.Real):
-        return None
     try:
-        number = float(value)
+        return float(value) if isinstance(value, numbers.Real) else math.nan
     except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
+        return math.inf
 
 
 def _shown(value: object) -> str:

@@ -1,16 +1,15 @@
-"""One grading process: reads items from a socket, answers each, and dies with its parent.
+"""One grading process: receives items, sends replies, and dies with its parent.
 
-    python -m rewards.pool.worker '{"parent": 123, "memory_bytes": 2147483648, "timeout_s": 3.0, "grader": "math"}'
+    python -m rewards.pool.worker '[PARENT_PID, MEMORY_BYTES, TIMEOUT_S, "math"]'
 
-File descriptor 0 is the socket. One JSON object a line, ASCII, so that any string travels, lone surrogates included.
-    first line out      {"ready": true, "asked": {...}} or {"ready": false, "why": "..."}; asked: own.Asked
-    in                  {"call": "compare" | "check" | "own", "args": [...]}
-    out                 {"value": ..., "reason": "..."}, of a user's function also "parts" or "error"
+File descriptor 0 is a multiprocessing Connection.
+    first message out   {"asked": {name: has a default}, "many": takes several items at once} or {"why": "..."}
+    in                  ("compare" | "check" | "own", [item, ...])
+    out                 [{"value": ..., "reason": "..."}, ...], with "parts" or "error" of a user's; None: no memory
 
 Started by process.py alone. The kernel ends this process with SIGPROF when an item has used up its processor time,
 also inside C code; the parent looks at the clock, for an item that only waits. The module is started by name with
-a plain interpreter and imports neither torch nor the trainer, so a respawn costs half a second (multiprocessing's spawn
-would run the main script again in every worker, torch and vllm included).
+a plain interpreter and imports neither torch nor the trainer, so a respawn costs half a second.
 """
 
 import contextlib
@@ -21,9 +20,9 @@ import os
 import resource
 import select
 import signal
-import socket
 import sys
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any
 
 from .own import load, told
@@ -34,41 +33,46 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> None:
-    settings = json.loads(sys.argv[1])
-    _die_with(settings["parent"])
-    path, own, _ = settings["grader"].rpartition(":")
+    parent, memory_bytes, timeout_s, grader = json.loads(sys.argv[1])
+    _die_with(parent)
+    path, own, _ = grader.rpartition(":")
     if own:
         _take_along()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (settings["memory_bytes"], settings["memory_bytes"]))
-    channel = socket.socket(fileno=os.dup(0))
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    channel = Connection(os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what a grader prints goes to stderr
-    lines = channel.makefile("rwb")
+    hello: dict[str, Any] = {}
     try:
-        reward = load(settings["grader"]) if own else None
-        calls = {"own": reward.grade} if reward else _math_calls()
+        if own:
+            reward = load(grader)
+            calls = {"own": reward.grade}
+            asked = {name: part.default is not part.empty for name, part in reward.parameters.items()}
+            hello = {"asked": asked, "many": reward.is_batch or reward.is_async}
+        else:
+            calls = _math_calls()
     except Exception as error:  # a user's file may raise anything
         logger.debug("not loaded", exc_info=True)
-        _send(lines, {"ready": False, "why": told(error, path)})
-        return
-    _send(lines, {"ready": True, "asked": reward.asked._asdict() if reward else {}})
+        return channel.send({"why": told(error, path)})
+    channel.send(hello)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
-    for line in lines:
-        item = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, settings["timeout_s"])
-        try:
-            answer = calls[item["call"]](*item["args"])
-        except MemoryError:
-            return _send(lines, {"value": None, "reason": "crash"})  # what is left of the heap is not worth keeping
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        _send(lines, answer)
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
+        while True:
+            call, items = channel.recv()
+            signal.setitimer(signal.ITIMER_PROF, timeout_s * len(items))
+            try:
+                replies = calls[call](items)
+            except MemoryError:
+                return channel.send(None)  # what is left of the heap is not worth keeping
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            channel.send(replies)
 
 
 def _die_with(parent: int) -> None:
     """Ask the kernel for SIGKILL when the parent's thread that started us ends; leave at once when it already has."""
-    with contextlib.suppress(OSError, AttributeError):  # not Linux: the closed socket ends an idle worker
+    with contextlib.suppress(OSError, AttributeError):  # not Linux: the closed channel ends an idle worker
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(0)
@@ -83,7 +87,7 @@ def _take_along() -> None:
     ours = os.pidfd_open(os.getpid())
     if os.fork() == 0:
         if os.fork() == 0:
-            os.closerange(0, ours)  # the socket, above all
+            os.closerange(0, ours)  # the channel, above all
             select.select([ours], [], [])  # readable when we have ended
             os.killpg(0, signal.SIGKILL)
         os._exit(0)
@@ -91,24 +95,19 @@ def _take_along() -> None:
     os.close(ours)
 
 
-def _send(lines: Any, message: dict[str, Any]) -> None:
-    lines.write(json.dumps(message).encode("ascii") + b"\n")
-    lines.flush()
-
-
-def _math_calls() -> dict[str, Callable[..., dict[str, Any]]]:
+def _math_calls() -> dict[str, Callable[[list[Any]], list[dict[str, Any]]]]:
     from ..math import compare, golds, symbolic
 
     logging.disable(logging.CRITICAL)  # math-verify and sympy would log the model's whole text when they cannot read it
     symbolic.equal_expressions("\\sqrt{2}+x^{2}", "x^{2}+\\sqrt{2}")  # builds the grammar now, not on an item's time
     leaf = compare.Leaf(symbolic.equal_expressions)
 
-    def judge(answers: list[str], gold: str) -> dict[str, Any]:
-        verdict, reason = compare.compare(answers, gold, leaf)
-        return {"value": bool(verdict), "reason": reason}
+    def judge(items: list[tuple[list[str], str]]) -> list[dict[str, Any]]:
+        verdicts = [compare.compare(answers, gold, leaf) for answers, gold in items]
+        return [{"value": bool(verdict), "reason": reason} for verdict, reason in verdicts]
 
-    def check(gold: str) -> dict[str, Any]:
-        return {"value": golds.trouble_with(gold, leaf), "reason": "match"}
+    def check(items: list[str]) -> list[dict[str, Any]]:
+        return [{"value": golds.trouble_with(gold, leaf), "reason": "match"} for gold in items]
 
     return {"compare": judge, "check": check}
 

@@ -52,6 +52,10 @@ CONDITIONAL: dict[str, list[tuple[str, str]]] = {
     "max_rollout_kl": [
         ("--max_rollout_kl 1 --off_policy_steps 1 --old_policy rollout", "--max_rollout_kl 1"),
     ],
+    "reward_concurrency": [("--reward_concurrency 4", "--reward_concurrency 4 --reward mine.py:score")],
+    "reward_timeout_s": [
+        ("--reward_timeout_s 4 --reward answer_line", "--reward_timeout_s 4 --reward mine.py:score"),
+    ],
     "vllm": [("--vllm.enforce_eager true --engine hf", "--vllm.enforce_eager true")],
     "tensor_parallel": [("--tensor_parallel 2 --engine hf", "--tensor_parallel 2")],
     "system_prompt": [

@@ -92,9 +92,8 @@ def test_after_a_fork_the_child_has_workers_of_its_own(tmp_path):
         import os, rewards
         verifier = rewards.Verifier(workers=1, timeout_s=5.0, memory_gib=2.0, grader="math")
         assert verifier.grade("\\\\boxed{2\\\\sqrt2}", "\\\\sqrt8").correct
-        pending = verifier.submit("\\\\boxed{3\\\\sqrt2}", "\\\\sqrt{18}")
         child = os.fork()
-        grades = verifier.collect([pending, verifier.submit("\\\\boxed{5\\\\sqrt2}", "\\\\sqrt{50}")])
+        grades = verifier.collect([verifier.submit("\\\\boxed{5\\\\sqrt2}", "\\\\sqrt{50}")])
         if child == 0:
             os._exit(0 if all(grade.correct for grade in grades) else 1)
         assert all(grade.correct for grade in grades)
@@ -207,13 +206,13 @@ def test_equal_answers_are_judged_once_also_when_they_time_out():
 @pytest.mark.parametrize(
     ("limits", "told"),
     [
-        ({"workers": 0}, "workers=0: at least one"),
-        ({"timeout_s": 1e12}, "timeout_s=1000000000000.0: .* at most a day, 86400"),
-        ({"timeout_s": float("nan")}, "timeout_s=nan"),
-        ({"memory_gib": 0}, "memory_gib=0: more than 0"),
-        ({"memory_gib": float("inf")}, "memory_gib=inf: .* at most"),
-        ({"memory_gib": 0.01}, "verifier_memory_gib 0.01: no grading process can work in it"),
-        ({"timeout_s": 1e-6}, "verifier_timeout_s 1e-06: too short"),
+        ({"workers": 0}, r"workers: .* \(got 0\)"),
+        ({"timeout_s": 1e12}, r"timeout_s: must be above 0 and at most 86400 \(got 1000000000000.0\)"),
+        ({"timeout_s": float("nan")}, r"timeout_s: .* \(got nan\)"),
+        ({"memory_gib": 0}, r"memory_gib: .* \(got 0\)"),
+        ({"memory_gib": float("inf")}, r"memory_gib: .* \(got inf\)"),
+        ({"memory_gib": 0.01}, r"verifier_memory_gib: no grading process can work in it \(got 0.01: "),
+        ({"timeout_s": 1e-6}, r"verifier_timeout_s: too short .* \(got 1e-06\)"),
     ],
 )
 @pytest.mark.promise("limits in which no verifier can work: 0.01 GiB, 1e12 s")

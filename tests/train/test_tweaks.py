@@ -278,6 +278,7 @@ class Judge(BaseHTTPRequestHandler):
         response = body["messages"][0]["content"].partition("\nResponse: ")[2].rpartition("\nIs the response")[0]
         verdict = "Yes, it is." if is_convinced(response) else "No."
         self.send_response(200)
+        self.send_header("Content-Type", "application/json")
         self.end_headers()
         self.wfile.write(json.dumps({"choices": [{"message": {"content": verdict}}]}).encode())
 
@@ -288,7 +289,7 @@ class Judge(BaseHTTPRequestHandler):
 @pytest.fixture
 def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Judge) as server:
-        monkeypatch.setenv("JUDGE_URL", f"http://127.0.0.1:{server.server_port}/v1/chat/completions")
+        monkeypatch.setenv("JUDGE_URL", f"http://127.0.0.1:{server.server_port}/v1")
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield
         server.shutdown()
