@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from launching import metrics, trained_here, without_clock
+from launching import metrics, trained_here, wandb_records, without_clock
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from wandb_files import records
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +82,7 @@ def test_wandb_has_the_same_numbers(band_run: Path):
     """Read back from the offline file alone."""
     logged: dict[int, dict[str, float]] = {}
     for path in sorted((band_run / "wandb").rglob("*.wandb")):
-        for record in records(path):
+        for record in wandb_records(path):
             items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
             if "_step" in items:
                 logged.setdefault(items["_step"], {}).update(items)

@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from launching import ROOT
-from wandb_files import records
+from launching import ROOT, wandb_records
 
 from trainer import logging
 from trainer.checkpoint import CheckpointError, RunLock
@@ -363,7 +362,7 @@ def line_of_wandb(done: subprocess.CompletedProcess[str]) -> str:
 def history(path: Path) -> list[dict[str, Any]]:
     return [
         {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-        for record in records(path)
+        for record in wandb_records(path)
         if record.WhichOneof("record_type") == "history"
     ]
 
@@ -391,7 +390,7 @@ def test_an_offline_run_holds_everything_and_its_resumption_the_same_id(tmp_path
         assert {key for key in row if key.startswith("at_a_glance/")} == GLANCE
         assert sum(row["histogram/ratio.values"]) == 3 and "histogram/empty.values" not in row
     assert rows[2]["samples.nrows"] == 2 and "samples.nrows" not in rows[1]
-    every = list(records(file))
+    every = list(wandb_records(file))
     (started,) = (r.run for r in every if r.WhichOneof("record_type") == "run")
     assert (started.run_id, started.project, started.display_name) == (run_id[1], "bandpo", tmp_path.name)
     assert {
@@ -597,5 +596,5 @@ def test_a_run_outlives_the_process_of_wandb(tmp_path):
 
 def test_a_run_that_ends_by_an_exception_is_marked_failed(tmp_path):
     run(tmp_path, "offline", event="crash")
-    every = list(records(offline_files(tmp_path)[0]))
+    every = list(wandb_records(offline_files(tmp_path)[0]))
     assert [record.exit.exit_code for record in every if record.WhichOneof("record_type") == "exit"] == [1]
