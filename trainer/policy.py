@@ -142,8 +142,9 @@ class Policy:
 
     def text(self) -> str:
         """One line with size, sharding, precision and the memory that a rank needs for training."""
-        own = [(p.to_local() if _is_sharded(p) else p).numel() for p in self.causal_lm.parameters()]  # type: ignore[attr-defined]
-        held, trained = sum(own), sum(n for n, p in zip(own, self.causal_lm.parameters(), strict=True) if p.requires_grad)
+        weights = list(self.causal_lm.parameters())
+        own = [(p.to_local() if _is_sharded(p) else p).numel() for p in weights]  # type: ignore[attr-defined]
+        held, trained = sum(own), sum(n for n, p in zip(own, weights, strict=True) if p.requires_grad)
         gib = {"weights": held / 2**28, "gradients": trained / 2**28, "AdamW": trained / 2**27}
         adapters = f" with adapters of rank {self.options.lora.rank}" if self.options.lora else ""
         return (

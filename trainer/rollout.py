@@ -139,9 +139,14 @@ def make_engine(model: str, options: EngineOptions, *, rank: int, world: int, de
     return kinds[options.engine](model, options, rank=rank, world=world, device=device)
 
 
-def weight_sum(weight: torch.Tensor) -> float:
-    """Sum in float64, 4,096 rows at a time: a float64 copy of an embedding would not fit on a small GPU."""
-    return sum(rows.sum(dtype=torch.float64) for rows in weight.split(4096)).item() if weight.numel() else 0.0  # type: ignore[union-attr]
+def weight_sum(weight: torch.Tensor) -> torch.Tensor:
+    """Sum, a float64 scalar on the device; 4,096 rows at a time, to copy no whole embedding to float64."""
+    return torch.stack([rows.sum(dtype=torch.float64) for rows in weight.split(4096)]).sum()
+
+
+def read_sums(sums: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The sums as numbers, with one read from the device."""
+    return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)) if sums else {}
 
 
 # ---- vLLM ----
@@ -241,7 +246,7 @@ class VllmEngine:
     def checksum(self, names: list[str]) -> dict[str, float]:
         def sums(model: torch.nn.Module) -> dict[str, float]:
             own = dict(model.named_parameters())
-            return {name: weight_sum(own[name]) for name in names if name in own and own[name].numel()}
+            return read_sums({name: weight_sum(own[name]) for name in names if name in own and own[name].numel()})
 
         return self.llm.apply_model(sums)[0]
 
@@ -463,4 +468,4 @@ class HfEngine(Engine):
 
     def checksum(self, names: list[str]) -> dict[str, float]:
         own = self.model.state_dict()
-        return {name: weight_sum(own[name]) for name in names if name in own}
+        return read_sums({name: weight_sum(own[name]) for name in names if name in own})

@@ -27,7 +27,7 @@ from trainer.logging import Tracker
 from trainer.lora import StartModel
 from trainer.policy import Policy
 from trainer.ranks import Ranks
-from trainer.rollout import NOT_FINITE, Engine, EngineMismatch, Sampling, weight_sum
+from trainer.rollout import NOT_FINITE, Engine, EngineMismatch, Sampling, read_sums, weight_sum
 from trainer.stopping import Interrupted, Signals
 from trainer.task import Task
 from trainer.types import State
@@ -138,16 +138,17 @@ class Run:
         Raises FloatingPointError if weights are not finite, EngineMismatch if the engine holds other weights.
         """
         names = self.policy.compared_names(matrices=self.cfg.tensor_parallel == 1)
-        ours: dict[str, float] = {}
+        sums: dict[str, torch.Tensor] = {}
 
         def summed() -> Iterator[tuple[str, torch.Tensor]]:
             for name, weight in self.policy.named_weights(self.policy.options.precision):
                 if name in names:
-                    ours[name] = weight_sum(weight)
+                    sums[name] = weight_sum(weight)
                 yield name, weight
 
         self.engine.wake()  # which also empties torch's cache: the engine has an allocator of its own
         self.engine.sync_weights(summed())
+        ours = read_sums(sums)
         if broken := [name for name, value in ours.items() if not math.isfinite(value)]:
             raise FloatingPointError(f"the policy's weights are not finite, {broken[0]} among them: {NOT_FINITE}")
         theirs = self.engine.checksum(names)
