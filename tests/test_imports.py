@@ -22,13 +22,14 @@ MAY_IMPORT = {
 # Within trainer/, where a file knows only what is below it too.
 TRAINER = {
     "start": {"checkpoint", "clock", "logging", "policy", "preflight", "ranks", "resume", "rollout", "run", "stopping"}
-    | {"task", "types"},
+    | {"lora", "task", "types"},
     "resume": {"checkpoint", "preflight", "ranks", "run", "types"},
     "metrics": {"ranks", "rollout", "run", "types"},
     "batching": {"attention", "run", "types"},
     "attention": set(),
-    "run": {"clock", "logging", "policy", "ranks", "rollout", "stopping", "task", "types"},
-    "policy": {"attention", "preflight", "types"},
+    "run": {"clock", "logging", "lora", "policy", "ranks", "rollout", "stopping", "task", "types"},
+    "policy": {"attention", "lora", "preflight", "types"},
+    "lora": set(),
     "types": {"rollout"},
     "rollout": {"clock", "logging"},
     "task": {"checkpoint", "clock", "preflight", "ranks"},

@@ -20,7 +20,7 @@ from trainer.rollout import EngineOptions, engine_arguments
 ALWAYS = """
 run_name output_dir seed deterministic max_steps dry_run wandb model precision attention gradient_checkpointing sharding
 trust_remote_code train_data prompt_column answer_column
-prompt_template chat_template max_prompt_tokens engine prompts_per_step samples_per_prompt
+prompt_template chat_template max_prompt_tokens lora_rank stop teacher engine prompts_per_step samples_per_prompt
 max_response_tokens temperature top_p top_k dynamic_sampling off_policy_steps engine_memory_share reward reward_correct
 reward_incorrect overlong_buffer_tokens verifier_workers verifier_timeout_s rule_args advantage loss_aggregation
 mask_truncated kl_coef entropy_coef old_policy tis minibatches epochs micro_batch_tokens lr lr_warmup_steps weight_decay
@@ -65,6 +65,9 @@ CONDITIONAL: dict[str, list[tuple[str, str]]] = {
     "chat_template_kwargs": [
         ("--chat_template_kwargs.enable_thinking false --chat_template false", "--chat_template_kwargs.a true"),
     ],
+    "lora_alpha": [("--lora_alpha 8", "--lora_alpha 8 --lora_rank 4")],
+    "lora_targets": [("--lora_targets q_proj", "--lora_targets q_proj --lora_rank 4")],
+    "teacher_coef": [("--teacher_coef 2", "--teacher_coef 2 --teacher DIR")],
     "lr_schedule": [
         ("--lr_schedule linear --lr_warmup_steps 9 --max_steps 10", "--lr_schedule linear --max_steps 2"),
         ("--lr_schedule cosine --lr_warmup_steps 10 --max_steps 10", "--lr_warmup_steps 10 --max_steps 10"),
