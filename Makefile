@@ -22,7 +22,7 @@ UV_INSTALL = $(BIN)/uv pip install -q --python $(BIN)/python --system-certs --in
 install = { $(UV_INSTALL) --no-deps $(1) || $(BIN)/python -m pip install -qq --no-deps $(1); }
 
 .DEFAULT_GOAL := help
-.PHONY: help install resolve demo demo-llm test quick browser gpu check fuzz chaos bench bench-env clean
+.PHONY: help install resolve demo demo-llm test quick browser gpu lint check fuzz chaos bench bench-env clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -95,8 +95,11 @@ browser: $(STAMP) ## tests of the page in a real browser; installs Chromium wher
 gpu: $(STAMP) ## the acceptance on an NVIDIA GPU (docs/gpu.md); PART=kernels, engine, training or two_gpus
 	@$(BIN)/python -m pytest -v -rs --tb=short --durations=10 $(if $(PART),tests/gpu/test_$(PART).py,tests/gpu)
 
-check: $(STAMP) ## lint, format, types
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell && $(BIN)/pyright
+lint: $(STAMP) ## style, format, spelling
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell
+
+check: lint ## the same, and types
+	@$(BIN)/pyright
 
 fuzz: $(STAMP) ## the verifier under two minutes of random input
 	@PYTHONPATH=. $(BIN)/python tests/fuzzing.py --minutes 2
