@@ -77,6 +77,7 @@ class EvalConfig:
     top_p: float = knob(1.0, "nucleus sampling", source="paper", above=0, high=1)
     top_k: int = knob(0, "0: off; 1: greedy", source="paper", low=0)
     max_response_tokens: int = knob(4096, "answers are cut here", unit="tokens", source="paper", low=1)
+    stop: list[str] = knob([], "texts that end a response, besides the model's end-of-turn tokens")
 
     engine: Literal["vllm", "hf"] = knob("vllm", "what samples; hf: transformers' generate, slow", section="Machine")
     precision: Literal["auto", "float32", "bfloat16"] = knob("auto", "auto: bfloat16 on a GPU")
@@ -114,7 +115,7 @@ NAMES_IN_RUN = {"sets": "eval_data", "samples": "eval_samples"}
 # `trust_remote_code`, which only its user may give; `engine_memory_share`, since no trainer shares the GPU here.
 IN_RUN = """
     sets samples prompt_column answer_column prompt_template system_prompt chat_template chat_template_kwargs
-    max_prompt_tokens temperature top_p top_k max_response_tokens engine precision vllm
+    max_prompt_tokens temperature top_p top_k max_response_tokens stop engine precision vllm
     """.split()
 
 
@@ -249,7 +250,8 @@ def prepare(config: EvalConfig) -> tuple[Prompts, Work]:
         trust_remote_code=config.trust_remote_code,
     )
     stops = tuple(stop_token_ids(config.model, tokenizer))
-    sampling = Sampling(config.temperature, config.top_p, config.top_k, config.max_response_tokens, stops)
+    limits = (config.max_response_tokens, stops, tuple(config.stop))
+    sampling = Sampling(config.temperature, config.top_p, config.top_k, *limits)
     return prompts, Work(config.model, config.seed, config.processes or max(1, gpus), device, options, sampling)
 
 
@@ -259,7 +261,7 @@ def settings_of(config: EvalConfig, work: Work, prompts: Prompts) -> dict[str, A
         f"prompts of {name}": short_hash([[problem.id, ids] for problem, ids in pairs])
         for name, pairs in prompts.items()
     }
-    sampling = asdict(work.sampling) | {"stop_token_ids": list(work.sampling.stop_token_ids)}  # a list, as JSON has it
+    sampling = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(work.sampling).items()}  # as JSON has it
     engine = {"model": files_hash(config.model), "engine": work.options.engine, "dtype": work.options.dtype}
     return {"seed": config.seed, **engine, **sampling, **hashes}
 
