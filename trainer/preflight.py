@@ -48,7 +48,8 @@ KERNELS = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_i
 LOAD_ERRORS = (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 # Weights, configuration, tokenizer, chat template, and code that comes with a model.
 MODEL_FILES = ("model*.safetensors", "pytorch_model*.bin", "*.json", "*.txt", "*.model", "*.jinja", "*.py")
-CHANGES = dict.fromkeys(["reward", "rule"], "file of the function") | dict.fromkeys(["model", "teacher"], "files")
+CHANGES = dict.fromkeys(["reward", "rule"], "file of the function")
+CHANGES |= {"model": "files of the start model", "teacher": "files of the teacher"}
 DATA_CHANGE = "problems, gold answers, their order, or token ids of the prompts"
 
 

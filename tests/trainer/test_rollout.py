@@ -37,18 +37,7 @@ def test_rows_beyond_the_tokenizer_are_masked_on_both_sides(padded_model: Path, 
 @pytest.mark.parametrize("engine", ["vllm", "hf"])
 def test_a_stop_text_ends_a_response(toy_model: str, tmp_path: Path, engine: str):
     """It stays in the response as its last token, and the log-probs stay those of their tokens."""
-    keys = [
-        "--model",
-        toy_model,
-        "--output_dir",
-        tmp_path,
-        *SMALL,
-        *ONE,
-        "--temperature",
-        2,
-        "--stop",
-        "['{5', '6', '7', '8']",
-    ]
+    keys = ["--model", toy_model, "--output_dir", tmp_path, *SMALL, *ONE, "--temperature", 2]
     keys += ["--stop", "['{5', '6', '7', '8']", "--samples_logged", 16, "--old_policy", "trainer"]
     trained_here("demo_band", *keys, engine=engine)
     (row,) = metrics(tmp_path / "demo_band")
