@@ -240,7 +240,7 @@ def statistic(rows: dict[str, Rows]) -> None:
 
 
 def replay(rows: dict[str, Rows]) -> None:
-    """The second step trains on some samples of the first; a resume between them changes nothing (test_replay.py)."""
+    """The second step trains on some samples of the first; a resume between them changes nothing."""
     first, second = rows["Replay"]
     assert first["train/staleness"] == 0 < second["train/staleness"] < 0.5
     assert without_clock(rows["resumed"]) == without_clock(rows["Replay"])
