@@ -152,3 +152,24 @@ def test_one_update_a_step_makes_every_clip_inert(toy_model: str, tmp_path: Path
         for name in ("demo_band", "demo_grpo")
     ]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_a_reward_gets_the_row_and_the_special_tokens(toy_model: str, tmp_path: Path):
+    """Its score needs a column of the file and the end-of-turn token, which `completion` lacks."""
+    (tmp_path / "mine.py").write_text(
+        "def score(completion, row, completion_with_special_tokens):\n"
+        "    added = completion_with_special_tokens.removeprefix(completion)\n"
+        "    return {'score': row['weight'] * len(completion) / 100, 'ended': float(len(added) > 0)}\n"
+    )
+    rows = [{"problem": f"{i % 10}+{i // 10}+1-0=", "answer": "1", "weight": 1 + i % 2} for i in range(16)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = f"--model {toy_model} --output_dir {tmp_path} --reward {tmp_path}/mine.py:score"
+    words += f" --train_data {tmp_path}/rows.jsonl --prompts_per_step 8 --samples_per_prompt 2 --minibatches 1"
+    words += " --epochs 1 --max_steps 1 --eval_every 0 --wandb disabled --verifier_workers 1"
+    trained_here("demo_band", *words.split())
+    (row,) = metrics(tmp_path / "demo_band")
+    assert row["reward/ended"] == 1 - row["response/truncated"] and row["reward/mean"] > 0
+    lines = (tmp_path / "demo_band" / "samples" / "step_000001.jsonl").read_text().splitlines()
+    weights = {each["problem"]: each["weight"] for each in rows}
+    for sample in map(json.loads, lines):
+        assert sample["reward"] == pytest.approx(weights[sample["problem"]] * len(sample["answer"]) / 100)
