@@ -151,11 +151,12 @@ def test_two_processes_that_share_an_engine_train_the_same_policy(whole: Path, t
         assert 0 < row["rollout/kl"] < 1e-6
 
 
-def test_adapters_of_two_processes_go_on_with_one(toy_model: str, tmp_path: Path):
-    """LoRA with fsdp2: the same updates as on one process, and a checkpoint for any number of them."""
+@pytest.mark.parametrize("sharding", ["fsdp2", "ddp"])
+def test_adapters_of_two_processes_go_on_with_one(toy_model: str, tmp_path: Path, sharding: str):
+    """LoRA: the same updates as on one process, and a checkpoint for any number of them."""
     words = [*LIVELY.split(), "--lora_rank", "4", "--lr", "1e-2"]
     assert train.main([*small_run(toy_model, tmp_path / "one", "run", "none", 3), *words, "--save_every", "2"]) == 0
-    together(2, "train.py", *small_run(toy_model, tmp_path / "two", "run", "fsdp2", 2), *words)
+    together(2, "train.py", *small_run(toy_model, tmp_path / "two", "run", sharding, 2), *words)
     assert_same_weights(tmp_path / "one" / "run", tmp_path / "two" / "run", 2)
     assert train.main([*small_run(toy_model, tmp_path / "two", "run", "none", 3), *words]) == 0
     assert_same_steps(tmp_path / "one" / "run", tmp_path / "two" / "run")
