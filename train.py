@@ -66,14 +66,13 @@ def main(argv: list[str]) -> int:
     set_parent_death_signal()
     with exit_on_error(ValueError, OSError, code=2):
         cfg = load_or_exit(Config, argv)
-    plan = Plan(cfg)
+        plan = Plan(cfg)
 
-    def say(line: str) -> None:
-        if plan.rank == 0:
-            print(line, flush=True)
+        def say(line: str) -> None:
+            if plan.rank == 0:
+                print(line, flush=True)
 
-    say(plan.text(cfg))
-    with exit_on_error(ValueError, OSError, code=2):
+        say(plan.text(cfg))
         if cfg.dry_run:
             return dry_run(cfg, plan.processes, say)
     with start(cfg, plan, say, Clock()) as run:

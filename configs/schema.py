@@ -8,10 +8,8 @@ A new option is one line in `Config`; the code reads it as `cfg.name`. Defaults 
 
 import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from configs.load import ConfigError, knob
@@ -205,7 +203,7 @@ class Config:
         except ConfigError as error:  # invalid variables of the launcher: no check below can run
             return error.problems
         conflicts = [*_batch_conflicts(self, plan), *_sampling_conflicts(self), *_training_conflicts(self)]
-        return [line for wrong, line in conflicts if wrong] + _same_names(self.eval_data)
+        return [line for wrong, line in conflicts if wrong]
 
     def warnings(self) -> list[str]:
         """Valid but probably unintended choices: options without effect, surprising combinations."""
@@ -392,19 +390,6 @@ def _surprises(cfg: Config) -> Checks:
             f"eval_every (got {cfg.save_every} and {cfg.eval_every})",
         ),
     ]
-
-
-def _same_names(eval_data: str | list[str]) -> list[str]:
-    """One line per set whose metrics would have the name of an earlier set: a file's stem, or NAME of NAME=PATH."""
-    first: dict[str, str] = {}
-    lines = []
-    for each in [eval_data] if isinstance(eval_data, str) else eval_data:
-        left, _, right = each.partition("=")
-        name = left if right and "/" not in left else re.sub(r"\.(parquet|jsonl?|csv|arrow)$", "", Path(each).name)
-        if name in first:
-            lines.append(f"eval_data: {first[name]} and {each} would both be {name} in the metrics; rename one file")
-        first.setdefault(name, each)
-    return lines
 
 
 def _launched(variable: str, *, default: int, low: int, below: int | None = None) -> int:

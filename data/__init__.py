@@ -9,7 +9,7 @@ from data.load import LoadReport, load_problems, shared_problems
 from data.order import epoch_length, epoch_order, next_problems
 from data.problem import Problem
 from data.prompts import TEMPLATES, PromptBuilder, asks_answer_line, build_prompts, stop_token_ids, vocabulary_size
-from data.registry import SETS, check_leaks, set_name
+from data.registry import SETS, check_leaks, check_names, set_name
 from data.tables import HubUnreachable
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "asks_answer_line",
     "build_prompts",
     "check_leaks",
+    "check_names",
     "epoch_length",
     "epoch_order",
     "load_problems",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from data.formats import OTHER_COLUMNS, Parsed, find_columns, parse
 from data.problem import Problem
-from data.registry import SETS, SetSpec, is_hub_id, set_name, split_name
+from data.registry import SETS, SetSpec, check_names, is_hub_id, set_name, split_name
 from data.tables import SUFFIXES, Table, read_hub, read_local
 
 
@@ -45,9 +45,7 @@ def load_problems(
     two sets with one name. Problems found in two sets of a mixture are kept in both, and counted in a line.
     """
     names = [sets] if isinstance(sets, str) else list(sets)
-    twice = [name for name, count in Counter(map(set_name, names)).items() if count > 1]
-    if twice:
-        raise ValueError(f"two sets of {names} are called {twice[0]!r}; name each once, rename a file if need be")
+    check_names("train_data", names)  # the only mixture
     reports = [_load_one(name, prefer, prompt_column, answer_column, keep_rows) for name in names]
     problems = [problem for report in reports for problem in report.problems]
     lines = [line for report in reports for line in report.lines]
@@ -67,7 +65,9 @@ def _squeeze(text: str) -> str:
     return "".join(text.lower().split())
 
 
-def _load_one(name: str, prefer: str, prompt_column: str | None, answer_column: str | None, rows: bool) -> LoadReport:
+def _load_one(
+    name: str, prefer: str, prompt_column: str | None, answer_column: str | None, keep_rows: bool
+) -> LoadReport:
     left, _, path = name.partition("=")
     if left in SETS:
         spec = SETS[left]
@@ -75,7 +75,7 @@ def _load_one(name: str, prefer: str, prompt_column: str | None, answer_column: 
             table = read_local(Path(path).expanduser(), spec.config, None, spec.split)
         else:
             table = read_hub(name, spec.hub_id, spec.config, spec.split, spec.split)
-        return _clean(table, left, spec, None, None, rows)
+        return _clean(table, left, spec, None, None, keep_rows)
     if generated := _generated(name):
         return LoadReport(generated, {}, [f"{name}: {len(generated):,} problems, generated"])
     place, config, split = split_name(name)
@@ -88,7 +88,7 @@ def _load_one(name: str, prefer: str, prompt_column: str | None, answer_column: 
             f"unknown set {name!r}. Known: {', '.join(SETS)}, toy_..., arith_...; or ORG/NAME:CONFIG:SPLIT of the hub; "
             f"or a file or folder ({', '.join(SUFFIXES)}); or NAME=PATH for a local copy of a known set."
         )
-    return _clean(table, set_name(name), None, prompt_column, answer_column, rows)
+    return _clean(table, set_name(name), None, prompt_column, answer_column, keep_rows)
 
 
 def _generated(name: str) -> list[Problem]:
@@ -102,7 +102,12 @@ def _generated(name: str) -> list[Problem]:
 
 
 def _clean(
-    table: Table, source: str, spec: SetSpec | None, prompt_column: str | None, answer_column: str | None, rows: bool
+    table: Table,
+    source: str,
+    spec: SetSpec | None,
+    prompt_column: str | None,
+    answer_column: str | None,
+    keep_rows: bool,
 ) -> LoadReport:
     """Parse every row, drop what cannot be trained on or graded, keep one of each problem. Rows = kept + dropped."""
     levels = spec.levels if spec else None
@@ -122,7 +127,7 @@ def _clean(
     notes: Counter[str] = Counter()
     ids: set[str] = set()
     n_rows = 0
-    for n_rows, row in enumerate(table.rows([c for c in table.columns if rows or c in read]), 1):
+    for n_rows, row in enumerate(table.rows([c for c in table.columns if keep_rows or c in read]), 1):
         try:
             parsed = parse(row, asked, answer, worked)
             _check_text(parsed)
@@ -146,7 +151,7 @@ def _clean(
         id = f"{source}/{n_rows - 1 if parsed.key is None else parsed.key}"
         id = f"{id}#{n_rows - 1}" if id in ids else id
         ids.add(id)
-        kept = json.loads(json.dumps(row, default=str)) if rows else {}
+        kept = json.loads(json.dumps(row, default=str)) if keep_rows else {}
         first[text] = Problem(id, parsed.problem, parsed.gold, source, parsed.level, parsed.messages, kept)
 
     if conflicting:

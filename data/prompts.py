@@ -3,7 +3,7 @@ r"""The one prompt builder that training and evaluation share, and the ids at wh
     builder = PromptBuilder(tokenizer, template="dapo", system_prompt="default", chat_template=True)
     kept, dropped = build_prompts(problems, builder, max_prompt_tokens=1024)
 
-A new prompt: one entry in TEMPLATES. Left out: stop strings (a template's "</answer>" is text, the ids below are ids).
+A new prompt: one entry in TEMPLATES.
 """
 
 import re
@@ -185,8 +185,8 @@ class PromptBuilder:
 
     def control_tokens_in(self, problem: Problem) -> list[str]:
         """The control tokens that a problem's text spells, each once. Those of an assistant's turn are meant."""
-        said = [turn["content"] for turn in problem.messages if turn["role"] != "assistant"] or [problem.problem]
-        return list(dict.fromkeys(token for text in said for token in self._control.findall(text)))
+        texts = [turn["content"] for turn in problem.messages if turn["role"] != "assistant"] or [problem.problem]
+        return list(dict.fromkeys(token for text in texts for token in self._control.findall(text)))
 
     def _as_text(self, problem: Problem) -> list[int]:
         """The ids of a prompt whose problem spells control tokens: it is cut inside each of them, so that the

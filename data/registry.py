@@ -5,6 +5,7 @@ Row counts are those of the published upload; a difference is printed as a warni
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,7 +31,6 @@ class SetSpec:
 
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".arrow")  # of the files that are read
-SUFFIX = re.compile(r"\.(parquet|jsonl?|csv|arrow)$")
 SETS: dict[str, SetSpec] = {
     # 17,917 problems uploaded 100 times over: 17,398 distinct prompts, 7 of them with two different golds.
     "dapo_math_17k": SetSpec("BytedTsinghua-SIA/DAPO-Math-17k", "train", 1_791_700, "train", problems=17_391),
@@ -83,7 +83,18 @@ def set_name(name: str) -> str:
     """What a set of the configuration is called in `Problem.source` and in metrics: "aime24" for "aime24" and for
     "aime24=/data/x.parquet", the file's or folder's own name for a path, "name_test" for "org/name:test"."""
     left = name.partition("=")[0]
-    return left if left in SETS else SUFFIX.sub("", Path(name).name).replace(":", "_")
+    path = Path(name)
+    return left if left in SETS else (path.stem if path.suffix in SUFFIXES else path.name).replace(":", "_")
+
+
+def check_names(key: str, sets: Sequence[str]) -> None:
+    """Raise ValueError if two sets have the same `set_name`."""
+    first: dict[str, str] = {}
+    for each in sets:
+        name = set_name(each)
+        if name in first:
+            raise ValueError(f"{key}: {first[name]} and {each} would both be {name} in the metrics; rename one file")
+        first[name] = each
 
 
 def check_leaks(train_sets: str | list[str], eval_sets: str | list[str]) -> list[str]:

@@ -221,8 +221,8 @@ def _card(run: Record, runs: Sequence[Record], notes: list[str]) -> dict[str, An
     defaults = asdict(Config())
     differing = {key for other in runs for key in run.config if other.config.get(key) != run.config[key]}
     differing -= set(REPEAT_KEYS)
-    told = [key for key in run.config if key in differing or run.config[key] != defaults.get(key)]
-    told.sort(key=lambda key: key not in differing)
+    shown = [key for key in run.config if key in differing or run.config[key] != defaults.get(key)]
+    shown.sort(key=lambda key: key not in differing)
     known = {key: value for key, value in run.config.items() if key in defaults}
     warnings, environment = [*notes, *Config(**known).warnings()], {}
     try:
@@ -234,7 +234,7 @@ def _card(run: Record, runs: Sequence[Record], notes: list[str]) -> dict[str, An
         "last_step": run.last_step,
         "warnings": warnings,
         "facts": {key: _words(environment[key]) for key in FACTS if key in environment},
-        "config": [(key, run.config[key], defaults.get(key, ""), key in differing) for key in told],
+        "config": [(key, run.config[key], defaults.get(key, ""), key in differing) for key in shown],
     }
 
 

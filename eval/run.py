@@ -35,7 +35,16 @@ from tqdm import tqdm
 from configs import knob, load_or_exit
 from configs.memory import Size, cpu_cache_bytes
 from configs.schema import Config, vllm_problems
-from data import Problem, PromptBuilder, build_prompts, load_problems, set_name, stop_token_ids, vocabulary_size
+from data import (
+    Problem,
+    PromptBuilder,
+    build_prompts,
+    check_names,
+    load_problems,
+    set_name,
+    stop_token_ids,
+    vocabulary_size,
+)
 from data.tables import read_json_object
 from eval.compare import text_table
 from eval.evaluate import Grading, Job, Prompts, Row, generate, in_order, jobs, share, summarize
@@ -102,11 +111,7 @@ class EvalConfig:
 
     def problems(self) -> list[str]:
         """Invalid combinations of keys, one line each."""
-        counts = Counter(map(set_name, self.set_names))
-        lines = [
-            f"sets: {n} sets are called {name}; leave one out, or rename a file" for name, n in counts.items() if n > 1
-        ]
-        return lines + vllm_problems(self.vllm) + ["sets: names no set; name one, for example aime24"] * (not counts)
+        return vllm_problems(self.vllm) + ["sets: names no set; name one, for example aime24"] * (not self.set_names)
 
 
 # Keys with another name in the configuration of a run.
@@ -207,6 +212,7 @@ def prepare(config: EvalConfig) -> tuple[Prompts, Work]:
     import torch
     from transformers import AutoConfig, AutoTokenizer
 
+    check_names("sets", config.set_names)
     check_model(config.model)
     tokenizer = AutoTokenizer.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
     builder = PromptBuilder(

@@ -41,7 +41,7 @@ def read_cases(path: Path) -> list[Case]:
             raise ValueError(f"{path} line {number}: not JSON ({error})") from None
         texts = isinstance(row, dict) and [row.get("completion"), row.get("gold")]
         if not texts or not all(isinstance(text, str) for text in texts) or row.get("expected") not in (True, False):
-            raise ValueError(f"{path} line {number}: no case: completion and gold must be texts, expected a bool")
+            raise ValueError(f"{path} line {number}: completion and gold must be texts, and expected a bool")
         kind, problem = row.get("kind", "-"), row.get("problem", "")
         cases.append(Case(row["completion"], row["gold"], bool(row["expected"]), kind, problem))
     return cases

@@ -30,10 +30,6 @@ class Lora:
     seed: int
     folder: Path | None
 
-    @property
-    def scaling(self) -> float:
-        return self.alpha / self.rank
-
     def peft_config(self) -> Any:
         from peft import LoraConfig
 
@@ -52,13 +48,21 @@ def add_adapters(causal_lm: Any, lora: Lora) -> None:
             inject_adapter_in_model(lora.peft_config(), causal_lm)
         except ValueError as error:
             raise ValueError(f"lora_targets: {error}; name linear layers of the model, or use all-linear") from None
-    for parameter in causal_lm.parameters():
-        parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
-    if lora.folder:
-        saved = load_file(lora.folder / FILE)
-        own = {name: p for name, p in causal_lm.named_parameters() if p.requires_grad}
-        for name, parameter in own.items():
-            parameter.data.copy_(saved[PREFIX + name.replace(".default", "")])
+    own = {name: parameter for name, parameter in causal_lm.named_parameters() if parameter.requires_grad}
+    if any(".lora_embedding" in name for name in own):
+        raise ValueError(f"lora_targets: embeddings cannot have adapters (got {lora.targets}); name linear layers")
+    saved = load_file(lora.folder / FILE) if lora.folder else {}
+    for name, parameter in own.items():
+        parameter.data = (saved[saved_name(name)] if lora.folder else parameter.data).float()
+
+
+def is_adapter(name: str) -> bool:
+    return ".lora_" in name
+
+
+def saved_name(name: str) -> str:
+    """The name of an adapter's weight in peft's files."""
+    return PREFIX + name.replace(".default", "")
 
 
 def plain_name(name: str) -> str:
@@ -73,28 +77,14 @@ def merged(causal_lm: Any) -> Iterator[tuple[str, Tensor]]:
         layer, adapted, _ = name.partition(".base_layer.weight")
         if adapted:
             yield plain_name(name), parameter + causal_lm.get_submodule(layer).get_delta_weight("default")
-        elif ".lora_" not in name:
+        elif not is_adapter(name):
             yield plain_name(name), parameter
 
 
-def split(weights: dict[str, Tensor], scaling: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights of a policy with its adapters added, and the adapters under the names of peft; {} if it has none."""
-    adapters = {name: weight for name, weight in weights.items() if ".lora_" in name}
-    model: dict[str, Tensor] = {}
-    for name, weight in weights.items():
-        layer, adapted, _ = name.partition(".base_layer.weight")
-        if adapted:
-            A, B = (adapters[f"{layer}.lora_{side}.default.weight"] for side in "AB")
-            weight = weight + scaling * (B @ A)
-        if name not in adapters:
-            model[plain_name(name)] = weight
-    return model, {PREFIX + name.replace(".default", ""): weight for name, weight in adapters.items()}
-
-
 def write_adapters(folder: Path, lora: Lora, adapters: dict[str, Tensor]) -> None:
-    """Write a folder that peft and vLLM can load beside the start model."""
+    """Write a folder that peft and vLLM can load beside the start model. adapters: by name in the model."""
     lora.peft_config().save_pretrained(folder)
-    save_file(adapters, folder / FILE)
+    save_file({saved_name(name): weight.contiguous() for name, weight in adapters.items()}, folder / FILE)
 
 
 class StartModel:

@@ -19,6 +19,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from torch import nn
 
 from bandpo.logprobs import token_logprobs
 from trainer.attention import set_attention
-from trainer.lora import Lora, add_adapters, merged, plain_name, split, write_adapters
+from trainer.lora import Lora, add_adapters, is_adapter, merged, plain_name, write_adapters
 from trainer.preflight import refuse_missing_weights
 from trainer.types import MicroBatch
 
@@ -190,13 +191,18 @@ class Policy:
     # ---- checkpoints ----
 
     def full_weights(self) -> dict[str, torch.Tensor]:
-        """All weights in float32 on the CPU of rank 0, adapters apart; {} on other ranks; collective."""
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+        """The tensors of the model in float32 under Hugging Face names, adapters merged, and the adapters; collective.
 
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state: dict[str, Any] = get_model_state_dict(self.model, options=options)
-        weights = {name.removeprefix("causal_lm."): weight for name, weight in state.items()}
-        return {name: weight for name, weight in weights.items() if not (self.tied and name == "lm_head.weight")}
+        On the CPU of rank 0, {} on other ranks. On a CPU they share memory with the weights that are trained.
+        """
+        adapters = ((n, _full(p)) for n, p in self.causal_lm.named_parameters() if is_adapter(n))
+        parameters = {name for name, _ in self.causal_lm.named_parameters(remove_duplicate=False)}
+        buffers = ((n, b) for n, b in self.causal_lm.state_dict().items() if n not in parameters)
+        weights: dict[str, torch.Tensor] = {}
+        for name, weight in chain(self.named_weights("float32"), adapters, buffers):
+            if self.accelerator.is_main_process and not (self.tied and name == "lm_head.weight"):
+                weights[name] = weight.cpu()
+        return weights
 
     def write(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         """Write `full_weights` as a folder in Hugging Face format, which transformers and vLLM can load.
@@ -204,7 +210,8 @@ class Policy:
         Adapters are merged into it, and written to a folder `adapter` beside it.
         """
         if self.options.lora:
-            weights, adapters = split(weights, self.options.lora.scaling)
+            adapters = {name: weight for name, weight in weights.items() if is_adapter(name)}
+            weights = {name: weight for name, weight in weights.items() if name not in adapters}
             write_adapters(folder.with_name("adapter"), self.options.lora, adapters)
         # From a model without weights: save_pretrained does not support sharded ones.
         with torch.device("meta"):

@@ -444,9 +444,11 @@ class HfEngine(Engine):
         rows = zip(sampled.tolist(), scores.gather(-1, sampled[..., None]).squeeze(-1).tolist(), strict=True)
         done = []
         for ids, logprobs in rows:
-            ends = [t for t, token in enumerate(ids, 1) if token in sampling.stop_token_ids][:1] or [len(ids) + 1]
-            length = min(*ends, self._end_of_text(ids[: ends[0]], sampling.stop))
-            reason, length = ("stop", length) if length <= len(ids) else ("length", len(ids))
+            never = len(ids) + 1
+            length = next((t for t, token in enumerate(ids, 1) if token in sampling.stop_token_ids), never)
+            if sampling.stop:
+                length = min(length, self._end_of_text(ids, sampling.stop))
+            reason = "stop" if length < never else "length"
             text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
             done.append(Completion(ids[:length], logprobs[:length], reason, text))
         return done

@@ -25,6 +25,7 @@ from data import (
     asks_answer_line,
     build_prompts,
     check_leaks,
+    check_names,
     load_problems,
     set_name,
     shared_problems,
@@ -148,6 +149,7 @@ def check_local(cfg: Config, info: Info) -> None:
     safe_run_dir(cfg.output_dir, cfg.run_name)
     check_kernels(cfg)
     find_rule(cfg)
+    check_names("eval_data", eval_sets(cfg))
     for line in check_leaks(cfg.train_data, eval_sets(cfg)):
         info(line)
 

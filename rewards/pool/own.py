@@ -1,8 +1,8 @@
 """A user's reward, `FILE.py:FUNCTION`, loaded and called inside a worker.
 
 Arguments are passed by name (`NAMES`). A function with the parameter `completions` is a batch reward: it takes lists
-and returns a list. Either kind may be `async def`. It returns numbers, or dicts of
-numbers in which `score` is the reward.
+and returns a list. Either kind may be `async def`. A result is a number, or a dict of numbers in which `score` is the
+reward.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ class OwnReward(NamedTuple):
             logger.debug("the reward raised", exc_info=True)
             which = "the completion" if len(items) == 1 else f"one of {len(items)} completions, the first"
             begins = f"{which} begins {str(items[0].get('completion', ''))[:80]!r}"
-            return [{"reason": "error", "error": f"{told(error, self.path)}; {begins}"}] * len(items)
+            return [{"reason": "error", "error": f"{describe(error, self.path)}; {begins}"}] * len(items)
         values = [parts.pop("score") for parts in scores]
         return [
             {"value": value, "reason": "match" if value > 0 else "mismatch", "parts": parts}
@@ -146,7 +146,7 @@ def _shown(value: object) -> str:
         return "(too long to be shown)"
 
 
-def told(error: BaseException, path: str) -> str:
+def describe(error: BaseException, path: str) -> str:
     """An error with the line of the user's file that it came from, where there is one."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     line = f":{frames[-1].lineno}" if frames else ""

@@ -46,8 +46,8 @@ MAXIMUM = {"workers": 4096, "timeout_s": 86_400, "memory_gib": 1_000_000}
 MAXIMUM |= {"concurrency": 4096, "reward_timeout_s": 86_400}
 ITEMS_PER_WORKER = 5000  # then it is replaced, so that the algebra's caches cannot grow without end
 MAX_KNOWN = 50_000  # tickets kept by what they are about: the samples of a group repeat their answers
-WARN_SHARE, WARN_ITEMS = 0.02, 200  # warn when such a share of at least so many grades ...
-WATCHED = ("timeout", "crash", "guard", "no_answer")  # ... is one of these and more than doubled
+WATCHED = ("timeout", "crash", "guard", "no_answer")  # a warning if the share of one of these reasons ...
+WARN_SHARE, WARN_ITEMS = 0.02, 200  # ... is above WARN_SHARE and has doubled; checked after WARN_ITEMS grades
 
 
 class GraderError(RuntimeError):
@@ -296,14 +296,14 @@ class Verifier:
                 self._live.discard(worker)
                 worker.kill()
                 worker = None
-            if ended:
-                replies = self._replies_to(ended, batch)
-            for ticket, reply in zip(batch, replies, strict=bool(replies)):
+            if ended and not (replies := self._replies_to(ended, batch)):
+                for ticket in batch:
+                    self._queue.put(ticket)  # behind the others
+                continue
+            for ticket, reply in zip(batch, replies, strict=True):
                 if ticket.judged and reply["reason"] in ("crash", "error"):
                     self._known.pop(ticket.judged, None)
                 ticket.settle(**reply)
-            for ticket in batch if not replies else ():
-                self._queue.put(ticket)  # behind the others
         if worker is not None:
             worker.kill()
 

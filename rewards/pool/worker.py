@@ -25,7 +25,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from .own import load, told
+from .own import describe, load
 
 logger = logging.getLogger("rewards.pool.worker")
 
@@ -54,7 +54,7 @@ def main() -> None:
             calls = _math_calls()
     except Exception as error:  # a user's file may raise anything
         logger.debug("not loaded", exc_info=True)
-        return channel.send({"why": told(error, path)})
+        return channel.send({"why": describe(error, path)})
     channel.send(hello)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])

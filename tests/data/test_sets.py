@@ -414,7 +414,7 @@ def test_a_mixture_keeps_order_and_adds_the_counts(tmp_path: Path) -> None:
 
 def test_two_sets_of_one_name_are_refused(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", plain_rows(1))
-    with pytest.raises(ValueError, match="called 'a'.*rename"):
+    with pytest.raises(ValueError, match="would both be a .*rename"):
         data.load_problems([str(path), str(path)])
 
 

@@ -272,7 +272,7 @@ def test_mistakes_are_one_line(trained: Path, tiny_model: Path, capsys: pytest.C
     for argv, told in (
         ([*run_of, "--sets", "aime42"], "error: unknown set 'aime42'"),
         ([*run_of, "--sets", "toy_evla"], "error: 'toy_evla' is not a generated set"),
-        ([*run_of, "--sets", "a/test.jsonl,b/test.jsonl"], "sets: 2 sets are called test"),
+        ([*run_of, "--sets", "a/test.jsonl,b/test.jsonl"], "sets: a/test.jsonl and b/test.jsonl would both be test"),
         ([*run_of, "--sets", ","], "sets: names no set"),
         ([*run_of, "--sample", "3"], "did you mean samples?"),
         (

@@ -126,7 +126,7 @@ def test_an_async_batch_reward(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("returns", "told"),
+    ("returns", "message"),
     [
         ("[1.0] * (len(completions) + 1)", r"TypeError: returned \d scores for \d completions?"),
         ("[None] * len(completions)", "TypeError: returned NoneType None as score"),
@@ -134,12 +134,12 @@ def test_an_async_batch_reward(tmp_path):
         ("1 / 0", r"my_rewards.py:2: ZeroDivisionError"),
     ],
 )
-def test_a_batch_reward_that_fails_ends_the_grading(tmp_path, returns, told):
+def test_a_batch_reward_that_fails_ends_the_grading(tmp_path, returns, message):
     with own_verifier(tmp_path, f"def reward(completions):\n    return {returns}\n", concurrency=4) as verifier:
         tickets = [verifier.submit("abc", "") for _ in range(4)]
         with pytest.raises(GraderError) as error:
             verifier.collect(tickets)
-    assert re.search(told, str(error.value)) and "begins 'abc'" in str(error.value)
+    assert re.search(message, str(error.value)) and "begins 'abc'" in str(error.value)
 
 
 def test_one_item_that_hangs_or_dies_costs_no_other_of_its_call(tmp_path):

@@ -93,7 +93,7 @@ def test_report_counts_by_kind_and_lists_mistakes(tmp_path):
 def test_a_line_that_is_no_case_is_named(tmp_path):
     file = tmp_path / "cases.jsonl"
     file.write_text('{"completion": "x", "gold": "1"}\n')
-    with pytest.raises(ValueError, match="line 1: no case"):
+    with pytest.raises(ValueError, match="line 1: completion and gold must be texts"):
         read_cases(file)
     file.write_bytes(b'\n{"completion": "\xff"}\n')
     with pytest.raises(ValueError, match=r"cases.jsonl line 2: not JSON \('utf-8' codec can't decode"):

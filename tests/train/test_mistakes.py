@@ -439,7 +439,7 @@ def test_an_adapter_is_no_model(capsys, tmp_path):
 
 def test_a_closed_pipe_is_no_mistake():
     done = subprocess.run(
-        f"{sys.executable} train.py --config demo_band --dry_run | head -n 1; exit ${{PIPESTATUS[0]}}",
+        f"{sys.executable} train.py --config demo_band --dry_run | true; exit ${{PIPESTATUS[0]}}",
         cwd=ROOT,
         shell=True,
         executable="/bin/bash",
@@ -508,9 +508,9 @@ def test_a_kernel_that_is_not_installed(capsys, toy_model, tmp_path):
     [
         ("[" * 100_000, [], "line 1: not JSON (maximum recursion depth exceeded"),
         ("{", [], "line 1: not JSON (Expecting property name"),
-        ("[1]", [], "line 1: no case: completion and gold must be texts, expected a bool"),
-        ('{"completion": 1, "gold": "1", "expected": true}', [], "line 1: no case"),
-        ('{"completion": "1", "gold": "1", "expected": "false"}', [], "line 1: no case"),
+        ("[1]", [], "line 1: completion and gold must be texts, and expected a bool"),
+        ('{"completion": 1, "gold": "1", "expected": true}', [], "line 1: completion and gold must be texts"),
+        ('{"completion": "1", "gold": "1", "expected": "false"}', [], "line 1: completion and gold must be texts"),
         ("", ["--workers", "0"], "workers: must be above 0"),
         ("", ["--grader", "maths"], "grader='maths': allowed are"),
     ],

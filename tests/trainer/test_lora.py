@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from launching import metrics, trained_here, without_clock
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny import make_batch, policy_options, ragged, tiny_model
-from transformers import AutoModelForCausalLM
+from tiny import ROWS, make_batch, policy_options, ragged, tiny_model
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from configs import load
 from configs.memory import GIB, Size, estimate
@@ -92,10 +92,23 @@ def test_only_the_adapters_are_trained(accelerator: Accelerator, tmp_path: Path)
     assert len(policy.parameters()) == len(names)
 
 
-def test_an_unknown_layer_is_refused(accelerator: Accelerator, tmp_path: Path):
-    tiny_model(tied=True).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"^lora_targets: .*w_proj"):
-        Policy.load(str(tmp_path), policy_options(lora=lora(targets="w_proj")), accelerator)
+def test_a_model_with_transposed_weights_is_merged(accelerator: Accelerator, tmp_path: Path):
+    """GPT-2 stores (in, out): an adapter added the wrong way round would fit its square layers unnoticed."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=ROWS, n_embd=64, n_layer=2, n_head=2, n_positions=64, initializer_range=0.2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "start")
+    policy = adapted(tmp_path / "start", accelerator, "none")
+    policy.write(tmp_path / "policy", policy.full_weights())
+    merged = Policy.load(str(tmp_path / "policy"), policy_options(), accelerator)
+    with torch.no_grad():
+        assert torch.allclose(policy(BATCH)[0], merged(BATCH)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("targets", ["w_proj", "embed_tokens"])
+def test_a_layer_that_is_not_linear_is_refused(accelerator: Accelerator, tmp_path: Path, targets: str):
+    tiny_model(tied=False).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"^lora_targets: .*{targets}"):
+        Policy.load(str(tmp_path), policy_options(lora=lora(targets=targets)), accelerator)
 
 
 @pytest.mark.slow

@@ -77,6 +77,6 @@ def test_dynamic_sampling_replaces_groups_without_signal(toy_model: str, tmp_pat
 
 def test_a_model_that_vllm_cannot_import_names_the_way_out():
     """As vLLM 0.32 says of Qwen3.5 on a machine without torchvision."""
-    told = "Value error, Model architectures ['Qwen3_5ForCausalLM'] failed to be inspected. Please check the logs."
-    assert "needs a package" in start_advice(told, {}) and "engine: hf" in start_advice(told, {})
+    message = "Value error, Model architectures ['Qwen3_5ForCausalLM'] failed to be inspected. Please check the logs."
+    assert "needs a package" in start_advice(message, {}) and "engine: hf" in start_advice(message, {})
     assert start_advice("another error", {}) == ""
