@@ -80,11 +80,12 @@ demo-llm: $(STAMP) runs/smollm2 ## GRPO against Band on SmolLM2-135M and arithme
 $(VENV)/triton: $(STAMP)
 	@rm -rf $@ && $(call install,--target $@ triton==3.7.1)
 
+# One worker more than cores: tests of processes wait now and then.
 test: $(STAMP) $(VENV)/triton ## all tests, on all cores
-	@$(BIN)/python -m pytest -n auto --dist worksteal --durations=10
+	@$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist worksteal --durations=10
 
 quick: $(STAMP) ## tests without the slow ones
-	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --durations=10
+	@$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist worksteal -m "not slow" --durations=10
 
 browser: $(STAMP) ## tests of the page in a real browser; installs Chromium where apt is
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \

@@ -20,11 +20,11 @@ from .math.grade import NOT_COMPARED, REASONS, Grade, Reason, shape_reward
 from .math.guards import MAX_CHARS
 from .math.normalize import normalize
 from .pool.own import NAMES
-from .pool.verifier import GraderError, Ticket, Verifier
+from .pool.verifier import BUILT_IN, GraderError, Ticket, Verifier
 
 __all__ = [
-    "NAMES", "NOT_CHECKED", "NOT_COMPARED", "REASONS", "Grade", "GraderError", "Reason", "Ticket", "Verifier",
-    "answer_line_reward", "check_golds", "math_reward", "shape_reward", "vote_key",
+    "BUILT_IN", "NAMES", "NOT_CHECKED", "NOT_COMPARED", "REASONS", "Grade", "GraderError", "Reason", "Ticket",
+    "Verifier", "answer_line_reward", "check_golds", "math_reward", "shape_reward", "vote_key",
 ]  # fmt: skip
 
 

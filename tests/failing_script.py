@@ -5,8 +5,6 @@
 raise       rank 1 raises in the optimize phase
 kill        rank 1 is killed there
 sigterm_PHASE  SIGTERM on entering that phase of the second step
-skipped_sync   the engine throws the new weights away; the checksum's error is told and passed over, so that the
-            second guard, the sampled tokens' log-probs, has to stop the run
 """
 
 import os
@@ -19,7 +17,7 @@ from typing import Any
 from torch.distributed.elastic.multiprocessing.errors import record
 
 import train
-from trainer import rollout, run
+from trainer import run
 
 
 def die(*phase: Any, update=train.update_policy) -> train.Stats:
@@ -31,18 +29,6 @@ def die(*phase: Any, update=train.update_policy) -> train.Stats:
     if fault == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     raise RuntimeError("the GPU fell off the bus")
-
-
-def throw_away(engine: rollout.VllmEngine, weights: rollout.NamedTensors) -> None:
-    for _ in weights:  # gathering is collective: it has to happen
-        pass
-
-
-def tell_and_pass_over(self: run.Run, sync=run.Run.sync_weights) -> None:
-    try:
-        sync(self)
-    except RuntimeError as error:
-        print(f"PASSED OVER: {error}", flush=True)
 
 
 @contextmanager
@@ -58,9 +44,6 @@ if fault.startswith("sigterm_"):
     run.Run.phase = signalling  # type: ignore[method-assign]
 elif fault in ("raise", "kill"):
     train.update_policy = die
-elif fault == "skipped_sync":
-    rollout.VllmEngine.sync_weights = throw_away  # type: ignore[method-assign]
-    run.Run.sync_weights = tell_and_pass_over  # type: ignore[method-assign]
 else:
     raise SystemExit(f"no such fault: {fault}")
 

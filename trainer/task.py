@@ -32,7 +32,7 @@ from data import (
     stop_token_ids,
     vocabulary_size,
 )
-from rewards import NOT_CHECKED, GraderError, Verifier, check_golds
+from rewards import BUILT_IN, NOT_CHECKED, GraderError, Verifier, check_golds
 from trainer.checkpoint import safe_run_dir
 from trainer.clock import gc_paused
 from trainer.preflight import (
@@ -298,7 +298,10 @@ def drop_bad_golds(problems: list[Problem], cfg: Config, info: Info) -> list[Pro
 
 @contextmanager
 def trying_reward(cfg: Config) -> Iterator[None]:
-    """Load the reward in a grading process while the block runs; raises ValueError at its end if that fails."""
+    """Load a user's reward in a grading process while the block runs; raises ValueError at its end if that fails."""
+    if cfg.reward in BUILT_IN:
+        yield
+        return
     with ThreadPoolExecutor(1) as pool:
         trial = pool.submit(lambda: one_verifier(cfg).close())
         yield
@@ -312,7 +315,7 @@ def one_verifier(cfg: Config) -> Verifier:
 
 def try_reward(cfg: Config, problem: Problem, prompt: str) -> None:
     """Grade a synthetic response with a user's reward. Raises ValueError if that fails."""
-    if cfg.reward in ("math", "answer_line"):
+    if cfg.reward in BUILT_IN:
         return
     response = f"\\boxed{{{problem.gold}}}"
     about = {"problem": asdict(problem), "prompt": prompt, "response_tokens": 1, "truncated": False}

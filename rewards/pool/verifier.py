@@ -38,6 +38,7 @@ from .process import Worker, WorkerEnded
 
 logger = logging.getLogger(__name__)
 
+BUILT_IN = ("math", "answer_line")
 MAX_STRIKES = 10
 STRIKES = {"timeout": 10, "crash": 5, "killed": 1, "stalled": 1}  # by WorkerEnded.reason
 MAX_KILLED_STARTS = 100  # in a row; then this machine lets no worker start
@@ -343,7 +344,7 @@ class Verifier:
 def _checked_grader(grader: str) -> str:
     if grader == "math" and importlib.util.find_spec("math_verify") is None:
         raise ValueError("grader='math' needs the package math-verify: pip install 'math-verify[antlr4_13_2]'")
-    if grader in ("math", "answer_line"):
+    if grader in BUILT_IN:
         return grader
     path, found, name = grader.rpartition(":")
     if not found or not name.isidentifier():

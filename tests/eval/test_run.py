@@ -308,9 +308,10 @@ def test_what_an_engine_does_not_take_is_one_line(
     assert line.startswith("error: ") and "model.safetensors" in line
 
 
-@pytest.mark.slow
-def test_vllm_gives_the_same_answers_on_one_and_on_two_processes(config: EvalConfig) -> None:
-    one = dataclasses.replace(config, engine="vllm", vllm={"max_num_seqs": 16}, name="vllm1", processes=1)
-    two = dataclasses.replace(one, name="vllm2", processes=2)
-    assert run(one) == run(two)
-    assert [row["text"] for row in samples(one)] == [row["text"] for row in samples(two)]
+def test_an_answer_of_vllm_does_not_depend_on_the_batch(config: EvalConfig) -> None:
+    """Seven of 32 answers are sampled again by another process: the same texts."""
+    one = dataclasses.replace(config, engine="vllm", vllm={"max_num_seqs": 16}, name="vllm", processes=1)
+    metrics, before = run(one), samples(one)
+    file = one.folder / "answers.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:25]))
+    assert run(one) == metrics and samples(one) == before

@@ -176,22 +176,21 @@ def test_a_sweep_trains_resumes_and_reports_a_failure(
 
 @pytest.mark.slow
 def test_an_interrupted_sweep_resumes_to_the_same_run(tiny_model: Path, tmp_path: Path) -> None:
-    """Stopped by SIGINT, resumed and stopped by SIGTERM, then resumed to the end."""
+    """Stopped by SIGINT, then resumed to the end."""
     keys = {"max_steps": 8, "save_every": 2, "prompts_per_step": 32}
     grid, out = write_grid(tmp_path / "g.yaml", tiny_model, runs={"band": keys}), tmp_path / "out"
-    for number, step in ((signal.SIGINT, 2), (signal.SIGTERM, 4)):
-        process = sweep_process(grid, out)
-        while process.poll() is None and not (out / "band_seed0" / "checkpoints" / f"step_{step:06d}").exists():
-            time.sleep(0.02)
-        process.send_signal(number)
-        said, _ = process.communicate(timeout=120)
-        assert process.returncode == 130 and "stopped; the same command resumes" in said
-        assert step <= metrics(out / "band_seed0")[-1]["step"] < 8, "interrupted too late to show anything"
+    process = sweep_process(grid, out)
+    while process.poll() is None and not (out / "band_seed0" / "checkpoints" / "step_000002").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130 and "stopped; the same command resumes" in said
+    assert 2 <= metrics(out / "band_seed0")[-1]["step"] < 8, "interrupted too late to show anything"
     assert main([str(grid), "--out", str(out)]) == 0
     (alone,), _ = plan(grid, tmp_path / "alone", 1)
     assert train.main(alone.argv) == 0
     assert without_clock(metrics(out / "band_seed0")) == without_clock(metrics(alone.folder))
-    assert (out / "band_seed0.log").read_text().count("resuming") == 2
+    assert (out / "band_seed0.log").read_text().count("resuming") == 1
 
 
 def test_each_slot_has_its_own_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

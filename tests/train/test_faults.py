@@ -116,17 +116,12 @@ def small_files() -> Iterator[None]:
 
 
 def damage(path: Path, how: str) -> None:
-    """Make a file truncated, altered (one bit of it), emptied or deleted."""
+    """Make a file altered (one bit of it) or emptied; trainer/test_checkpoint.py has the other ways."""
     content = path.read_bytes()
-    if how == "deleted":
-        path.unlink()
-    elif how == "truncated":
-        path.write_bytes(content[: len(content) // 2])
-    elif how == "emptied":
-        path.write_bytes(b"")
-    else:
-        middle = len(content) // 2
-        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    middle = len(content) // 2
+    path.write_bytes(
+        content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :] if how == "altered" else b""
+    )
 
 
 @pytest.fixture(scope="module")
@@ -149,22 +144,19 @@ def test_a_full_disk_stops_the_run_and_the_last_good_checkpoint_stays(
     assert difference(run, four_steps, step=4) == ""
 
 
-@pytest.mark.parametrize("file", ["policy/model.safetensors", "optimizer.pt", "manifest.json"])
-@pytest.mark.parametrize("how", ["truncated", "altered", "emptied", "deleted"])
+@pytest.mark.parametrize(("file", "how"), [("optimizer.pt", "altered"), ("manifest.json", "emptied")])
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     four_steps: Path, toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, how: str
 ):
     run = tmp_path / "run"
     shutil.copytree(four_steps, run)
     damage(run / "checkpoints" / "step_000004" / file, how)
-    trains_again = (file, how) in (("optimizer.pt", "altered"), ("manifest.json", "emptied"))
-    assert train.main([*argv(toy_model, run, max_steps=4 if trains_again else 2)]) == 0
+    assert train.main(argv(toy_model, run, max_steps=4)) == 0
     said = capsys.readouterr().out
     assert "warning: checkpoint step_000004 is damaged and skipped" in said and Path(file).name in said
     assert "resuming" in said and "after step 2" in said
     assert (run / "checkpoints" / "damaged_step_000004").is_dir()
-    if trains_again:
-        assert difference(run, four_steps, step=4) == ""
+    assert difference(run, four_steps, step=4) == ""
 
 
 def test_without_a_good_checkpoint_the_run_is_not_begun_anew(
