@@ -154,7 +154,7 @@ def test_two_processes_that_share_an_engine_train_the_same_policy(whole: Path, t
 
 def test_adapters_of_two_processes_are_those_of_one(toy_model: str, tmp_path: Path):
     """LoRA: two steps with fsdp2, the third with ddp; the same updates as on one process."""
-    words = [*LIVELY.split(), "--lora_rank", "4", "--lr", "1e-2"]
+    words = [*LIVELY.split(), "--lora_rank", "4", "--lr", "1e-2", "--engine", "hf"]
     assert train.main([*small_run(toy_model, tmp_path / "one", "run", "none", 3), *words, "--save_every", "2"]) == 0
     together(2, "train.py", *small_run(toy_model, tmp_path / "two", "run", "fsdp2", 2), *words)
     assert_same_weights(tmp_path / "one" / "run", tmp_path / "two" / "run", 2)
