@@ -426,13 +426,13 @@ def test_stop_ids_that_cannot_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("eos", ["<|im_end|>", ["<|im_end|>"], 1.5, True, {"a": 1}])
-@pytest.mark.promise("eos_token_id is a text")
+@pytest.mark.promise("eos_token_id is a string")
 def test_an_eos_id_that_is_no_id(tmp_path: Path, eos: Any) -> None:
     with pytest.raises(ValueError, match=r"generation_config.json: eos_token_id is .*; an id, a whole number"):
         data.stop_token_ids(save_model(tmp_path, eos, None), make_tokenizer(None))
 
 
-@pytest.mark.promise("a file of the model that is no JSON")
+@pytest.mark.promise("a model file with invalid JSON")
 def test_a_broken_configuration_is_named(tmp_path: Path) -> None:
     model = save_model(tmp_path, None, None)
     for content, told in ((b'{"a": }', "Expecting value"), (b"\xff", "can't decode"), (b"[1]", "list found")):

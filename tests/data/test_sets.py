@@ -575,7 +575,7 @@ def test_bytes_that_are_no_text_name_their_row(tmp_path: Path) -> None:
             data.load_problems(str(tmp_path / name))
 
 
-@pytest.mark.promise("whole numbers of more than 4,300 digits, in data")
+@pytest.mark.promise("integers of more than 4,300 digits, in data")
 def test_whole_numbers_beyond_what_python_converts(tmp_path: Path) -> None:
     digits = "7" * 5000
     path = tmp_path / "long.jsonl"

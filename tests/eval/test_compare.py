@@ -257,7 +257,7 @@ def test_every_config_key_but_the_repeats_makes_a_group(tmp_path: Path) -> None:
     assert [(g.label, len(g.runs)) for g in group_runs(runs)] == [("lr=0.0001", 2), ("lr=0.0003", 1)]
 
 
-@pytest.mark.promise("broken lines in labelled answers, stored answers, logged metrics and samples")
+@pytest.mark.promise("malformed lines in labelled data, stored responses, metrics and samples")
 def test_odd_runs_are_noted_and_kept(tmp_path: Path) -> None:
     """Crashed, half-written, without config or eval, other eval sets, NaN, a seed twice, empty: all in the table."""
     good = [{"step": s, "reward/mean": 0.5, "train/entropy": 1.0} for s in range(1, 5)]

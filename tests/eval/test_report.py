@@ -519,7 +519,7 @@ def cards(written: Path) -> str:
     return unescape(re.sub(r"<[^>]+>", " ", written.read_text().split('<div class="cards">')[1].split("</main>")[0]))
 
 
-@pytest.mark.promise("broken lines in labelled answers, stored answers, logged metrics and samples")
+@pytest.mark.promise("malformed lines in labelled data, stored responses, metrics and samples")
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     good, short = sample(rng, "a"), sample(rng, "b")

@@ -149,7 +149,7 @@ def test_other_settings_are_refused(config: EvalConfig, metrics: dict[str, float
 
 
 @pytest.mark.parametrize("line", [b'{"set"', b'{"set": "easy", "problem": 0}', b"\xff", b"1" * 5000, b"[]"])
-@pytest.mark.promise("broken lines in labelled answers, stored answers, logged metrics and samples")
+@pytest.mark.promise("malformed lines in labelled data, stored responses, metrics and samples")
 def test_stored_files_that_cannot_be_read_are_named(
     tmp_path: Path, line: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,7 +165,7 @@ def test_stored_files_that_cannot_be_read_are_named(
             check_settings(tmp_path / "settings.json", {"seed": 0})
 
 
-@pytest.mark.promise("a gold of 10 MB")
+@pytest.mark.promise("a 10 MB gold")
 def test_a_long_gold_is_told_in_a_short_line(capsys: pytest.CaptureFixture[str]) -> None:
     with Verifier(workers=1, timeout_s=2.0, memory_gib=2.0, grader="math") as verifier:
         warn_of_golds(verifier, [Job("easy", "easy/0", "x" * 10_000_000, [1], [0])])

@@ -29,7 +29,7 @@ def verifier():
         ("42", ["42 tuples", "42 quintuples", "42 octuples", "42 quartets", "42 lakhs", "42 grosses"], "42 cats"),
     ],
 )  # fmt: skip
-@pytest.mark.promise("incorrect answers that were once paid")
+@pytest.mark.promise("false positives of earlier versions")
 def test_what_says_something_else_is_not_paid(gold, wrong, right, verifier):
     paid = [answer for answer in [*wrong, right] if verifier.grade(f"so $\\boxed{{{answer}}}$", gold).correct]
     assert paid == [right]

@@ -36,7 +36,7 @@ def test_the_documented_example_runs(tmp_path):
         assert grade == Grade(True, None, "match", 2.1, {"right": 1.0, "short": 1.0})
 
 
-@pytest.mark.promise("a reward that returns numbers of NumPy")
+@pytest.mark.promise("a reward that returns NumPy numbers")
 def test_numbers_of_other_kinds_are_numbers(tmp_path):
     body = """
         from fractions import Fraction
@@ -158,7 +158,7 @@ def test_further_numbers_come_back_in_parts(tmp_path):
         ("FILE:swapped", r"swapped has unknown or ambiguous parameters \(got first\)"),
     ],
 )
-@pytest.mark.promise("a reward that is no function, or whose file does not load")
+@pytest.mark.promise("a reward that is not callable, or whose file fails")
 def test_a_reward_that_cannot_be_used_is_refused_at_once(tmp_path, grader, told):
     (tmp_path / "good.py").write_text(
         textwrap.dedent(

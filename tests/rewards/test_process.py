@@ -133,7 +133,7 @@ def test_a_run_that_is_suspended_and_continued_loses_no_grade(tmp_path):
 
 
 @pytest.mark.parametrize("pidfd", [True, False])  # elsewhere than on Linux there is none
-@pytest.mark.promise("what a reward has started")
+@pytest.mark.promise("processes that a reward started")
 def test_what_a_reward_has_started_ends_with_its_worker(tmp_path, monkeypatch, pidfd):
     if not pidfd:
         (tmp_path / "sitecustomize.py").write_text("import os\ndel os.pidfd_open\n")
@@ -156,7 +156,7 @@ def test_what_a_reward_has_started_ends_with_its_worker(tmp_path, monkeypatch, p
     assert wait_until_gone([int(pid) for pid in pids.read_text().split()])
 
 
-@pytest.mark.promise("what a reward has started, when the trainer is killed by SIGKILL")
+@pytest.mark.promise("processes that a reward started, after SIGKILL to the trainer")
 def test_what_a_reward_has_started_ends_with_a_trainer_that_is_killed(tmp_path):
     (tmp_path / "mine.py").write_text(
         "import subprocess\n"

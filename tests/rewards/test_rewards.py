@@ -89,7 +89,7 @@ def test_report_counts_by_kind_and_lists_mistakes(tmp_path):
     assert [line[:2] for line in lines[-2:]] == ["FP", "FN"]
 
 
-@pytest.mark.promise("broken lines in labelled answers, stored answers, logged metrics and samples")
+@pytest.mark.promise("malformed lines in labelled data, stored responses, metrics and samples")
 def test_a_line_that_is_no_case_is_named(tmp_path):
     file = tmp_path / "cases.jsonl"
     file.write_text('{"completion": "x", "gold": "1"}\n')

@@ -226,7 +226,7 @@ def test_a_skipped_sync_is_caught_twice(
     assert "engine and trainer do not compute the same policy" in capsys.readouterr().err
 
 
-@pytest.mark.promise("an engine that does not start for another reason")
+@pytest.mark.promise("an engine that fails to start")
 def test_an_engine_that_cannot_start_names_the_setting(toy_model: str, tmp_path: Path):
     keys = [*small_run(toy_model, tmp_path, "run", "none", 1), "--vllm.kv_cache_memory_bytes", "1000"]
     done = launch(1, "train.py", *keys)

@@ -192,7 +192,7 @@ def test_checkpoints_that_are_not_there_cost_no_line_of_metrics(
     assert difference(run, four_steps, step=4) == ""
 
 
-@pytest.mark.promise("rows of metrics.jsonl missing, doubled, cut, altered at a resume")
+@pytest.mark.promise("rows of metrics.jsonl missing, duplicated, truncated or altered at a resume")
 def test_lines_of_metrics_that_were_lost_are_back_after_a_resume(
     four_steps: Path, toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -233,7 +233,7 @@ def test_a_run_that_never_saved_starts_from_step_0(four_steps: Path, toy_model: 
     assert difference(run, four_steps, step=4) == ""
 
 
-@pytest.mark.promise("other content behind the same settings in a whole run")
+@pytest.mark.promise("changed files behind unchanged settings, end to end")
 def test_other_content_behind_the_same_settings_is_refused(
     toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -305,7 +305,7 @@ def test_a_wandb_that_is_not_there_stops_nothing(toy_model: str, tmp_path: Path)
     assert left_behind(str(trial.folder)) == []
 
 
-@pytest.mark.promise("a learning rate after which the policy cannot be sampled from")
+@pytest.mark.promise("a learning rate that breaks sampling")
 def test_weights_that_are_no_numbers_end_the_run_with_one_line(
     toy_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -141,7 +141,7 @@ def test_a_gold_that_does_not_verify_is_dropped_with_a_line(capsys, toy_model, t
     assert "1 problems dropped whose gold answer does not verify against itself" in lines
 
 
-@pytest.mark.promise("a gold of 10 MB")
+@pytest.mark.promise("a 10 MB gold")
 def test_a_long_gold_is_named_in_a_short_line(capsys, toy_model, tmp_path, data):
     with data.open("a") as file:
         file.write(json.dumps({"problem": "1+1+1+1=", "gold": "x" * 10_000_000, "id": "i" * 1000}) + "\n")
@@ -150,7 +150,7 @@ def test_a_long_gold_is_named_in_a_short_line(capsys, toy_model, tmp_path, data)
     assert len(line) < 1000
 
 
-@pytest.mark.promise("a slow machine drops a gold that a fast one keeps")
+@pytest.mark.promise("a gold whose check times out")
 def test_a_gold_that_uses_up_its_limits_is_neither_kept_nor_dropped(capsys, toy_model, tmp_path, data, monkeypatch):
     """A faster machine would have kept it."""
     gold = "+".join(f"\\sqrt{{{n}+x^{{{n}}}}}" for n in range(2, 30))  # a third of a second
@@ -197,7 +197,7 @@ def test_training_problems_that_are_held_out_too_are_counted(capsys, toy_model, 
     )
 
 
-@pytest.mark.promise("the number of problems with control tokens")
+@pytest.mark.promise("problems with control tokens")
 def test_control_tokens_in_problems_are_counted(capsys, toy_model, tmp_path, data):
     with data.open("a") as file:
         file.write(json.dumps({"problem": "1+<|endoftext|>1=", "gold": "2"}) + "\n")
@@ -215,7 +215,7 @@ def test_control_tokens_in_problems_are_counted(capsys, toy_model, tmp_path, dat
         (b'{"a": }', "line 1: not JSON (Expecting value)"),
     ],
 )
-@pytest.mark.promise("half of a surrogate pair, JSON nested too deeply, text that is not UTF-8, a line that is no JSON")
+@pytest.mark.promise("a lone surrogate, JSON nested too deeply, non-UTF-8 text, invalid JSON lines")
 def test_a_row_that_cannot_be_read(capsys, toy_model, tmp_path, row: bytes, told: str):
     (tmp_path / "mine.jsonl").write_bytes(row)
     (line,) = refused(capsys, toy_model, tmp_path, "--train_data", tmp_path / "mine.jsonl")
@@ -256,7 +256,7 @@ def test_a_context_that_a_factor_lengthens():
             check_context(fits, config)
 
 
-@pytest.mark.promise("a cache that holds no sequence")
+@pytest.mark.promise("a KV cache below one sequence")
 def test_a_cache_that_does_not_hold_one_sequence(toy_model, monkeypatch):
     """The toy: 2 layers, 64 numbers of keys and of values a token, float32: 1,024 bytes; 8 + 16 tokens a sequence."""
     if torch.cuda.is_available():
@@ -312,7 +312,7 @@ def test_a_reward_that_gives_no_number(capsys, toy_model, tmp_path, reward: str,
         (b"def rule(view):\n    return view\n", "'view' is not an input; write `def rule(ratio, advantages, *, "),
     ],
 )
-@pytest.mark.promise("a rule whose file is no Python or raises, or that raises when it is tried")
+@pytest.mark.promise("a rule whose file is invalid, or that raises in the check")
 def test_a_rule_of_the_users_that_raises(capsys, toy_model, tmp_path, rule: bytes, told: str, dry: list[str]):
     (tmp_path / "my_rule.py").write_bytes(rule)
     (line,) = refused(capsys, toy_model, tmp_path, "--rule", f"{tmp_path}/my_rule.py:rule", *dry)
@@ -404,7 +404,7 @@ def test_variables_of_a_launcher_that_is_gone(tmp_path, toy_model):
         (-1, "cannot be loaded (SafetensorError: Error while deserializing header"),
     ],
 )
-@pytest.mark.promise("weights missing or cut short")
+@pytest.mark.promise("weights missing or truncated")
 def test_weights_that_are_not_whole(capsys, toy_model, tmp_path, bytes_left: int | None, told: str):
     weights = Path(edited(toy_model, tmp_path / "model", "config.json")) / "model.safetensors"
     content = weights.read_bytes()
@@ -413,7 +413,7 @@ def test_weights_that_are_not_whole(capsys, toy_model, tmp_path, bytes_left: int
     assert told in line
 
 
-@pytest.mark.promise("weights missing or cut short")
+@pytest.mark.promise("weights missing or truncated")
 def test_a_shard_that_is_not_there(capsys, toy_model, tmp_path):
     model = Path(edited(toy_model, tmp_path / "model", "config.json"))
     (model / "model.safetensors").rename(model / "one.safetensors")

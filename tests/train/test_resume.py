@@ -209,7 +209,7 @@ def test_a_stop_before_the_first_step_leaves_a_run_that_starts(
     assert difference(run, alone) == ""
 
 
-@pytest.mark.promise("SIGTERM while slow grades are waited for")
+@pytest.mark.promise("SIGTERM while waiting for slow grades")
 def test_asked_to_stop_while_grades_are_collected_a_run_does_not_wait_for_them(
     toy_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

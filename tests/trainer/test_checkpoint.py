@@ -179,7 +179,7 @@ def test_a_full_disk_while_committing_leaves_the_old_and_nothing_of_the_new(tmp_
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.promise("disk full inside torch.save, which hides why")
+@pytest.mark.promise("disk full during torch.save")
 def test_a_full_disk_is_recognised_by_what_torch_and_safetensors_raise(tmp_path):
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
@@ -302,7 +302,7 @@ def test_a_folder_where_a_run_keeps_a_file_is_named(tmp_path, name):
         RunLock(tmp_path / "run")
 
 
-@pytest.mark.promise("checkpoints is a link to nowhere")
+@pytest.mark.promise("checkpoints is a dangling symlink")
 def test_checkpoints_on_a_disk_that_is_not_there_are_named(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "unmounted")

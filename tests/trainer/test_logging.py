@@ -191,7 +191,7 @@ FOUND = {
 
 
 @pytest.mark.parametrize("found", FOUND)
-@pytest.mark.promise("rows of metrics.jsonl missing, doubled, cut, altered at a resume")
+@pytest.mark.promise("rows of metrics.jsonl missing, duplicated, truncated or altered at a resume")
 def test_a_resumed_log_has_the_rows_of_the_checkpoint_and_tells_what_was_not_so(tmp_path, lock, found):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(found)
@@ -277,7 +277,7 @@ def test_a_launch_with_other_threads_or_packages_than_the_one_before_is_told(tmp
 
 
 @pytest.mark.parametrize("text", ["", "{garbage", "[1]", "{}", '{"earlier_launches": null}'])
-@pytest.mark.promise("environment.json empty, garbage or no object")
+@pytest.mark.promise("environment.json empty, or not a JSON object")
 def test_an_environment_that_cannot_be_read_is_set_aside(tmp_path, text):
     (tmp_path / "environment.json").write_text(text)
     (line,) = logging.write_environment(tmp_path)
@@ -563,7 +563,7 @@ def test_a_server_that_refuses_the_key_is_offline(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.promise("a wandb server whose answers drip")
+@pytest.mark.promise("a slow wandb server")
 def test_a_server_whose_answers_drip_holds_up_neither_start_nor_end(tmp_path):
     server = Server(resumed=None, refuses=False)
     server.drips = True

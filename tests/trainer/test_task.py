@@ -122,7 +122,7 @@ def stop_id_added(folder: Path) -> None:
         (stop_id_added, "model", "model: files of the start model"),
     ],
 )
-@pytest.mark.promise("other training data, evaluation data, start model or tokenizer at a resume")
+@pytest.mark.promise("changed training data, evaluation data, start model or tokenizer at a resume")
 def test_a_change_is_seen_and_told(folder: Path, change: Callable[[Path], None], key: str, told: str) -> None:
     before = task_of(folder).fingerprint
     change(folder)
@@ -139,7 +139,7 @@ def test_prompts_of_the_same_problems(folder: Path) -> None:
     assert len(describe_changes(before, other)) == 2
 
 
-@pytest.mark.promise("another file of the reward or the rule at a resume")
+@pytest.mark.promise("a changed file of the reward or the rule at a resume")
 def test_the_files_of_own_functions(folder: Path) -> None:
     keys = ["--reward", f"{folder}/mine.py:reward", "--rule", f"{folder}/rule.py:rule"]
     before = task_of(folder, *keys).fingerprint
@@ -200,7 +200,7 @@ def on_two_ranks(folder: Path, cases: list[str]) -> list[tuple[Any, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what several CPU processes do")
-@pytest.mark.promise("ranks choose their problems for themselves, or have other files")
+@pytest.mark.promise("ranks disagree about problems, or their files differ")
 def test_one_rank_decides_for_all(tmp_path: Path, toy_model: str) -> None:
     """Two ranks whose folders hold different files under the same names."""
     places = [tmp_path / str(rank) for rank in range(2)]
