@@ -9,7 +9,7 @@ from verifiers import own_verifier
 
 from rewards import Grade, GraderError, Verifier
 
-PROBLEM = {"id": 7, "level": "5", "row": {"tests": "6*7"}}
+PROBLEM = {"id": 7, "level": 5, "row": {"tests": "6*7"}}
 ABOUT = {"problem": PROBLEM, "prompt": "What is 6*7?", "response_tokens": 9, "truncated": False}
 
 
@@ -33,7 +33,7 @@ def test_the_documented_example_runs(tmp_path):
     body = (ROOT / "docs" / "verifier.md").read_text().split("```python\n")[1].split("```")[0]
     with own_verifier(tmp_path, body.replace("hard_and_short", "reward")) as verifier:
         grade = verifier.grade("Answer: 42", "42", ABOUT)
-        assert grade == Grade(True, None, "match", 2.1, {"right": 1.0, "short": 1.0})
+        assert grade == Grade(True, None, "match", 2.1, {"correct": 1.0, "short": 1.0})
 
 
 @pytest.mark.promise("a reward that returns NumPy numbers")
