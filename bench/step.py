@@ -42,6 +42,7 @@ CALLS = (*INSIDE, "sleep", "wake", "sync_weights")
 SIZES = {  # Qwen2 models; vocabulary counts rows of the head, the tokenizer always has 24 tokens
     "1m": Size(128, 4, 4, 2, 512, 24, tied=True),
     "20m": Size(512, 7, 8, 4, 1376, 24, tied=True),
+    "135m": Size(576, 30, 9, 3, 1536, 49152, tied=True),  # the shape of SmolLM2-135M
     "200m": Size(1024, 12, 16, 8, 2816, 32768, tied=True),
     "3b": Size(2048, 36, 16, 2, 11008, 151936, tied=True),  # the shape of Qwen2.5-3B, for a GPU
 }
