@@ -3,8 +3,8 @@
     make demo            # or: python demo.py           a tiny model on the synthetic task (data/toy.py), minutes
     make demo-llm        # or: python demo.py --llm     SmolLM2-135M on arithmetic in English, long on a CPU
 
-Prepares the start model, trains a config with fixed clip bounds and one with the Band through train.py, and prints the
-findings. Each run is stored in runs/CONFIG. An interrupted run resumes; a finished run is only shown again.
+Prepares the start model, trains one config with fixed clip bounds and one with the Band through train.py, and prints
+the findings. Each run is stored in runs/CONFIG. An interrupted run resumes. A finished run is not trained again.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
         title("1. A tiny model that mostly uses a shortcut and very rarely the better strategy")
         save_start(RUNS / "toy_model", "toy", seed=0, device="cpu")
     title(f"2. Training {' and '.join(configs)}: accelerate launch train.py --config NAME.yaml")
-    # The tiny runs have one thread each; a run of SmolLM2 has all.
+    # One thread for each of the tiny runs, all threads for a run of SmolLM2.
     cores = os.cpu_count() or 1
     train_all(configs, 1 if llm else min(2, cores), keys, threads=cores if llm else 1)
     title("3. Comparison of the two runs")
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def train_all(configs: Sequence[str], at_once: int, keys: Sequence[str], *, threads: int) -> None:
-    """Train the configs, `at_once` at a time with `threads` each; exits if a run fails."""
+    """Train the configs, `at_once` at a time with `threads` each. Exits if a run fails."""
     with ThreadPoolExecutor(at_once) as pool:
         try:
             codes = dict(zip(configs, pool.map(lambda config: train(config, keys, threads), configs), strict=True))
@@ -84,7 +84,7 @@ def train(config: str, keys: Sequence[str], threads: int) -> int:
     accelerate = shutil.which("accelerate", path=str(Path(sys.executable).parent)) or "accelerate"
     line = [accelerate, "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
     line += ["--dynamo_backend", "no", "train.py", "--config", f"{config}.yaml", *keys]
-    # Passive: waiting threads do not spin, which is several times faster on a busy machine.
+    # Passive waiting: threads do not spin, which is several times faster on a busy machine.
     environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", **os.environ}
     with subprocess.Popen(
         line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -96,7 +96,7 @@ def train(config: str, keys: Sequence[str], threads: int) -> int:
 
 
 def first_and_last_responses(run: Path, count: int) -> list[str]:
-    """Lines with `count` logged responses of the run's first and last step, each with problem and verdict."""
+    """Return lines with `count` logged responses of the run's first and last step, with problem and verdict."""
     files = sorted((run / "samples").glob("step_*.jsonl"))
     lines = []
     for path in dict.fromkeys(files[:1] + files[-1:]):
@@ -108,7 +108,7 @@ def first_and_last_responses(run: Path, count: int) -> list[str]:
 
 
 def findings(grpo: Record, band: Record) -> str:
-    """Sentences about the mechanism, with the numbers of these two runs and nothing else."""
+    """Return sentences about the mechanism, with the numbers of these two runs."""
 
     def mean(run: Record, key: str) -> str:
         values = run.series(key)[1]

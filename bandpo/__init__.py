@@ -1,6 +1,6 @@
-"""The Band operator, the published clipping rules and chunked log-probs; needs torch alone, copy the folder to use it.
+"""The Band operator, published clipping rules and chunked log-probs. A standalone package that needs only torch.
 
 from bandpo.band import band_bounds                   # clip bounds of every token from a trust region
-from bandpo.rule import check_rule, load_rule         # any published rule or your own, behind one interface
+from bandpo.rule import check_rule, load_rule         # one interface for published rules and your own
 from bandpo.logprobs import token_logprobs            # log-probs and entropy without the logits of all tokens
 """

@@ -2,22 +2,24 @@
 
     lower, upper = band_bounds(old_logprobs, delta=0.05, divergence="kl", cap=10.0)
 
-`upper` is the largest ratio new / old that a token of old probability p can have in a new distribution with
-D_f = sum old * f(new / old) <= delta; `lower` is the smallest (BandPO, arXiv 2603.04918). By Jensen's inequality all
-other tokens then keep their proportions, so two masses remain: p of the token and q = 1 - p of the others.
+The trust region contains the distributions new with D_f = sum old * f(new / old) <= delta. `upper` and `lower` are the
+largest and the smallest ratio new / old in it of a token with old probability p (BandPO, arXiv 2603.04918). By Jensen's
+inequality, all other tokens then keep their proportions. The problem reduces to two masses: p of the token and
+q = 1 - p of the others.
 
-Both bounds are one problem. A mass a shrinks by the factor e^v, v < 0, and the other mass b = 1 - a grows by R:
+Both bounds solve the same equation. A mass a shrinks by the factor e^v, v < 0, and the other mass b = 1 - a grows by R:
 
     D(v) = a f(e^v) + b f(R),   R = 1 - (a / b)(e^v - 1),   v* < 0 with D(v*) = delta, or -inf when D(-inf) <= delta
 
-For `lower` the token shrinks (a = p) and lower = e^v*; for `upper` the others shrink (a = q) and upper = R. This form
-avoids cancellation near p = 0 and p = 1. `tv` and `chi2` are solved in closed form, `kl` (KL(old || new), TRPO's
-direction) by two Newton steps, all others by bisection. Iteration counts are fixed: the bound of a token does not
-depend on other tokens, and no value is read from the device.
+For `lower` the token shrinks (a = p) and lower = e^v*. For `upper` the others shrink (a = q) and upper = R. This form
+avoids cancellation near p = 0 and p = 1. `tv` and `chi2` have closed forms. `kl` (KL(old || new), TRPO's direction)
+takes two Newton steps, three in float64. All other divergences use bisection. Iteration counts are fixed, so the bound
+of a token does not depend on other tokens, and no value is read from the device.
 
-To add a divergence, enter f as a function of s = ln(new / old) in DIVERGENCES. Add a multiple of u - 1, which changes
-no D_f, so that f(0) = f'(0) = 0 and nothing cancels near u = 1. f must be finite or +inf at s = -1e30, and must not
-overflow below s = 80 unless it grows faster than u. Give `shrink` if v* has a formula. The tests run over every entry.
+To add a divergence, add f as a function of s = ln(new / old) to DIVERGENCES. Choose the free multiple of u - 1, which
+does not change D_f, so that f(0) = f'(0) = 0. This avoids cancellation near u = 1. f must be finite or +inf at
+s = -1e30, and must not overflow below s = 80 unless it grows faster than u. Set `shrink` if v* has a formula. The tests
+cover every entry.
 """
 
 import math
@@ -27,15 +29,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ROUNDING = 1e-3  # nats; a log-prob up to this value counts as 0, a larger one is an error
-CHUNK_TOKENS = 1 << 13  # tokens per CPU thread at a time: about twelve such buffers fit into a core's L2 cache
+ROUNDING = 1e-3  # nats; log-probs up to this value count as 0, larger ones are an error
+CHUNK_TOKENS = 1 << 13  # tokens per chunk and CPU thread: about twelve such buffers fit into a core's L2 cache
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """f of D_f = sum old * f(new / old), as a function of s = ln(new / old), elementwise.
+    """f-divergence D_f = sum old * f(new / old), with f as an elementwise function of s = ln(new / old).
 
-    `shrink` replaces the bisection where v* has a formula: (a, b, a / b, delta) -> v*, elementwise.
+    `shrink` replaces the bisection if v* has a formula: (a, b, a / b, delta) -> v*, elementwise.
     """
 
     f: Callable[[Tensor], Tensor]
@@ -49,24 +51,25 @@ class Divergence:
 def band_bounds(
     old_logprobs: Tensor, *, delta: float | Tensor, divergence: str, cap: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(lower, upper): the smallest and the largest ratio new / old of each token in its trust region.
+    """Return (lower, upper): the smallest and the largest ratio new / old of each token in its trust region.
 
-    old_logprobs: any shape and floating dtype, nats, at most 0; 0 (p = 1), -inf (p = 0) give the limits, NaN gives NaN.
-    delta: radius, above 0; a tensor that broadcasts with `old_logprobs` sets one per token. The same radius is not
-    equally wide in two divergences. cap: largest `upper`, at least 1.
+    old_logprobs: any shape and floating dtype, nats, at most 0. The values 0 (p = 1) and -inf (p = 0) give the limits,
+    NaN gives NaN.
+    delta: radius, above 0; a tensor that broadcasts with `old_logprobs` sets one per token. Radii of different
+    divergences are not comparable. cap: largest `upper`, at least 1; None: no cap.
 
-    Both results have no gradient, the broadcast shape, and are float32 (float64 for float64 input). They satisfy
+    Both results have no gradient and the broadcast shape. They are float32, or float64 for float64 input. They satisfy
     0 <= lower <= 1 <= upper <= 1/p. A p below e^-80 (float64: e^-700) counts as e^-80, so that every bound is finite.
 
-    Raises ValueError for an unknown divergence, delta <= 0, cap < 1, log-probs above 0. Values inside tensors are
-    checked on a CPU only, since a GPU check would wait for the device; there an invalid value gives a NaN bound.
+    Raises ValueError for an unknown divergence, delta <= 0, cap < 1, log-probs above 0. Tensor values are checked only
+    on a CPU, since a check on a GPU would synchronize. There, an invalid value gives a NaN bound.
     """
     if cap is not None and not cap >= 1:
         raise ValueError(f"cap: {cap} would forbid the ratio 1; use a number of at least 1, or None for no cap")
-    chosen, logprobs, radius = _checked(old_logprobs, delta, divergence)
+    chosen, logprobs, radius = _check_inputs(old_logprobs, delta, divergence)
     if logprobs.device.type != "cpu" or torch.compiler.is_compiling():
         return _bounds(chosen, logprobs, radius, cap)
-    # Chunks, so that the operands of eager CPU operations stay in the cache.
+    # In chunks, so that the operands of eager CPU operations stay in the cache.
     size = CHUNK_TOKENS * torch.get_num_threads()
     if logprobs.numel() <= size:
         return _bounds(chosen, logprobs, radius, cap)
@@ -80,13 +83,13 @@ def band_bounds(
 
 @torch.no_grad()
 def inside_band(logprobs: Tensor, old_logprobs: Tensor, *, delta: float | Tensor, divergence: str) -> Tensor:
-    """Whether each token may move from `old_logprobs` to `logprobs`; bool, the broadcast shape, False for NaN.
+    """Return a bool mask of tokens whose ratio is inside the trust region; broadcast shape, False for NaN.
 
-    Equal to lower <= ratio <= upper up to rounding, from the divergence itself, without solving for the bounds.
-    Raises ValueError as `band_bounds` does.
+    Equal to lower <= ratio <= upper up to rounding, but computed from the divergence without solving for the bounds.
+    Raises ValueError like `band_bounds`.
     """
-    chosen, old, radius = _checked(old_logprobs, delta, divergence)
-    _, new, _ = _checked(logprobs.to(old.dtype), delta, divergence)
+    chosen, old, radius = _check_inputs(old_logprobs, delta, divergence)
+    _, new, _ = _check_inputs(logprobs.to(old.dtype), delta, divergence)
     old, new = _finite(old), _finite(new)
     others = torch.log(_rest(new) / _rest(old))
     return old.exp() * chosen.f(new - old) + _rest(old) * chosen.f(others) <= radius
@@ -103,7 +106,7 @@ def _bounds(chosen: Divergence, logprobs: Tensor, delta: Tensor, cap: float | No
 
 
 def _change(v: Tensor) -> Tensor:
-    """e^v - 1. Below -60 it is -1 in any dtype; the clamp avoids e^v in the slow denormal range of a CPU."""
+    """Return e^v - 1. Below v = -60 it is -1 in any dtype. The clamp avoids slow denormals on a CPU."""
     return torch.expm1(v.clamp(min=-60))
 
 
@@ -111,10 +114,10 @@ def _change(v: Tensor) -> Tensor:
 
 
 def _kl_shrink(a: Tensor, b: Tensor, odds: Tensor, delta: Tensor) -> Tensor:
-    """Newton on D(v) - delta, D(v) = -a v - b ln R, whose derivative is odds (e^v - 1) / R.
+    """Newton's method for D(v) - delta, with D(v) = -a v - b ln R and derivative odds (e^v - 1) / R.
 
-    The start solves D = delta to second order in sqrt(delta). The error of the ratio is at most 6e-4 after one step,
-    2e-8 after two and 2e-15 after three, for a from 1e-12 to 1 - 1e-12 and delta from 1e-3 to 10.
+    The initial value solves D = delta to second order in sqrt(delta). The error of the ratio is at most 6e-4 after one
+    step, 2e-8 after two and 2e-15 after three, for a from 1e-12 to 1 - 1e-12 and delta from 1e-3 to 10.
     """
     v = -(torch.sqrt(2 * delta / odds) + delta / 3 / a + delta / 3)
     freed = -odds
@@ -134,10 +137,10 @@ def _chi2_shrink(a: Tensor, b: Tensor, odds: Tensor, delta: Tensor) -> Tensor:
 
 
 def _bisection(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Bisection over ln(-v), for any f; the logarithm resolves small moves and vanishing masses alike."""
+    """Return a bisection over ln(-v) for any f. The logarithm resolves both small changes and vanishing masses."""
 
     def shrink(a: Tensor, b: Tensor, odds: Tensor, delta: Tensor) -> Tensor:
-        near, far = 0 * a - 69, 0 * a + 69  # ln(-v): no visible move, mass vanishes; NaN if a is NaN
+        near, far = 0 * a - 69, 0 * a + 69  # ln(-v): no change up to rounding, mass vanishes; NaN if a is NaN
         for _ in range(60 if a.dtype == torch.float64 else 31):  # 138 / 2^31 = 6e-8 relative
             middle = (near + far) / 2
             v = -middle.exp()
@@ -157,10 +160,11 @@ def _jensen_shannon(s: Tensor) -> Tensor:
 
 
 def alpha_divergence(alpha: float) -> Divergence:
-    """f(u) = (u^alpha - 1 - alpha (u - 1)) / (alpha (alpha - 1)), Amari's family.
+    """Amari's alpha-divergence: f(u) = (u^alpha - 1 - alpha (u - 1)) / (alpha (alpha - 1)).
 
-    alpha -> 0 is `kl`, 1/2 is 4 `hellinger`, -> 1 is `reverse_kl`, 2 is `chi2` / 2. From alpha = 1 on, the allowed gain
-    of a rare token goes to 0 with its probability. Raises ValueError for 0 and 1; use `kl` and `reverse_kl`.
+    alpha -> 0 is `kl`, 1/2 is 4 `hellinger`, -> 1 is `reverse_kl`, 2 is `chi2` / 2. For alpha >= 1, the allowed
+    increase of a rare token's probability goes to 0 with its probability. Raises ValueError for 0 and 1: use `kl` and
+    `reverse_kl`.
     """
     if alpha in (0, 1):
         raise ValueError(f"alpha: {alpha} is a limit of the family; use divergence kl for 0, reverse_kl for 1")
@@ -178,11 +182,14 @@ DIVERGENCES: dict[str, Divergence] = {
 }
 
 
-# ---- shared by both operators ----
+# ---- shared by band_bounds and inside_band ----
 
 
-def _checked(logprobs: Tensor, delta: float | Tensor, divergence: str) -> tuple[Divergence, Tensor, Tensor]:
-    """The entry of DIVERGENCES; log-probs, at least float32; radii of that dtype, broadcast unless one number."""
+def _check_inputs(logprobs: Tensor, delta: float | Tensor, divergence: str) -> tuple[Divergence, Tensor, Tensor]:
+    """Check the inputs; return the divergence, log-probs as at least float32, and radii of the same dtype.
+
+    A tensor of radii is broadcast; a single radius is a scalar tensor.
+    """
     if divergence not in DIVERGENCES:
         raise ValueError(f"divergence: {divergence!r} is not known; use one of {', '.join(DIVERGENCES)}")
     if not logprobs.is_floating_point():
@@ -200,7 +207,7 @@ def _checked(logprobs: Tensor, delta: float | Tensor, divergence: str) -> tuple[
         wrong = not 0 < delta < math.inf
     if wrong:
         raise ValueError(f"delta: {delta} is no radius; use finite numbers above 0")
-    # One fast reduction decides, unless a NaN hides the other values.
+    # One fast reduction is enough, unless a NaN hides the other values.
     if readable and logprobs.numel() and not logprobs.amax() <= ROUNDING and (logprobs > ROUNDING).any():
         raise ValueError(f"old_logprobs: {logprobs.nan_to_num().max():.4g} is above 0; a log-prob is at most 0")
     if not readable:
@@ -210,11 +217,11 @@ def _checked(logprobs: Tensor, delta: float | Tensor, divergence: str) -> tuple[
 
 
 def _finite(logprobs: Tensor) -> Tensor:
-    """Log-probs clamped to a distance of e^-80 (float64: e^-700) from p = 0 and p = 1; the bounds stay the same."""
+    """Clamp log-probs to a distance of e^-80 (float64: e^-700) from p = 0 and p = 1. The bounds do not change."""
     floor = -700.0 if logprobs.dtype == torch.float64 else -80.0
     return logprobs.clamp(min=floor, max=-math.exp(floor))
 
 
 def _rest(logprobs: Tensor) -> Tensor:
-    """1 - p, accurate to rounding also near p = 1."""
+    """Return 1 - p, accurate to rounding also near p = 1."""
     return -torch.expm1(logprobs)

@@ -1,19 +1,19 @@
-"""Log-prob of given tokens and exact entropy from hidden states, without the logits of all tokens in memory.
+"""Log-probs of given tokens and exact entropy from hidden states, without the logits of all tokens in memory.
 
     logprobs, entropy = token_logprobs(
         hidden, head.weight, targets, temperature=1.0, vocab_size=V, chunk_tokens=1024
     )
 
-At 151,936 vocabulary rows the float32 logits of 4096 tokens take 2.5 GB, and softmax, entropy and gradient hold several
-such tensors. Here logits of `chunk_tokens` tokens exist at a time; backward recomputes them. `python -m bench.memory`
-measures both.
+With 151,936 vocabulary rows, the float32 logits of 4,096 tokens take 2.5 GB, and softmax, entropy and gradient need
+several such tensors. Here only the logits of `chunk_tokens` tokens exist at a time, and backward recomputes them.
+`python -m bench.memory` measures both.
 
-Products use all rows of the head; logits from `vocab_size` on are masked afterwards. A padded head (Qwen2.5: 151,936
-rows for 151,665 tokens) aligns the rows of logits to 16 bytes, as cuBLAS's fast kernels require. A product with the
-first `vocab_size` rows does not.
+Matrix products use all rows of the head. Logits from `vocab_size` on are masked afterwards. A padded head (Qwen2.5:
+151,936 rows for 151,665 tokens) aligns the rows of logits to 16 bytes, as cuBLAS's fast kernels require. A product with
+the first `vocab_size` rows does not.
 
-Left out: heads with a bias or soft-capped logits (trainer/policy.py refuses them), a head sharded over the vocabulary
-(tensor parallelism), second derivatives.
+Not supported: heads with a bias or soft-capped logits (trainer/policy.py raises ValueError), a head sharded over the
+vocabulary (tensor parallelism), second derivatives.
 
 Axes: T tokens, H hidden size, V rows of the head, C tokens of a chunk.
 """
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK_TOKENS = 64  # tokens per softmax, to keep its copies of the logits small
+BLOCK_TOKENS = 64  # tokens per softmax, to limit its copies of the logits
 
 
 def token_logprobs(
@@ -34,16 +34,16 @@ def token_logprobs(
     vocab_size: int,
     chunk_tokens: int,
 ) -> tuple[Tensor, Tensor]:
-    """(T,) float32 log-probs of `targets` and (T,) float32 entropy, both with gradient to hidden states and head.
+    """Return log-probs of `targets` and entropy, both (T,) float32 in nats, with gradient to hidden states and head.
 
-    hidden: (T, H) states that predict each target. head_weight: (V, H), tied to the embedding or not, a plain tensor;
-    under FSDP call this inside the forward of the module that owns it. targets: (T,) token ids below `vocab_size`.
-    Rows of the head from `vocab_size` on are padding: probability 0, gradient 0; their weights must be finite. Both
-    results are of the distribution at `temperature`, above 0.
+    hidden: (T, H) states that predict each target. head_weight: (V, H) unsharded tensor, tied to the embedding or not.
+    Under FSDP, call this inside the forward of the module that owns it. targets: (T,) token ids below `vocab_size`.
+    vocab_size: rows of the head from this index on are padding with probability 0 and gradient 0. Their weights must be
+    finite. temperature: above 0; both results refer to the distribution at this temperature.
 
-    Products take the dtype of autocast if it is on, else that of `hidden`. The softmax, all sums and the gradient of
-    the head over chunks are float32. A bfloat16 product keeps float32 results on a GPU; a CPU has no such kernel and
-    rounds them. A log-prob is never above 0.
+    Matrix products have the dtype of autocast if it is on, else that of `hidden`. Softmax, all sums and the head's
+    gradient over chunks are float32. On a GPU, a bfloat16 product has float32 results. A CPU has no such kernel and
+    rounds them to bfloat16. Log-probs are at most 0.
     """
     assert hidden.dim() == 2 and len(hidden) == len(targets), f"{tuple(hidden.shape)} states, {len(targets)} targets"
     assert vocab_size <= len(head_weight), f"vocab_size {vocab_size} is more than the head's {len(head_weight)} rows"
@@ -111,12 +111,12 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _logits(states: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    """(C, V) float32 logits at temperature."""
+    """Return (C, V) float32 logits at the temperature."""
     return _product(states, weight.T).div_(temperature)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Matrix product in float32. Rounding logits to bfloat16 changes them by 0.01 to 0.05."""
+    """Matrix product with float32 result. Rounding logits to bfloat16 would change them by 0.01 to 0.05."""
     if left.dtype == torch.float32 or left.device.type == "cpu":
         return (left @ right).float()
     return torch.mm(left, right, out_dtype=torch.float32)

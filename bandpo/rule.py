@@ -8,11 +8,11 @@
     check_rule(rule)                                                 # raises for an invalid rule, before training
     bounds = rule(logprobs=..., old_logprobs=..., advantages=..., entropy=..., sequence_ids=...)
 
-Bounds go through the PPO clip: max(-r A, -clip(r, lower, upper) A). A weight w replaces the ratio in the gradient,
-which becomes w A grad log pi. A rule sees one micro-batch of whole sequences. Its parameters are keyword-only
-arguments; their defaults are the published values.
+Bounds enter the PPO clip: max(-r A, -clip(r, lower, upper) A). A weight w replaces the ratio in the gradient, which
+becomes w A grad log pi. A rule is called with one micro-batch of whole sequences. Its parameters are keyword-only
+arguments, whose defaults are the published values.
 
-Inputs, all (T,) tensors without gradient, one sequence after another:
+Inputs, all (T,) tensors without gradient, over the concatenated sequences:
 
     logprobs, old_logprobs    log-probs under the current and the old policy, nats
     log_ratio, ratio          ln r, clamped to +-20, and r = exp(logprobs - old_logprobs)
@@ -32,18 +32,18 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-MAX_LOG_RATIO = 20.0  # nats; tokens beyond it get no gradient, so that the loss stays finite
+MAX_LOG_RATIO = 20.0  # nats; tokens beyond it have no gradient, so that the loss stays finite
 Result = Tensor | tuple[Tensor, Tensor]  # a gradient weight | (lower, upper) clip bounds
 
 
 def sequence_sum(values: Tensor, sequence_ids: Tensor) -> Tensor:
-    """(T,) at each token the sum of `values` over its sequence; every sequence has at least one token."""
+    """Return (T,): for each token, the sum of `values` over its sequence. Every sequence needs at least one token."""
     return torch.zeros_like(values).index_add(0, sequence_ids, values)[sequence_ids]
 
 
 def _positions(sequence_ids: Tensor) -> Tensor:
     lengths = torch.zeros_like(sequence_ids).index_add(0, sequence_ids, torch.ones_like(sequence_ids))
-    starts = lengths.cumsum(0) - lengths  # of each sequence
+    starts = lengths.cumsum(0) - lengths  # first index of each sequence
     return torch.arange(len(sequence_ids), device=sequence_ids.device) - starts[sequence_ids]
 
 
@@ -63,7 +63,7 @@ DERIVED: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """A clipping rule with its parameters.
+    """Clipping rule with its parameters.
 
     function: maps inputs of this module, by name, and keyword-only parameters to a `Result`.
     parameters: values that differ from the function's defaults.
@@ -76,7 +76,7 @@ class Rule:
     def __call__(
         self, *, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, entropy: Tensor, sequence_ids: Tensor
     ) -> Result:
-        """Clip bounds or gradient weight of the tokens, all (T,); float inputs share one dtype, without gradient."""
+        """Return clip bounds or gradient weight, (T,). Inputs: (T,), floats of one dtype, without gradient."""
         given = dict(zip(GIVEN, (logprobs, old_logprobs, advantages, entropy, sequence_ids), strict=True))
         inputs = [given[name] if name in given else DERIVED[name](given) for name in self.inputs]
         return self.function(*inputs, **self.arguments)
@@ -98,7 +98,7 @@ class Rule:
         return {**self.defaults, **self.parameters}
 
     def with_parameters(self, given: Mapping[str, object]) -> "Rule":
-        """The rule with these parameters. Raises ValueError for unknown or missing parameters and wrong types."""
+        """Return a rule with these parameters. Raises ValueError for unknown or missing parameters and wrong types."""
         defaults = self.defaults
         listed = ", ".join(k if v is ... else f"{k} ({v})" for k, v in defaults.items()) or "none"
         for name, value in given.items():
@@ -126,32 +126,32 @@ TYPE_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "t
 
 
 def _allowed_types(function: Callable[..., object], name: str, default: object) -> tuple[type, ...]:
-    """Types of a parameter, from its annotation and its default; all types if neither is known."""
+    """Return the types of a parameter from its annotation and default; all types if neither is known."""
     try:
         annotation = inspect.get_annotations(function, eval_str=True).get(name)
     except NameError:  # a name imported for type checkers only
         annotation = None
-    found = tuple(kind for kind in TYPE_NAMES if kind in (annotation, *get_args(annotation), type(default)))
-    return tuple(TYPE_NAMES) if found in ((), (type(None),)) else found
+    kinds = tuple(kind for kind in TYPE_NAMES if kind in (annotation, *get_args(annotation), type(default)))
+    return tuple(TYPE_NAMES) if kinds in ((), (type(None),)) else kinds
 
 
-# ---- finding a rule ----
+# ---- loading a rule ----
 
 RULES: dict[str, Rule] = {}  # filled by bandpo/rules.py
 
 
 def register(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Enter a rule in RULES under its function's name."""
+    """Add a rule to RULES under its function's name."""
     assert function.__name__ not in RULES, f"two rules are called {function.__name__}"
     RULES[function.__name__] = Rule(function.__name__, function)
     return function
 
 
 def load_rule(name: str, parameters: Mapping[str, object]) -> Rule:
-    """The rule with this name, or the user's "FILE.py:FUNCTION", with these parameters.
+    """Load a rule by name, or a user's "FILE.py:FUNCTION", with these parameters.
 
-    Raises ValueError, with the allowed values, for an unknown rule, parameter or input, a function that takes *args or
-    **kwargs, and a file that is missing, is not valid Python or raises.
+    Raises ValueError, with the allowed values, for an unknown rule, parameter or input. Also for a function with *args
+    or **kwargs, and for a file that is missing, is not valid Python or raises.
     """
     import bandpo.rules  # noqa: F401  (fills RULES)
 
@@ -189,11 +189,13 @@ def load_rule(name: str, parameters: Mapping[str, object]) -> Rule:
 
 
 def check_rule(rule: Rule) -> str:
-    """Run the rule on a synthetic batch, a few milliseconds on a CPU; returns its kind, "bounds" or "weight".
+    """Run a rule on a synthetic batch, which takes a few ms on a CPU; return its kind, "bounds" or "weight".
 
-    Raises ValueError for results with wrong shapes or dtypes, values that are not finite (an upper bound may be
-    infinite), bounds that exclude the ratio 1, a gradient, a write to an input, and any exception of the function, with
-    its line.
+    Raises ValueError for:
+    - results with wrong shape or dtype, with a gradient, or not finite (an upper bound may be infinite)
+    - bounds that exclude the ratio 1
+    - a write to an input
+    - any exception of the function, with its line
     """
     batch = synthetic_batch()
     try:
@@ -221,7 +223,7 @@ def check_rule(rule: Rule) -> str:
 
 
 def _examine(rule: Rule, name: str, value: object, batch: Mapping[str, Tensor]) -> Tensor:
-    """The value, after checks: one finite number per token, in the inputs' dtype, without gradient."""
+    """Check and return a result: one finite number per token, in the dtype of the inputs, without gradient."""
     where, logprobs = f"rule: {rule.name}: {name}", batch["logprobs"]
     if not isinstance(value, Tensor):
         raise ValueError(f"{where} is a {type(value).__name__}; return a weight (T,), or a tuple (lower, upper)")
@@ -241,14 +243,17 @@ def _examine(rule: Rule, name: str, value: object, batch: Mapping[str, Tensor]) 
 
 
 def format_error(error: BaseException, path: str) -> str:
-    """An error with its line in the file `path`, if the traceback has one; a SyntaxError names its own line."""
+    """Format an error with its line in the file `path`, if it is in the traceback. A SyntaxError has its own line."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     line = f":{frames[-1].lineno}" if frames else ""
     return f"{path}{line}: {type(error).__name__}: {error}"
 
 
 def synthetic_batch(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Inputs of a rule for 293 tokens: rare to certain, ratios from e^-3 to e^3 or exactly 1, A of both signs or 0."""
+    """Return inputs of a rule for 293 tokens, the same for every call.
+
+    Old probabilities are rare to certain, ratios are e^-3 to e^3 or exactly 1, advantages are positive, negative or 0.
+    """
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor([1, 2, 40, 100, 150])
     tokens = int(lengths.sum())

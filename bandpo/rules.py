@@ -1,16 +1,16 @@
-"""The published clipping rules, one function each; docs/rules.md has their table.
+"""Published clipping rules, one function per rule; docs/rules.md has a table of them.
 
     rule = load_rule("sapo", {})                 # bandpo/rule.py; with the published values
-    rule = load_rule("band", {"delta": 0.1})     # with another radius
+    rule = load_rule("band", {"delta": 0.1})     # with a different radius
 
-To add a rule: write a function under @register, inputs by name (bandpo/rule.py), parameters keyword-only with the
-published values as defaults. The table is generated from the docstring: one sentence; `w = ...`, the weight of
-A grad log pi; `Source:` paper, equation and deviations; `Checked:` what the formula was compared with. The tests
-require a second, independent form of its gradient.
+To add a rule, decorate a function with @register. Inputs are passed by name (bandpo/rule.py). Parameters are
+keyword-only, with the published values as defaults. The table is generated from the docstring: one sentence; `w = ...`,
+the weight of A grad log pi; `Source:` paper, equation and deviations; `Checked:` references for the formula. The tests
+require a second, independent form of the gradient.
 
-Per token: r importance ratio, p old probability, A advantage. "w = r in [a, b]" stands for clip bounds a and b: the
-weight is r, or 0 above b for A > 0 and below a for A < 0. Statistics over tokens (bapo, acpo, m2po, clip_cov, kl_cov)
-are taken over the micro-batch, as in the published code.
+Per token: r importance ratio, p old probability, A advantage. "w = r in [a, b]" means clip bounds a and b: the weight
+is r, or 0 above b for A > 0 and below a for A < 0. Statistics over tokens (bapo, acpo, m2po, clip_cov, kl_cov) are
+over the micro-batch, as in the published code.
 """
 
 import torch
@@ -23,23 +23,23 @@ FIXED_POINT = 2**30
 
 
 def by_sign(advantages: Tensor, positive: float | Tensor, negative: float | Tensor) -> Tensor:
-    """(T,) `positive` where A > 0, else `negative`."""
+    """Return (T,): `positive` where A > 0, else `negative`."""
     one = torch.ones_like(advantages)
     return torch.where(advantages > 0, positive * one, negative * one)
 
 
 def moves_away(log_ratio: Tensor, advantages: Tensor) -> Tensor:
-    """(T,) bool: the ratio is on the side of 1 that PPO clips: above for A > 0, below for A < 0."""
+    """Return (T,) bool: the ratio is on the side of 1 that PPO clips, above for A > 0, below for A < 0."""
     return advantages * log_ratio > 0
 
 
 def is_clipped(ratio: Tensor, advantages: Tensor, lower: float | Tensor, upper: float | Tensor) -> Tensor:
-    """(T,) bool: outside the bounds on the side that PPO clips."""
+    """Return (T,) bool: the ratio is outside the bounds on the side that PPO clips."""
     return ((advantages > 0) & (ratio > upper)) | ((advantages < 0) & (ratio < lower))
 
 
 def to_fixed_point(values: Tensor) -> Tensor:
-    """int64 with 30 fractional bits: sums are exact, so running sums on a GPU do not depend on the order."""
+    """Convert to int64 with 30 fractional bits. Sums are exact, so running sums on a GPU do not depend on the order."""
     return (values.double() * FIXED_POINT).round().long()
 
 
@@ -254,7 +254,7 @@ def cispo(ratio: Tensor, *, low: float = 1.0, high: float = 2.0) -> Result:
 def mask_outside(
     divergence: str, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, deltas: tuple[float, float]
 ) -> Tensor:
-    """(T,) bool: the token moves away and is outside the Band of radius deltas[0] for A < 0, deltas[1] for A > 0."""
+    """Return (T,) bool: moves away and is outside the Band of radius deltas[0] for A < 0, deltas[1] for A > 0."""
     radius = by_sign(advantages, deltas[1], deltas[0])
     inside = inside_band(logprobs, old_logprobs, delta=radius, divergence=divergence)
     return moves_away(logprobs - old_logprobs, advantages) & ~inside
@@ -325,7 +325,7 @@ def cppo(
     r = log_ratio.exp()
     weight = 1 - (1 - weight_floor) * positions.double() / (lengths - 1).clamp(min=1)
     weighted = weight * (old_probs * (r - 1)).abs().double()
-    unused = to_fixed_point(prefix_delta * weight - weighted)  # adds to the budget of the next tokens
+    unused = to_fixed_point(prefix_delta * weight - weighted)  # added to the budget of later tokens
     before = unused.cumsum(0) - unused
     starts = torch.arange(len(positions), device=positions.device) - positions
     budget = delta + (before - before[starts]).double() / FIXED_POINT
@@ -460,12 +460,12 @@ def gspo(
 
 
 def covariance(logprobs: Tensor, advantages: Tensor) -> Tensor:
-    """(T,) (ln pi - mean) (A - mean), means over the micro-batch: equation 10 of arXiv 2505.22617."""
+    """Return (T,) (ln pi - mean) (A - mean), with means over the micro-batch (arXiv 2505.22617, equation 10)."""
     return (logprobs - logprobs.mean()) * (advantages - advantages.mean())
 
 
 def select_largest(values: Tensor, share: float) -> Tensor:
-    """(T,) bool: the `share` of all tokens with the largest values, at least one."""
+    """Return (T,) bool: the `share` of all tokens with the largest values, at least one token."""
     count = min(len(values), max(1, int(share * len(values))))
     return torch.zeros_like(values, dtype=torch.bool).scatter(0, values.topk(count).indices, True)
 

@@ -2,8 +2,8 @@
 
     python -m bench.band
 
-"plain bisection" is the baseline: 50 halvings of each bound in ratio form on the whole tensor. Every run is paired with
-a run of the baseline, so that a busy machine slows both sides of a ratio.
+"plain bisection" is the baseline: 50 halvings per bound in ratio form on the whole tensor. Every run is paired with a
+run of the baseline, so that the load of the machine affects both sides of a ratio.
 """
 
 import statistics
@@ -26,7 +26,7 @@ METHODS: dict[str, tuple[str, dict[str, object]]] = {
 
 
 def plain_bisection(old_logprobs: Tensor) -> tuple[Tensor, Tensor]:
-    """(lower, upper) of KL, directly: 50 halvings of [0, 1] and of [1, 1/p]."""
+    """Compute (lower, upper) for KL directly: 50 halvings of [0, 1] and of [1, 1/p]."""
     p = old_logprobs.exp()
     q = 1 - p
 
@@ -42,7 +42,7 @@ def plain_bisection(old_logprobs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def bounds(method: str, old: Tensor) -> Result:
-    """Clip bounds of old_logprobs (T,)."""
+    """Compute the clip bounds of `method`. old: (T,) log-probs."""
     ids = torch.zeros(len(old), dtype=torch.int64)
     return load_rule(*METHODS[method])(logprobs=old, old_logprobs=old, advantages=old, entropy=old, sequence_ids=ids)
 
@@ -55,7 +55,7 @@ def cpu_seconds(function: Callable[[Tensor], object], old: Tensor, repeats: int)
 
 
 def sample(tokens: int) -> Tensor:
-    """Log-probs as a policy of entropy about 0.6 samples them: most tokens near p = 1, a long tail of rare ones."""
+    """Draw log-probs of a policy with entropy of about 0.6: most tokens near p = 1, a long tail of rare tokens."""
     generator = torch.Generator().manual_seed(0)
     return -torch.empty(tokens).exponential_(generator=generator).pow(2.5) * 0.2
 

@@ -1,11 +1,12 @@
-"""Kill training runs at random moments, resume them, and compare each with an undisturbed run.
+"""Kill training runs at random times, resume them, and compare each with an uninterrupted run.
 
     python -m bench.chaos --runs 6 --vllm 2 --two 2 --seed 0      # or: make chaos
 
-`--runs` runs of the synthetic task (`--vllm` of them with vLLM's engine, the others with transformers') and `--two`
-runs of two processes are killed with SIGKILL at a random moment, every third one twice, and resumed. A run passes if
-its metrics (times aside), final weights and optimizer state equal those of the undisturbed run to the last bit and no
-process of it is left. Exit code 1 if a run does not pass. Other faults: tests/train/test_faults.py.
+Trains `--runs` runs of the synthetic task (`--vllm` of them with vLLM, the others with transformers) and `--two` runs
+of two processes. Each run is killed with SIGKILL at a random time and resumed; about a third are killed twice.
+
+A run passes if all of its processes have ended, and its metrics (except times), final weights and optimizer state are
+bit-identical to the uninterrupted run. Exit code 1 if a run fails. Other faults: tests/train/test_faults.py.
 """
 
 import argparse
@@ -45,7 +46,7 @@ SMALL = {
     "wandb": "disabled",
     "verifier_workers": 1,
 }
-MARK = "BANDPO_CHAOS_RUN"  # in the environment of a run's processes
+MARK = "BANDPO_CHAOS_RUN"  # environment variable of a run's processes
 MOMENTS = ("starting", "training", "saving")
 TWO = (("vllm", "fsdp2"), ("hf", "ddp"))  # engine and sharding of runs of two processes
 
@@ -54,13 +55,13 @@ TWO = (("vllm", "fsdp2"), ("hf", "ddp"))  # engine and sharding of runs of two p
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without times, speed and memory."""
+    """Read metrics.jsonl without times, speed and memory."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if not is_of_clock(key)} for line in lines]
 
 
 def difference(run: Path, other: Path, step: int = STEPS) -> str:
-    """Where two runs differ after `step` steps; empty if they are equal to the last bit."""
+    """Describe the first difference of two runs after `step` steps; "" if they are bit-identical."""
     for ours, theirs in zip_longest(rows(run), rows(other), fillvalue={}):
         if keys := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
             return f"metrics of step {ours.get('step')}: {', '.join(keys[:3])}"
@@ -75,7 +76,7 @@ def difference(run: Path, other: Path, step: int = STEPS) -> str:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Whether two nested states are equal to the last bit."""
+    """Return True if two nested states are bit-identical."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
@@ -88,7 +89,7 @@ def equal(a: Any, b: Any) -> bool:
 
 @dataclass
 class Trial:
-    """A run that will be killed or damaged."""
+    """Training run to be killed or damaged."""
 
     folder: Path  # output_dir/run_name
     engine: str
@@ -99,13 +100,13 @@ class Trial:
     events: list[str] = field(default_factory=list)
 
     def launch(self, *, environment: dict[str, str] | None = None, **extra: object) -> None:
-        """Start train.py in a session of its own, without waiting; its output goes to a file beside the folder."""
+        """Start train.py in a new session without waiting. Its output goes to `console_file`."""
         keys = {
             **{"model": ROOT / "build" / "toy_model", "output_dir": self.folder.parent, "run_name": self.folder.name},
             **{"engine": self.engine, **SMALL, **self.overrides, **extra},
         }
         words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
-        # Waiting threads that spin would take the cores of the other processes.
+        # Passive waiting: spinning threads would occupy the cores of other processes.
         own = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive", MARK: str(self.folder)}
         with open(self.console_file, "ab") as console:
             self.process = subprocess.Popen(
@@ -130,12 +131,12 @@ class Trial:
         return self.process.pid
 
     def code(self) -> int:
-        """Wait for the end; the exit code."""
+        """Wait for the end of the process and return its exit code."""
         assert self.process
         return self.process.wait(timeout=600)
 
     def wait_until(self, moment: Callable[[], bool], then_s: float = 0.0) -> bool:
-        """Wait for a moment and `then_s` seconds more; whether the run is still going on then."""
+        """Wait until `moment` returns True, then `then_s` seconds; return True if the run has not ended."""
         assert self.process
         while self.process.poll() is None and not moment():
             time.sleep(0.001)
@@ -143,20 +144,20 @@ class Trial:
         return self.process.poll() is None
 
     def send(self, number: signal.Signals, pid: int | None = None) -> None:
-        """Send a signal to the process that was started, or to another one."""
+        """Send a signal to the started process, or to `pid`."""
         os.kill(pid or self.pid, number)
         self.events.append(f"{number.name} after {self.steps()} rows{' while saving' * self.saving()}")
 
     def children(self, word: str) -> list[int]:
-        """Processes started by ours whose command line has `word`."""
-        found = []
+        """Return the ids of child processes whose command line contains `word`."""
+        pids = []
         for child in psutil.Process(self.pid).children():
             with suppress(psutil.Error):  # it has ended
-                found += [child.pid] if word in " ".join(child.cmdline()) else []
-        return found
+                pids += [child.pid] if word in " ".join(child.cmdline()) else []
+        return pids
 
     def steps(self) -> int:
-        """Rows of metrics so far, step 0 included."""
+        """Return the number of rows of metrics so far, including step 0."""
         path = self.folder / "metrics.jsonl"
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
@@ -168,21 +169,21 @@ class Trial:
 
 
 def two_processes(folder: Path, engine: str, sharding: str) -> Trial:
-    """A run of two processes on this machine's CPU."""
+    """Define a run of two processes on the CPU."""
     torchrun = (str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node", "2")
     return Trial(folder, engine, {"sharding": sharding}, torchrun, {"ACCELERATE_USE_CPU": "true"})
 
 
 def left_behind(mark: str, patience_s: float = 10.0) -> list[str]:
-    """Command lines of processes that belong to a run that has ended, after waiting for them to end."""
+    """Return command lines of processes that outlive their run by more than `patience_s` seconds."""
     until = time.monotonic() + patience_s
     while True:
-        found = []
+        commands = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):  # it has ended, or belongs to another user
-                found += [" ".join(process.cmdline())[:80]] if process.environ().get(MARK) == mark else []
-        if not found or time.monotonic() > until:
-            return found
+                commands += [" ".join(process.cmdline())[:80]] if process.environ().get(MARK) == mark else []
+        if not commands or time.monotonic() > until:
+            return commands
         time.sleep(0.1)
 
 
@@ -190,7 +191,7 @@ def left_behind(mark: str, patience_s: float = 10.0) -> list[str]:
 
 
 def undisturbed(trial: Trial) -> tuple[float, float]:
-    """Run to the end; seconds until the first row of metrics, and from there to the end."""
+    """Run to the end; return the seconds until the first row of metrics, and from there to the end."""
     started = time.monotonic()
     trial.launch()
     trial.wait_until(lambda: trial.steps() > 0)
@@ -200,7 +201,7 @@ def undisturbed(trial: Trial) -> tuple[float, float]:
 
 
 def killed_run(trial: Trial, moment: str, pace: tuple[float, float], rng: random.Random) -> None:
-    """SIGKILL at a random instant of the kind `moment`, once more for every third run, then resume to the end."""
+    """Send SIGKILL at a random time of the kind `moment`, in a third of the runs twice, then resume to the end."""
     kills, wanted = 0, 1 + (rng.random() < 1 / 3)
     while kills < wanted:
         trial.launch()
@@ -211,10 +212,10 @@ def killed_run(trial: Trial, moment: str, pace: tuple[float, float], rng: random
         else:
             row = trial.steps() + rng.randint(0, 2)
             alive = trial.wait_until(lambda row=row: trial.steps() >= row and trial.saving(), rng.uniform(0.0, 0.05))
-        if not alive:  # it ended before
+        if not alive:  # it ended before the signal
             shutil.rmtree(trial.folder)
             continue
-        ranks = trial.children("train.py")  # none of a run without a launcher: its own process
+        ranks = trial.children("train.py")  # empty without a launcher
         trial.send(signal.SIGKILL, rng.choice(ranks) if ranks else None)
         trial.code()
         kills, moment = kills + 1, "training"

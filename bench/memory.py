@@ -1,11 +1,11 @@
-"""Peak memory of log-probs and entropy of a micro-batch, forward and backward: chunks of tokens against all logits.
+"""Peak memory of log-probs and entropy of a micro-batch, forward and backward: chunks of tokens versus all logits.
 
     python -m bench.memory [--tokens 4096 --vocab 151936 --hidden 2048 --dtype float32 --chunks 1024 512 256]
 
-Each row is a process of its own. On a GPU: the peak of the allocator. On a CPU: the peak of the resident set, which
-counts what the process touched. Both minus what is there before (states, head) and minus the head's float32 gradient,
-which every route returns: what is left are the logits, their derived tensors, and with bfloat16 products a copy of
-the head and of its gradient in bfloat16, in every route. Seconds are wall clock, for orientation.
+Each row is measured in a separate process: the peak of the allocator on a GPU, the peak resident set size on a CPU.
+Memory in use before (states, head) and the head's float32 gradient are subtracted, since all methods need them. The
+remainder is the logits, tensors derived from them and, with bfloat16 products, bfloat16 copies of the head and its
+gradient. Seconds are wall-clock time, for orientation only.
 """
 
 import argparse
@@ -23,7 +23,7 @@ GIB = 1 << 30
 
 
 def all_logits(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The same two numbers as one would first write them."""
+    """Baseline: log-probs and entropy from the logits of all tokens, both (T,) float32."""
     table = (hidden @ weight.to(hidden.dtype).T).float().log_softmax(dim=-1)  # (T, V)
     with torch.no_grad():
         entropy = -(table.exp() * table).sum(dim=-1)
@@ -31,7 +31,7 @@ def all_logits(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor,
 
 
 def measure(chunk: int, args: argparse.Namespace, answer: Connection) -> None:
-    """Send (bytes of the vocabulary-sized part, seconds, sum of log-probs); `chunk` 0 is the naive route."""
+    """Measure one method and send (bytes, seconds, sum of log-probs). chunk: tokens per chunk; 0: the baseline."""
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)

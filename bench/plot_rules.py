@@ -1,8 +1,8 @@
-"""Figures of clip bounds and of rules' gradient weights, and the table of docs/rules.md.
+"""Figures of clip bounds and of gradient weights of rules, and the table of docs/rules.md.
 
 python -m bench.plot_rules docs/figures/bounds.png                          # clip bounds by probability
 python -m bench.plot_rules --rules all docs/figures/rules.png               # gradient weight of every rule
-python -m bench.plot_rules --rules band,my_rule.py:my_rule mine.png         # of chosen rules
+python -m bench.plot_rules --rules band,my_rule.py:my_rule mine.png         # gradient weight of chosen rules
 python -m bench.plot_rules --list docs/rules.md                             # rewrite the table of the page
 """
 
@@ -26,9 +26,9 @@ from torch import Tensor
 import bandpo.rules  # noqa: F401  (fills RULES)
 from bandpo.rule import RULES, Rule, load_rule
 
-# Okabe and Ito's palette, distinguishable with any colour vision; line styles repeat the distinction in grey.
+# Okabe and Ito's palette, safe for colour blindness. Line styles also distinguish the curves in grey.
 INK, MUTED, GRID = "#222222", "#6f6f6f", "#e4e4e4"
-# Radii of about equal strength: for small moves chi2 is twice KL, and TV is at most sqrt(KL / 2). No cap.
+# Comparable radii: for small changes, chi2 is twice KL, and TV is at most sqrt(KL / 2). No ratio cap.
 METHODS: list[tuple[str, str, dict[str, Any], tuple[str, Any, float]]] = [
     ("Band, KL  δ = 0.05", "band", {"delta": 0.05, "ratio_cap": None}, ("#0072B2", "-", 2.4)),
     ("Band, TV  δ = 0.158", "band", {"delta": 0.158, "divergence": "tv", "ratio_cap": None}, ("#009E73", "--", 1.8)),
@@ -57,7 +57,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def apply(rule: Rule, p: Tensor, ratio: Tensor, advantages: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-    """The rule's result for single tokens, each the only one of its response, without entropy."""
+    """Apply a rule to single tokens, each the only one of its response, with entropy 0."""
     old = p.log()
     return rule(
         logprobs=old + ratio.log(),
@@ -72,7 +72,7 @@ def apply(rule: Rule, p: Tensor, ratio: Tensor, advantages: Tensor) -> Tensor | 
 
 
 def bounds(name: str, parameters: dict[str, Any], p: Tensor) -> tuple[Tensor, Tensor]:
-    """(lower, upper) at probabilities p; upper at most 1/p."""
+    """Return (lower, upper) at probabilities p, with upper at most 1/p."""
     one = torch.ones_like(p)
     result = apply(load_rule(name, parameters), p, one, one)
     assert isinstance(result, tuple), f"{name} gives a weight"
@@ -80,7 +80,7 @@ def bounds(name: str, parameters: dict[str, Any], p: Tensor) -> tuple[Tensor, Te
 
 
 def draw_bounds(path: Path) -> None:
-    """Two panels: ratio bounds, and the change of probability that they allow; grey where no distribution exists."""
+    """Draw two panels: ratio bounds, and the allowed change of probability. Grey: no distribution exists."""
     p = torch.cat([torch.logspace(-4, -1, 600), torch.linspace(0.1, 0.9999, 900)]).double()
     with plt.rc_context(SETTINGS | OPEN):  # type: ignore[arg-type]
         figure, (ratio, change) = plt.subplots(1, 2, figsize=(11, 4.9), layout="constrained")
@@ -109,7 +109,7 @@ def draw_bounds(path: Path) -> None:
 
 
 def plain_numbers(axes: Axes, x: list[float], y: list[float]) -> None:
-    """Ticks of logarithmic axes at these places, without exponents."""
+    """Set ticks of logarithmic axes at these places, without exponents."""
     for axis, places in ((axes.xaxis, x), (axes.yaxis, y)):
         axis.set_major_locator(FixedLocator(places))
         axis.set_minor_locator(NullLocator())
@@ -118,7 +118,7 @@ def plain_numbers(axes: Axes, x: list[float], y: list[float]) -> None:
 
 # ---- gradient weights ----
 
-# Rules whose weight depends on other tokens of the micro-batch or of the response: no function of (p, r).
+# Rules whose weight depends on other tokens of the micro-batch or the response, and is no function of (p, r).
 NOT_DRAWN = {"bapo", "acpo", "m2po", "gspo", "clip_cov", "kl_cov"}
 COLOURS = LinearSegmentedColormap.from_list(
     "weights",
@@ -129,9 +129,9 @@ PROBABILITIES = torch.logspace(-3, -1e-3, 121, dtype=torch.float64)
 
 
 def relative_weights(rule: Rule, sign: float) -> Tensor:
-    """(len(RATIOS), len(PROBABILITIES)) w / r at A = sign."""
+    """Compute w / r at A = sign, of shape (len(RATIOS), len(PROBABILITIES))."""
     r, p = (x.flatten() for x in torch.meshgrid(RATIOS, PROBABILITIES, indexing="ij"))
-    r = torch.minimum(r, 0.9999 / p)  # larger ones do not exist and are drawn grey
+    r = torch.minimum(r, 0.9999 / p)  # larger ratios do not exist and are drawn grey
     result = apply(rule, p, r, torch.full_like(p, sign))
     if isinstance(result, tuple):
         w = torch.where((r > result[1]) if sign > 0 else (r < result[0]), 0.0, r)
@@ -141,7 +141,7 @@ def relative_weights(rule: Rule, sign: float) -> Tensor:
 
 
 def draw_rules(names: list[str], path: Path) -> None:
-    """A pair of panels per rule, A > 0 and A < 0."""
+    """Draw a pair of panels per rule: A > 0 and A < 0."""
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
     width, height = 3.1 * columns + 0.7, 1.95 * rows + 1.15  # inches
@@ -179,7 +179,7 @@ def draw_rules(names: list[str], path: Path) -> None:
 
 
 def draw_weights(axes: Axes, rule: Rule, sign: float) -> ScalarMappable:
-    """One panel: w / r over p and r, both logarithmic; grey where no distribution exists."""
+    """Draw one panel: w / r over p and r, both logarithmic. Grey: no distribution exists."""
     values = relative_weights(rule, sign)
     mesh = axes.pcolormesh(
         PROBABILITIES, RATIOS, values, cmap=COLOURS, norm=Normalize(-1, 2), shading="nearest", rasterized=True
@@ -201,7 +201,7 @@ FIRST, LAST = "<!-- written by python -m bench.plot_rules --list -->\n", "<!-- e
 
 
 def rule_list() -> str:
-    """Markdown table of all rules, from their docstrings and published values."""
+    """Format a Markdown table of all rules from their docstrings and published values."""
     lines = ["| rule, published values | effect, gradient weight w | source (arXiv), our reading |", "|---|---|---|"]
     for name, rule in RULES.items():
         effect, _, rest = " ".join((rule.function.__doc__ or "").split()).partition(" w = ")
@@ -214,7 +214,7 @@ def rule_list() -> str:
 
 
 def with_list(page: str) -> str:
-    """A page of Markdown with the current table between its two marks."""
+    """Replace the table between the two marks of a Markdown page by the current one."""
     before, _, rest = page.partition(FIRST)
     return before + FIRST + rule_list() + LAST + rest.partition(LAST)[2]
 

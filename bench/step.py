@@ -1,17 +1,17 @@
-"""Times whole training steps by phase on a fixed synthetic workload; with --trl, beside TRL's GRPOTrainer.
+"""Time training steps by phase on a fixed synthetic workload; with --trl, compare with TRL's GRPOTrainer.
 
     python -m bench.step --size 20m --prompts 16 --samples 8 --tokens 64 --minibatches 4 --steps 5 [--ragged]
     OMP_NUM_THREADS=1 taskset -c 0 python -m bench.step ...          # one core, for comparisons
     make bench-env && python -m bench.step --size 1m --trl 3         # three pairs of runs, ours and TRL's
 
-The real loop runs (trainer.start, train.train_step) with the real engine and verifier, on a random model and sums as
+Runs the training loop (trainer.start, train.train_step) with engine and verifier, on a random model and sums as
 problems. Prints medians over the steps after the first: seconds per phase and per call of engine and model, the share
-outside both, tokens per second, share of real tokens, peak memory, and model TFLOP/s (2 FLOPs per weight and token in
-the old-policy pass, 6 in an update; recomputation and attention not counted). The last line is the same as JSON.
+outside both, tokens per second, share of real tokens, peak memory and model TFLOP/s. TFLOP/s count 2 FLOPs per weight
+and token in the old-policy pass and 6 in an update, without recomputation and attention. The last line is JSON.
 
-Responses have the full length. With --ragged, the end token, one of 24, ends them: geometric lengths with mean 24. A
-random model's responses are all incorrect, so the reward is a hash of the text. The learning rate is too small to
-change the lengths of responses.
+Responses have the maximum length. With --ragged, the end token, one of 24 tokens, ends them: geometric lengths with
+mean 24. Responses of a random model are all incorrect, so the reward is a hash of the text. The learning rate is too
+small to change the lengths of responses.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def make_model(folder: Path, size: Size) -> None:
-    """Write a random model and its tokenizer, which has a chat template."""
+    """Write a randomly initialized model and a tokenizer with a chat template."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -114,7 +114,7 @@ def make_model(folder: Path, size: Size) -> None:
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
     )
-    large = size.hidden >= 2048  # made on the GPU and stored as such models come
+    large = size.hidden >= 2048  # initialized on the GPU and stored as bfloat16, like published models
     with torch.device("cuda" if large and torch.cuda.is_available() else "cpu"):
         model: Any = Qwen2ForCausalLM(config)
     model.to(torch.bfloat16 if large else torch.float32).save_pretrained(folder)
@@ -122,7 +122,7 @@ def make_model(folder: Path, size: Size) -> None:
 
 
 def write_problems(folder: Path, count: int, prompt_tokens: int) -> None:
-    """Write problems.jsonl: sums of `prompt_tokens` tokens, at least about ten."""
+    """Write problems.jsonl with sums, padded to at least `prompt_tokens` tokens."""
     rng, rows = random.Random(0), []
     for i in range(count):
         a, b = rng.randint(10, 99), rng.randint(10, 99)
@@ -135,7 +135,7 @@ def write_problems(folder: Path, count: int, prompt_tokens: int) -> None:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Medians over the measured steps. Replaces functions of the trainer, for the rest of this process."""
+    """Return medians over the measured steps. Patches functions of the trainer for the rest of this process."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import train
     from configs import load
@@ -147,11 +147,11 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     cfg = load(Config, arguments(options, folder))
     spent: dict[str, float] = dict.fromkeys(CALLS, 0.0)
     rows: list[dict[str, float]] = []
-    positions: list[int] = []  # of a step's micro-batches
+    positions: list[int] = []  # input positions of each micro-batch of a step
     load_task, make_minibatches = start.load_task, train.make_minibatches
 
     def with_own_ends(*given: Any) -> Any:
-        """One end token, as in TRL's run (chat templates have a second one), or none."""
+        """Keep only the EOS token, as in TRL's run (chat templates have a second end token), or no end token."""
         task = load_task(*given)
         return dataclasses.replace(task, stop_token_ids=(task.tokenizer.eos_token_id,) if options.ragged else ())
 
@@ -177,7 +177,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     def median(key: str) -> float:
         return statistics.median(row[key] for row in rows[1:])
 
-    tflop = 2 * weights * sum(positions) / 1e12  # of one forward pass over the step's sequences
+    tflop = 2 * weights * sum(positions) / 1e12  # one forward pass over the step's sequences
     tokens = median("response/length_mean") * options.prompts * options.samples
     has_old_pass = cfg.old_policy == "trainer" and cfg.updates_per_step > 1
     return {
@@ -199,7 +199,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, float]:
 
 
 def arguments(options: argparse.Namespace, folder: Path) -> list[str]:
-    """Command line of the configuration."""
+    """Return the command line of train.py."""
     keys = {
         "model": options.model,
         "train_data": options.model / "problems.jsonl",
@@ -227,7 +227,7 @@ def arguments(options: argparse.Namespace, folder: Path) -> list[str]:
 
 
 def timed(function: Callable[..., Any], spent: dict[str, float], name: str) -> Callable[..., Any]:
-    """`function`, adding its seconds to spent[name]; on a GPU it waits until the work is done."""
+    """Wrap `function` to add its seconds to spent[name]. On a GPU, the wrapper synchronizes."""
 
     def wrapped(*args: Any, **keys: Any) -> Any:
         started = time.perf_counter()
@@ -240,13 +240,13 @@ def timed(function: Callable[..., Any], spent: dict[str, float], name: str) -> C
     return wrapped
 
 
-# ---- beside TRL ----
+# ---- comparison with TRL ----
 
 
 def beside_trl(options: argparse.Namespace) -> str:
-    """CPU seconds per step of ours over TRL's, pair by pair, each run a process of its own; start-up is not counted.
+    """Compare CPU seconds per step with TRL in pairs of runs, each in a separate process, without start-up.
 
-    Ours runs with each `old_policy`: trainer recomputes old log-probs as the paper does, rollout takes the engine's.
+    Runs each `old_policy`: trainer recomputes old log-probs like the paper, rollout uses the engine's.
     """
     if not TRL_PYTHON.exists():
         raise SystemExit("TRL's environment is missing: make bench-env")
@@ -268,7 +268,7 @@ def beside_trl(options: argparse.Namespace) -> str:
 
 
 def execute(command: list[str]) -> dict[str, float]:
-    """The JSON line that a run prints last."""
+    """Run a command and return its last JSON line."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800, check=False)
     if done.returncode:

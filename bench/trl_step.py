@@ -1,4 +1,4 @@
-"""The work of bench/step.py done by TRL's GRPOTrainer with vLLM, in the environment of `make bench-env`.
+"""The workload of bench/step.py with TRL's GRPOTrainer and vLLM, in the environment of `make bench-env`.
 
     .venv.bench/bin/python bench/trl_step.py --model DIR --steps 5 [--ragged]
 
@@ -28,7 +28,7 @@ from vllm import _custom_ops
 
 
 class Clock(TrainerCallback):
-    """(wall, CPU) seconds at the end of every `per_step` optimizer steps."""
+    """Record (wall-clock, CPU) seconds after every `per_step` optimizer steps."""
 
     def __init__(self, per_step: int):
         self.per_step = per_step
@@ -44,8 +44,10 @@ def reward(completions: list[str], **_: object) -> list[float]:
 
 
 def fit_vllm_to_the_cpu(max_tokens: int) -> None:
-    """TRL's engine settings fail on vLLM's CPU build: it repacks weights at load, after which TRL's in-place sync
-    cannot work."""
+    """Patch TRL's engine settings, which fail on vLLM's CPU build.
+
+    The CPU build repacks weights at load, and then TRL's in-place weight sync fails.
+    """
     _custom_ops._supports_onednn = False
     extra = {"enforce_eager": True, "max_model_len": max_tokens, "kv_cache_memory_bytes": 256 << 20, "dtype": "float32"}
     original = generation.LLM
@@ -77,7 +79,7 @@ def main() -> None:
             num_generations=options.samples,
             max_completion_length=options.tokens,
             max_steps=steps * options.minibatches,
-            learning_rate=1e-9,  # as ours: the lengths of responses do not change
+            learning_rate=1e-9,  # as in bench/step.py: the lengths of responses do not change
             lr_scheduler_type="constant",
             beta=0.0,
             num_iterations=1,

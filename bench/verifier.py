@@ -1,13 +1,14 @@
-"""How many answers a second does the verifier grade on one core, against plain math-verify in the same run?
+"""Throughput of the verifier on one core, compared with plain math-verify in the same run.
 
     python -m bench.verifier [--seconds 5]
 
-Two kinds of item, each completion a solution of some 600 characters with a box at its end:
-    integers    a right or wrong integer: the fast path, no process. Asked for: 20,000 a second.
-    mixed       kinds in MATH's proportions: six in ten are numbers, the rest surds, expressions, intervals, matrices,
-                text. Asked for: 850 a second.
-"ours, one process" runs extraction, comparison and algebra in this process; "ours, 1 worker" is the Verifier as a run
-uses it, wall clock, warm. "math-verify" is verify(parse(boxed gold), parse(completion)), its time limits on.
+There are two kinds of items. Each completion is a solution of about 600 characters that ends with a box:
+    integers    a correct or incorrect integer: the fast path without a worker. Target: 20,000 per second.
+    mixed       kinds in the proportions of MATH: 60 % numbers, the rest surds, expressions, intervals, matrices, text.
+                Target: 850 per second.
+"ours, one process" runs extraction, comparison and algebra in this process. "ours, 1 worker" is the Verifier as used in
+training, in wall-clock time after its start. "math-verify" is verify(parse(boxed gold), parse(completion)) with its
+time limits.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def integers() -> Iterator[Item]:
 
 
 def mixed() -> Iterator[Item]:
-    """Groups of 8 samples of one problem, as in training, each with an answer of its own; two in eight are right."""
+    """Generate groups of 8 samples per problem, as in training: 2 are correct, the others have distinct answers."""
     for n in itertools.count(11):
         pairs = [
             (f"{n}", "{k}"), (f"{n}", "{k}.0"), (f"{n}", "{k}^\\circ"), (f"{n}", "\\${k}"), (f"-{n}", "-{k}"), (f"{n}",
@@ -60,7 +61,7 @@ def mixed() -> Iterator[Item]:
 
 
 def rate(grade: Callable[[list[Item]], object], items: Iterator[Item], seconds: float) -> float:
-    """Items per second over at least `seconds`; the time to generate the items is not counted."""
+    """Measure items per second over at least `seconds`, without the time to generate the items."""
     done, spent = 0, 0.0
     while spent < seconds:
         batch = list(itertools.islice(items, 500))
@@ -89,7 +90,7 @@ def main() -> None:
         print(f"{'items per second':<18}" + "".join(f"{name:>20}" for name in ways))
         for items in (integers, mixed):
             rates = [rate(grade, items(), seconds) for grade in ways.values()]
-            print(f"{items.__name__:<18}" + "".join(f"{found:>20,.0f}" for found in rates), flush=True)
+            print(f"{items.__name__:<18}" + "".join(f"{value:>20,.0f}" for value in rates), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Strict configuration: a frozen dataclass of `knob`s, filled from YAML and the command line. See configs/load.py."""
+"""Strict configuration: a frozen dataclass of `knob`s, set from YAML files and the command line (configs/load.py)."""
 
 from configs.load import ConfigError, diff, help_text, knob, load, load_or_exit, to_yaml
 

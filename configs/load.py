@@ -1,4 +1,4 @@
-"""Reads YAML files and command-line overrides into a frozen dataclass, and reports every invalid value at once.
+"""Load YAML files and command-line overrides into a frozen dataclass, and report all invalid values at once.
 
     @dataclass(frozen=True)
     class Config:
@@ -6,14 +6,14 @@
 
     config = load_or_exit(Config, sys.argv[1:])   # train.py --config NAME.yaml --lr 2e-6
 
-- NAME is looked up in this folder, then in the current one. A path works too; `.yaml` is optional.
-- MODEL_METHOD.yaml reads models/MODEL.yaml, then methods/METHOD.yaml, and sets this run_name (configs/names.py).
+- NAME is looked up in this folder, then in the current one. It can be a path, and `.yaml` is optional.
+- MODEL_METHOD.yaml reads models/MODEL.yaml, then methods/METHOD.yaml, and sets run_name (configs/names.py).
 - `inherit: NAME.yaml` in a file reads that configuration first (looked up next to the file, then in this folder).
-- The option's type, not YAML, decides how a value is read: `lr: 1e-6` is a number, `run_name: no` and `run_name: 010`
-  are texts, `yes` is not a bool. Empty, `~` or `null` is None if None is allowed.
+- The option's type determines how a value is parsed, not YAML: `lr: 1e-6` is a number, `run_name: no` and
+  `run_name: 010` are texts, `yes` is not a bool. Empty, `~` or `null` is None if None is allowed.
 - A mapping is merged entry by entry: `--rule_args.delta 0.03` replaces one entry of a file's `rule_args: {...}`.
 
-Left out: interpolation, environment variables, more than one parent.
+Not supported: interpolation, environment variables, more than one parent.
 """
 
 import contextlib
@@ -47,8 +47,8 @@ Entry = tuple[str, str, yaml.Node]  # place, option (option.name for an entry of
 UNREADABLE = (OSError, yaml.YAMLError, ValueError, OverflowError, RecursionError)  # PyYAML raises all of them
 RESERVED = ("config", "help", "inherit")
 NULLS = ("", "~", "null", "Null", "NULL")
-NUMBER = re.compile(r"[-+.\d][-+.\d_eE]*")  # texts that may read as a number
-TEXT_TYPES = (NoneType, bool, int, float, str)  # for a value without a declared type: the first that fits
+NUMBER = re.compile(r"[-+.\d][-+.\d_eE]*")  # texts that may be parsed as a number
+TEXT_TYPES = (NoneType, bool, int, float, str)  # types to try, in order, for a value without a declared type
 TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 LIMITS = {  # limits of a number: text, and the comparison of value and limit
     "low": ("from", operator.ge),
@@ -59,7 +59,7 @@ LIMITS = {  # limits of a number: text, and the comparison of value and limit
 
 
 class ConfigError(ValueError):
-    """All errors of one configuration; `.problems` holds one line per error."""
+    """Raised with all errors of a configuration. `.problems` has one line per error."""
 
     def __init__(self, problems: Sequence[str]):
         super().__init__("\n".join(problems))
@@ -80,11 +80,13 @@ def knob(
     below: float | None = None,
     belongs_to: str = "",
 ) -> Any:
-    """A dataclass field. Its annotation is the type: int, float, bool, str, Literal of texts, list of these, X | None,
-    or dict[str, Any] for a mapping whose values have the types that YAML gives them.
+    """Define an option as a dataclass field.
 
-    `low` and `high` are inclusive limits, `above` and `below` exclusive ones. `section` starts a heading of --help.
-    belongs_to: a file that sets this option drops the inherited entries of the mapping.
+    Its annotation is the type: int, float, bool, str, Literal of texts, list of these, X | None, or dict[str, Any] for
+    a mapping whose values have the types that YAML gives them.
+
+    low, high: inclusive limits. above, below: exclusive limits. section: heading of --help before this option.
+    belongs_to: name of an option. A file or command line that sets that option drops inherited values of this one.
     """
     metadata = locals()  # all parameters by name
     if isinstance(default, (list, dict)):
@@ -93,12 +95,12 @@ def knob(
 
 
 def load(cls: type[T], argv: Sequence[str]) -> T:
-    """The configuration of `argv` (without the program's name).
+    """Parse the configuration of `argv` (without the program's name).
 
-    `--config FILE`, then `--key value` or `--key=value` for any option; a bare `--key` of a bool means true.
+    Accepts `--config FILE`, and `--key value` or `--key=value` for any option. For a bool, `--key` alone means true.
     Lists are written `[a, b]`. `--help` prints every option and raises SystemExit(0).
-    A method `problems(self) -> list[str]` of `cls` checks options against each other and returns error lines.
-    Raises ConfigError with every error of the files, the command line and `problems`.
+    A method `problems(self) -> list[str]` of `cls` checks combinations of options and returns error lines.
+    Raises ConfigError with all errors of the files, the command line and `problems`.
     """
     if "--help" in argv or "-h" in argv:
         if _is_main_process():
@@ -107,7 +109,7 @@ def load(cls: type[T], argv: Sequence[str]) -> T:
     problems: list[str] = []
     values, unread = _read(cls, argv, problems)
     config = cls(**values)
-    # Unreadable options have their defaults here; a conflict that names one would mislead.
+    # Invalid options have their defaults here, so conflicts that involve one would be misleading.
     for line in getattr(config, "problems", list)():
         if not any(re.search(rf"\b{key}\b", line) for key in unread):
             problems.append(line)
@@ -117,9 +119,9 @@ def load(cls: type[T], argv: Sequence[str]) -> T:
 
 
 def load_or_exit(cls: type[T], argv: Sequence[str]) -> T:
-    """`load` for scripts: errors go to stderr, one line each, and the process exits with code 2, without a traceback.
+    """`load` for scripts: print one line per error to stderr and exit with code 2, without a traceback.
 
-    The lines of `warnings(self) -> list[str]` of `cls` go to stderr too. Only rank 0 prints.
+    Also prints the lines of `warnings(self) -> list[str]` of `cls` to stderr. Only rank 0 prints.
     """
     try:
         config = load(cls, argv)
@@ -134,14 +136,14 @@ def load_or_exit(cls: type[T], argv: Sequence[str]) -> T:
 
 
 def to_yaml(config: "DataclassInstance") -> str:
-    """YAML text that `load` reads back to an equal configuration, floats bit-exact; plain PyYAML reads it too."""
+    """Serialize to YAML. `load` returns an equal configuration, with bit-exact floats. PyYAML can read it too."""
     return _dump(dataclasses.asdict(config))
 
 
 def diff(old: Mapping[str, Any], config: "DataclassInstance") -> dict[str, tuple[Any, Any]]:
-    """Options whose value in `config` differs from `old` (a saved `dataclasses.asdict`): {key: (old, new)}.
+    """Return options whose value in `config` differs from `old` (a saved `dataclasses.asdict`): {key: (old, new)}.
 
-    An option that exists on one side only is "absent" on the other.
+    An option that exists only on one side is "absent" on the other.
     """
     new = dataclasses.asdict(config)
     pairs = {key: (old.get(key, "absent"), new.get(key, "absent")) for key in {**new, **old}}
@@ -149,7 +151,7 @@ def diff(old: Mapping[str, Any], config: "DataclassInstance") -> dict[str, tuple
 
 
 def help_text(cls: "type[DataclassInstance]") -> str:
-    """The program's usage, then every option by section: symbol, type, range, unit, default, meaning, source."""
+    """Format the usage, and every option by section: symbol, type, range, unit, default, meaning, source."""
     module = sys.modules["__main__"].__spec__  # None for a program started by its file
     name = f"-m {module.name.removesuffix('.__main__')}" if module else Path(sys.argv[0]).name
     lines = [f"usage: python {name} [--config NAME.yaml] [--key value ...]"]
@@ -161,7 +163,7 @@ def help_text(cls: "type[DataclassInstance]") -> str:
 
 
 def option_list(cls: "type[DataclassInstance]") -> str:
-    """Name, default and meaning of every option as Markdown (docs/configs.md)."""
+    """Format name, default and meaning of every option as Markdown (docs/configs.md)."""
     lines = []
     for section, option, symbol, values, default, meaning in _described(cls):
         lines += ["", f"### {section}", ""] if section else []
@@ -172,7 +174,7 @@ def option_list(cls: "type[DataclassInstance]") -> str:
 
 
 def _described(cls: "type[DataclassInstance]") -> Iterator[tuple[str, ...]]:
-    """Section (at its first option, else ""), name, symbol, allowed values, default and meaning of every option."""
+    """Yield section (at its first option, else ""), name, symbol, allowed values, default and meaning per option."""
     hints = typing.get_type_hints(cls)
     for f in fields(cls):
         about = f.metadata
@@ -186,7 +188,7 @@ def _described(cls: "type[DataclassInstance]") -> Iterator[tuple[str, ...]]:
 
 
 def _read(cls: type[T], argv: Sequence[str], problems: list[str]) -> tuple[dict[str, Any], set[str]]:
-    """The values of `argv` and its files, and the options that could not be read; appends to `problems`."""
+    """Return the values of `argv` and its files, and the invalid options. Appends to `problems`."""
     hints = typing.get_type_hints(cls)
     known = {f.name: f.metadata for f in fields(cls)}
     assert not set(known) & set(RESERVED), f"{RESERVED} cannot be options"
@@ -217,7 +219,7 @@ def _read(cls: type[T], argv: Sequence[str], problems: list[str]) -> tuple[dict[
 
 
 def _sources(argv: Sequence[str], problems: list[str]) -> Iterator[list[Entry]]:
-    """Assignments per file, then of the command line; a later source overrides an earlier one."""
+    """Yield the assignments of each file, then of the command line. Later sources override earlier ones."""
     words, entries = list(argv), []
     while words:
         word = words.pop(0)
@@ -229,7 +231,7 @@ def _sources(argv: Sequence[str], problems: list[str]) -> Iterator[list[Entry]]:
             bare = not words or words[0].startswith("--")
             text = words.pop(0) if not bare else "" if key == "config" else "true"
         try:
-            # Only lists, mappings and quoted texts are YAML here: `--run_name a:b#c` needs no second quoting.
+            # Only lists, mappings and quoted texts are parsed as YAML, so `--run_name a:b#c` needs no extra quotes.
             is_yaml = text[:1] in ("[", "{", '"', "'") and key != "config"
             entries.append(("command line", key, _compose(text) if is_yaml else _plain(text)))
         except UNREADABLE as error:
@@ -244,7 +246,7 @@ def _sources(argv: Sequence[str], problems: list[str]) -> Iterator[list[Entry]]:
 
 
 def _files(paths: Sequence[Path], chain: tuple[Path, ...], problems: list[str]) -> Iterator[list[Entry]]:
-    """Assignments of the files of `find`: one, or a model and a method. chain: the files that inherit from them."""
+    """Yield the assignments of the files of `find`: one file, or model and method. chain: files that inherit them."""
     for path in paths:
         if path.is_file():
             yield from _file(path, chain, problems)
@@ -255,7 +257,7 @@ def _files(paths: Sequence[Path], chain: tuple[Path, ...], problems: list[str]) 
 
 
 def _file(path: Path, chain: tuple[Path, ...], problems: list[str]) -> Iterator[list[Entry]]:
-    """Assignments of a file's parents, then its own."""
+    """Yield the assignments of a file's parents, then its own."""
     name = label(path)
     try:
         root = _compose(path.read_text(encoding="utf-8")) or yaml.MappingNode("", [])
@@ -281,7 +283,7 @@ def _file(path: Path, chain: tuple[Path, ...], problems: list[str]) -> Iterator[
 
 
 def _flatten(entries: Iterable[Entry], problems: list[str]) -> list[Entry]:
-    """Assignments of one source, with one per entry of a mapping; a second one of the same option is an error."""
+    """Return the assignments of one source, one per entry of a mapping. A repeated option is an error."""
     flat: dict[str, Entry] = {}
     for where, option, node in entries:
         inner = [(where, option, node)]
@@ -301,18 +303,18 @@ def _plain(text: str) -> yaml.ScalarNode:
     return yaml.ScalarNode("tag:yaml.org,2002:str", text)
 
 
-# ---- values: from a YAML node to the option's type; all raise ValueError ----
+# ---- conversion of a YAML node to the option's type; all functions raise ValueError ----
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of a union, or the type itself."""
+    """Return the alternatives of a union, or the type itself."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def _untyped(node: yaml.Node, levels: int = 1) -> Any:
-    """A value without a declared type: null, true, false, a number as Python reads it, else text.
+    """Convert a value without a declared type: null, true, false, a number in Python syntax, else text.
 
-    levels: maximum depth of lists and mappings, since YAML aliases allow endless ones.
+    levels: maximum depth of lists and mappings, since YAML aliases allow unlimited depth.
     """
     if isinstance(node, yaml.SequenceNode) and levels:
         return [_untyped(item, levels - 1) for item in node.value]
@@ -322,7 +324,7 @@ def _untyped(node: yaml.Node, levels: int = 1) -> Any:
 
 
 def _first(node: yaml.Node, kinds: Iterable[Any]) -> Any:
-    """The value, converted to the first of `kinds` that fits."""
+    """Convert a value to the first matching type of `kinds`."""
     for kind in kinds:
         with contextlib.suppress(ValueError):
             return _convert(node, kind)
@@ -358,11 +360,11 @@ def _check_range(value: Any, about: Mapping[str, Any]) -> None:
             raise ValueError
 
 
-# ---- text of messages and help ----
+# ---- text for messages and help ----
 
 
 def _allowed(hint: Any, about: Mapping[str, Any]) -> str:
-    """Type and range of an option as text."""
+    """Format type and range of an option."""
     words = []
     for member in _members(hint):
         origin, arguments = typing.get_origin(member), typing.get_args(member)
@@ -385,7 +387,7 @@ def _nearest_names(name: str) -> str:
 
 
 def _show(node: yaml.Node, levels: int = 1) -> str:
-    """A value as the user wrote it, shortened; one level of a list, since YAML aliases allow endless ones."""
+    """Format a value as the user wrote it, shortened. Nested lists are hidden: YAML aliases allow unlimited depth."""
     if isinstance(node, yaml.SequenceNode) and levels:
         text = f"[{', '.join(_show(item, 0) for item in node.value[:9])}]"
     else:
@@ -398,7 +400,7 @@ def _text(node: yaml.Node) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error, with the line number if PyYAML gives one."""
+    """Return the first line of an error, with the line number if PyYAML has one."""
     mark = getattr(error, "problem_mark", None)
     text = getattr(error, "problem", None) or str(error).partition("\n")[0]
     text = "nested too deeply" if isinstance(error, RecursionError) else text
@@ -406,7 +408,7 @@ def _reason(error: Exception) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's dumper, with quotes around texts that `_untyped` would read as another type, such as 1e-6."""
+    """PyYAML dumper that quotes texts which `_untyped` would parse as another type, such as 1e-6."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
@@ -418,13 +420,13 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def _dump(value: Any) -> str:
-    """YAML of a value: a mapping on several lines, any other value on one."""
+    """Format a value as YAML: a mapping on several lines, any other value on one line."""
     if isinstance(value, dict) and value:
         return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9)
     return yaml.dump([value], Dumper=_Dumper, allow_unicode=True, width=10**9, default_flow_style=True).strip()[1:-1]
 
 
 def _is_main_process() -> bool:
-    """Whether this process prints: rank 0, or a process without a valid RANK from a launcher."""
+    """Return True for the process that prints: rank 0, or a process without a valid RANK from a launcher."""
     rank, processes = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     return not (rank.isdecimal() and processes.isdecimal() and 0 < int(rank) < int(processes))

@@ -1,7 +1,7 @@
-"""Lower estimate of the memory per rank, to find runs that cannot fit.
+"""Lower estimate of the memory per rank, to detect runs that cannot fit.
 
-In bytes, per rank, with n processes, P parameters, H hidden, V vocabulary rows, L layers, F feed-forward, K = kv heads
-x head size, m `micro_batch_tokens`, c LOGPROB_CHUNK_TOKENS:
+Terms are bytes per rank. n: processes. P: parameters. H: hidden size. V: vocabulary rows. L: layers. F: feed-forward
+size. K: kv heads x head size. m: `micro_batch_tokens`. c: LOGPROB_CHUNK_TOKENS.
 
     weights, Adam    4 P + 8 T, float32, divided by n under fsdp2; T: trained, P or the adapters of LoRA
     gradients        4 T (/ n), and under ddp 4 T for the buckets
@@ -14,8 +14,9 @@ x head size, m `micro_batch_tokens`, c LOGPROB_CHUNK_TOKENS:
                      engine: engine_memory_share of the card
     engine           at least 2 P / tensor_parallel, and the KV cache of 16 whole sequences, 4 K L per token
 
-The card is the smallest of CARDS_GIB that holds UPDATE, ROLLOUT and OVERHEAD_GIB, and whose share holds the engine.
-With `precision: float32`, 2 bytes become 4. Left out: fragmentation, memory of the attention kernel, host memory.
+The card is the smallest of CARDS_GIB that fits UPDATE and ROLLOUT, each plus OVERHEAD_GIB, and whose share fits the
+engine. With `precision: float32`, 2 bytes become 4. Not counted: fragmentation, memory of the attention kernel, host
+memory.
 """
 
 from dataclasses import dataclass
@@ -25,9 +26,9 @@ from configs.schema import Config
 
 GIB = 2**30
 CARDS_GIB = (24, 40, 48, 80, 141)
-OVERHEAD_GIB = 3.0  # CUDA context, NCCL, a sleeping engine: a guess
-LOGPROB_CHUNK_TOKENS = 1024  # response tokens whose logits exist at a time
-DDP_PARAMETERS = 1e9  # limit of ddp, where weights, gradients and AdamW take 16 GB per process
+OVERHEAD_GIB = 3.0  # CUDA context, NCCL and a sleeping engine; a guess
+LOGPROB_CHUNK_TOKENS = 1024  # response tokens per chunk of logits
+DDP_PARAMETERS = 1e9  # largest model for ddp: weights, gradients and AdamW take 16 GB per process
 CPU_CACHE_SLACK = 2**24  # bytes; vLLM reserves one block
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # keys of the number of experts in config.json
 ENGINE_SEQUENCES = 16  # smallest useful number of concurrent sequences
@@ -35,7 +36,7 @@ ENGINE_SEQUENCES = 16  # smallest useful number of concurrent sequences
 
 @dataclass(frozen=True)
 class Size:
-    """A model's dimensions, from its config.json."""
+    """Dimensions of a model, from its config.json."""
 
     hidden: int
     layers: int
@@ -45,18 +46,18 @@ class Size:
     vocabulary: int  # rows of the embedding
     tied: bool
     head: int | None = None  # size of an attention head; None: hidden / heads
-    experts: int = 0  # per layer; 0: no mixture
+    experts: int = 0  # per layer; 0: no mixture of experts
 
     @classmethod
     def of(cls, model_config: Any) -> "Size":
-        """Size from a transformers configuration."""
+        """Create a Size from a transformers config."""
         config = model_config.get_text_config()
         return cls(
             config.hidden_size,
             config.num_hidden_layers,
             config.num_attention_heads,
             getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-            getattr(config, "intermediate_size", None) or 4 * config.hidden_size,  # GPT-2, BLOOM: not named
+            getattr(config, "intermediate_size", None) or 4 * config.hidden_size,  # GPT-2, BLOOM: no such key
             config.vocab_size,
             bool(model_config.tie_word_embeddings),
             getattr(config, "head_dim", None),
@@ -72,12 +73,12 @@ class Size:
         return 2 * self.hidden * (self.hidden + self.kv) + 3 * self.hidden * self.feed_forward + 2 * self.hidden
 
     def adapter_parameters(self, rank: int) -> int:
-        """LoRA adapters of this rank on every linear layer but the head."""
+        """Return the number of LoRA parameters of this rank on every linear layer except the head."""
         return self.layers * rank * (9 * self.hidden + 2 * self.kv + 3 * self.feed_forward)
 
     @property
     def outer_parameters(self) -> int:
-        """Embedding and head."""
+        """Number of parameters of embedding and head."""
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     @property
@@ -100,7 +101,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimates in GiB per rank; formulas at the top of this file."""
+    """Estimates in GiB per rank; the module docstring has the formulas."""
 
     states: float  # weights and Adam
     update: float
@@ -110,33 +111,35 @@ class Memory:
 
 
 def activations_a_token(size: Size, checkpointing: bool) -> int:
-    """Numbers per token that autograd keeps for the backward pass of a micro-batch."""
-    inside = 12 * size.hidden + 2 * size.kv + 4 * size.feed_forward  # of one layer
+    """Return the numbers per token that autograd stores for the backward pass of a micro-batch."""
+    inside = 12 * size.hidden + 2 * size.kv + 4 * size.feed_forward  # inside one layer
     return size.hidden * size.layers + inside if checkpointing else inside * size.layers
 
 
 def cache_a_token(size: Size, bytes_per_number: int) -> int:
-    """Bytes per token in the engine's KV cache."""
+    """Return the bytes per token in the engine's KV cache."""
     return 2 * size.layers * size.kv * bytes_per_number
 
 
 def sharding_of(cfg: Config, size: Size, processes: int) -> str:
-    """none, ddp or fsdp2, with `auto` resolved."""
+    """Resolve `auto`: return none, ddp or fsdp2."""
     if cfg.sharding != "auto":
         return cfg.sharding
     return "none" if processes == 1 else "ddp" if size.parameters <= DDP_PARAMETERS else "fsdp2"
 
 
 def cpu_cache_bytes(cfg: Config, size: Size, sequences: int) -> int:
-    """Bytes of vLLM's KV cache on a CPU: `sequences` of half the longest length, at least one whole sequence, at most
-    4 GiB unless one sequence needs more."""
+    """Return the bytes of vLLM's KV cache on a CPU: `sequences` sequences of half the maximum length.
+
+    At least one whole sequence and 256 MiB. At most 4 GiB, unless one sequence needs more.
+    """
     whole = cfg.max_prompt_tokens + cfg.max_response_tokens
     a_sequence = whole * cache_a_token(size, 2 if cfg.precision == "bfloat16" else 4)
     return max(a_sequence + CPU_CACHE_SLACK, min(sequences * a_sequence // 2, 4 * GIB), 2**28)
 
 
 def estimate(cfg: Config, size: Size, processes: int) -> Memory:
-    """Memory per rank of `cfg` on `processes` GPUs, by the formulas at the top of this file."""
+    """Estimate the memory per rank of `cfg` on `processes` GPUs, by the formulas of the module docstring."""
     sharding = sharding_of(cfg, size, processes)
     sharded = sharding == "fsdp2"
     n = processes if sharded else 1
@@ -165,7 +168,7 @@ def estimate(cfg: Config, size: Size, processes: int) -> Memory:
 
 
 def memory_text(cfg: Config, size: Size, processes: int) -> str:
-    """The estimate as text."""
+    """Format the estimate."""
     memory = estimate(cfg, size, processes)
     card = f"a card of {memory.card} GiB" if memory.card else f"none of {', '.join(map(str, CARDS_GIB))} GiB"
     return (

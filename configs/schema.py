@@ -1,8 +1,8 @@
-"""All training options, and the batch arithmetic that follows from them.
+"""All training options, and the batch sizes derived from them.
 
     python train.py --help          # options with type, unit, default, symbol and source
 
-A new option is one line in `Config`; the code reads it as `cfg.name`. Defaults are the paper's main run, except for
+A new option is one line in `Config`. The code reads it as `cfg.name`. Defaults are the paper's main run, except for
 `reward` (paper: answer_line). A YAML file in this folder sets the options that differ.
 """
 
@@ -17,7 +17,7 @@ from configs.load import ConfigError, knob
 PAPER = "BandPO"  # arXiv 2603.04918 and the scripts published with it
 DAPO = "arXiv 2503.14476"
 RULES_AT_RATIO_1 = ("clip_cov",)  # rules of bandpo/rules.py that change the gradient where the ratio is 1
-# Arguments of vllm.LLM that `vllm` cannot override, and the option that sets them.
+# Argument of vllm.LLM that `vllm` cannot override -> option that sets it.
 OWN_VLLM_ARGUMENTS = {
     **{"model": "model", "dtype": "precision", "seed": "seed", "tensor_parallel_size": "tensor_parallel"},
     **{"gpu_memory_utilization": "engine_memory_share", "trust_remote_code": "trust_remote_code"},
@@ -197,20 +197,20 @@ class Config:
         return self.minibatches * self.epochs
 
     def problems(self) -> list[str]:
-        """Conflicts between options, one line per conflict."""
+        """List conflicts between options, one line per conflict."""
         try:
             plan = Plan(self)
-        except ConfigError as error:  # invalid variables of the launcher: no check below can run
+        except ConfigError as error:  # invalid environment variables of the launcher: no check below can run
             return error.problems
         conflicts = [*_batch_conflicts(self, plan), *_sampling_conflicts(self), *_training_conflicts(self)]
         return [line for wrong, line in conflicts if wrong]
 
     def warnings(self) -> list[str]:
-        """Valid but probably unintended choices: options without effect, surprising combinations."""
+        """List valid but probably unintended choices: options without effect, surprising combinations."""
         return [line for doubtful, line in [*_without_effect(self), *_surprises(self)] if doubtful]
 
     def differs(self, key: str) -> bool:
-        """Whether an option is set to something other than its default."""
+        """Return True if an option is not at its default."""
         return getattr(self, key) != getattr(Config(), key)
 
 
@@ -290,7 +290,7 @@ def _sampling_conflicts(cfg: Config) -> Checks:
 
 
 def vllm_problems(arguments: Mapping[str, Any]) -> list[str]:
-    """One line per argument in `vllm` that the trainer or another option sets."""
+    """Return one line per argument in `vllm` that the trainer or another option sets."""
     reserved = {**OWN_VLLM_ARGUMENTS, **FIXED_VLLM_ARGUMENTS}
     return [f"vllm: {name} is set by {reserved[name]}; remove it" for name in arguments if name in reserved]
 
@@ -392,8 +392,8 @@ def _surprises(cfg: Config) -> Checks:
     ]
 
 
-def _launched(variable: str, *, default: int, low: int, below: int | None = None) -> int:
-    """An environment variable of the launcher as a number. Raises ConfigError if it is out of range or no number."""
+def _launcher_variable(variable: str, *, default: int, low: int, below: int | None = None) -> int:
+    """Read an environment variable of the launcher as an integer. Raises ConfigError if invalid or out of range."""
     text = os.environ.get(variable, str(default))
     if text.isdecimal() and low <= int(text) and (below is None or int(text) < below):
         return int(text)
@@ -404,30 +404,30 @@ def _launched(variable: str, *, default: int, low: int, below: int | None = None
 
 
 class Plan:
-    """The batch arithmetic that follows from the configuration and the number of processes.
+    """Batch sizes, derived from the configuration and the number of processes.
 
     Raises ConfigError if WORLD_SIZE or RANK, which the launcher sets, is invalid.
     """
 
     def __init__(self, cfg: Config):
-        self.processes = _launched("WORLD_SIZE", default=1, low=1)
-        self.rank = _launched("RANK", default=0, low=0, below=self.processes)
+        self.processes = _launcher_variable("WORLD_SIZE", default=1, low=1)
+        self.rank = _launcher_variable("RANK", default=0, low=0, below=self.processes)
         self.minibatches = cfg.minibatches
         self.prompts_per_minibatch = cfg.prompts_per_step // self.minibatches  # over all processes
         self.sequences_per_minibatch = self.prompts_per_minibatch * cfg.samples_per_prompt
         self.sequences = cfg.prompts_per_step * cfg.samples_per_prompt  # per step, over all processes
 
     def slots(self, rank: int) -> list[int]:
-        """Positions of this rank's prompts in the step's batch, minibatch after minibatch.
+        """Return the positions of this rank's prompts in the step's batch, minibatch by minibatch.
 
-        Minibatch m holds the same prompts on any number of processes, so an update does not depend on that number.
+        Minibatch m has the same prompts for any number of processes, so an update does not depend on that number.
         """
         share = self.prompts_per_minibatch // self.processes
         starts = [m * self.prompts_per_minibatch + rank * share for m in range(self.minibatches)]
         return [start + i for start in starts for i in range(share)]
 
     def text(self, cfg: Config) -> str:
-        """The batch arithmetic as text."""
+        """Format the batch sizes."""
         return (
             f"a step:  {cfg.prompts_per_step} prompts x {cfg.samples_per_prompt} samples = {self.sequences:,} "
             "sequences\n"

@@ -1,8 +1,8 @@
-"""Problems, prompts and their order: what train.py and eval/ call. Imports neither torch nor anything of ours.
+"""Problems, prompts and their order, for train.py and eval/. Imports neither torch nor other packages of this project.
 
-Where to look: registry.py the known sets and leaks, formats.py columns and gold cleaning, tables.py files and the hub,
-load.py dropping and counting, prompts.py templates and stop ids, order.py shuffling, toy.py the synthetic task,
-arithmetic.py generated problems in English, smollm2.py the pretrained model of the demo.
+registry.py: known sets and leaks. formats.py: columns and gold cleaning. tables.py: files and the hub. load.py:
+filtering and counts. prompts.py: templates and stop ids. order.py: shuffling. toy.py: synthetic task. arithmetic.py:
+generated problems in English. smollm2.py: pretrained model of the demo.
 """
 
 from data.load import LoadReport, load_problems, shared_problems

@@ -3,8 +3,8 @@
     arithmetic_problems("arith_train")          # the same problems on every call and machine
 
 A problem is a short story ("Ann has 4 pens. She buys 3 more pens. How many pens does Ann have now?") or a plain
-question ("What is 4 + 3?") of one step. The answer is a whole number from 0. A problem belongs to the training set or
-to an evaluation set by a hash of its own text, so no evaluation problem is in the training set.
+question ("What is 4 + 3?") with one operation. The answer is a non-negative integer. A hash of its text assigns a
+problem to the training set or to the evaluation sets, so no evaluation problem is in the training set.
 """
 
 import random
@@ -32,21 +32,21 @@ SETS = {  # name -> smallest first operand, largest operand, number of problems,
 
 @cache
 def arithmetic_problems(name: str) -> tuple[Problem, ...]:
-    """Problems of a generated set. Raises ValueError for an unknown name."""
+    """Generate the problems of a set. Raises ValueError for an unknown name."""
     if name not in SETS:
         raise ValueError(f"{name!r} is not a generated set; use one of {', '.join(SETS)}")
     smallest, largest, count, held_out = SETS[name]
     rng, problems = random.Random(name), {}
     while len(problems) < count:
         text, answer = _draw(rng, smallest, largest)
-        # A function of the text alone: one problem is on the same side in every set.
+        # A function of the text only: a problem is held out in all sets or in none.
         if text not in problems and (random.Random(text).random() < 0.1) == held_out:
             problems[text] = Problem(f"{name}/{len(problems)}", text, str(answer), name, None)
     return tuple(problems.values())
 
 
 def _draw(rng: random.Random, smallest: int, largest: int) -> tuple[str, int]:
-    """(problem, answer)."""
+    """Draw a random problem; return (problem, answer)."""
     sign = rng.choice("+-*")
     a, b = rng.randint(smallest, largest), rng.randint(2, LARGEST_FACTOR if sign == "*" else largest)
     if sign == "-":

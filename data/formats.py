@@ -1,7 +1,7 @@
-r"""One row of a published data set in, (problem, gold, id, level) out, golds cleaned.
+r"""Parsing of a row of a published data set: (problem, gold, id, level), with cleaned golds.
 
-Problem and gold are found by the names of their columns. Left out on purpose: prompts (data/prompts.py adds them),
-comparing answers (rewards/), figures and units.
+Problem and gold are found by column name. Prompts are in data/prompts.py, the comparison of answers is in rewards/.
+Figures are ignored, and units stay in the gold.
 """
 
 import math
@@ -9,16 +9,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-# Columns by name, the first that a table has; a dot leads into a struct. `solution` is a worked solution with the
-# answer in its last box; next to `prompt` it may be the answer alone.
+# Column names by priority; a dot selects a field of a struct. `solution` is a worked solution with the answer in its
+# last box; in a table with `prompt` it may be only the answer.
 PROBLEM_COLUMNS = ("problem", "question", "prompt", "messages")
 ANSWER_COLUMNS = tuple(
     "answer gold final_answer expected_answer label ground_truth solution reward_model.ground_truth".split()
 )
 OTHER_COLUMNS = ("unique_id", "id", "extra_info", "level", "is_multiple_answer")
 
-# DAPO's wrapper, as published with DAPO-Math-17k. Training copies carry it inside the problem text; data/prompts.py
-# puts it back, so that training and evaluation prompts are the same.
+# DAPO's wrapper, as published with DAPO-Math-17k. Training sets have it inside the problem text, from which it is
+# removed. data/prompts.py adds it to all prompts, so that training and evaluation prompts are the same.
 DAPO_PREFIX = (
     "Solve the following math problem step by step. The last line of your response should be of the form "
     "Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
@@ -28,7 +28,7 @@ _FORMAT = re.compile(r"####|\\boxed|<answer>|\bAnswer:")  # an instruction insid
 
 
 class Parsed(NamedTuple):
-    """One row, read. `note` says what was odd about it (counted and printed), "" for nothing."""
+    """Parsed row. note: a peculiarity of the row, which is counted and printed; "" if there is none."""
 
     problem: str
     messages: tuple[dict[str, Any], ...]
@@ -39,12 +39,12 @@ class Parsed(NamedTuple):
 
 
 def clean_gold(value: Any) -> str:
-    r"""The gold answer as text: trimmed, outer `$` removed, plain integers without leading zeros, commas and ".0".
+    r"""Convert a gold answer to text: trimmed, without outer `$`, integers without leading zeros, commas and ".0".
 
     >>> [clean_gold(g) for g in ("025", "1,000", 27.0, " $\\frac{14}{3}$ ", "-07", "0.50", "(3,4]", None)]
     ['25', '1000', '27', '\\frac{14}{3}', '-7', '0.50', '(3,4]', '']
 
-    Raises ValueError when `value` is neither text nor a number nor None.
+    Raises ValueError if `value` is not text, a number or None.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
@@ -63,9 +63,9 @@ def clean_gold(value: Any) -> str:
 
 
 def strip_wrapper(text: str) -> str:
-    """The bare problem of a DAPO-wrapped prompt; other text comes back trimmed.
+    """Remove DAPO's wrapper from a prompt; other text is only trimmed.
 
-    `removeprefix`, not `lstrip`: the latter strips a set of characters and eats the beginning of problems.
+    Uses `removeprefix`, because `lstrip` strips a set of characters and would remove the beginning of problems.
     """
     return text.strip().removeprefix(DAPO_PREFIX).removesuffix(DAPO_SUFFIX).strip()
 
@@ -80,10 +80,10 @@ _JOINING = re.compile(
 
 
 def boxed_answer(text: str, problem: str) -> str:
-    r"""The answer of a solution: what its last \boxed{...} (or \fbox{...}) holds, "" when there is none.
+    r"""Return the answer of a solution: the content of its last \boxed{...} (or \fbox{...}), "" if there is none.
 
-    Several answers are joined by commas: boxes side by side, or all boxes of a problem that asks for several values. A
-    box in a closing note is no answer.
+    Several answers are joined by commas: adjacent boxes, or all boxes if the problem asks for several values. A box in
+    a closing note is ignored.
 
     >>> solutions = r"\boxed{1}, so \boxed{\frac12}", r"$x=\boxed{-2}$ or $x=\boxed{1}$.", r"\boxed{3}. Note: \boxed{4}"
     >>> [boxed_answer(solution, "Find x.") for solution in solutions]
@@ -100,19 +100,19 @@ def boxed_answer(text: str, problem: str) -> str:
     if not boxes or not boxes[-1][0]:
         return ""
     several = _SEVERAL.search(problem) and not _SINGLE.search(problem)
-    found = [boxes.pop()]
-    while boxes and (several or _JOINING.fullmatch(text, boxes[-1][2], found[0][1])):
-        found.insert(0, boxes.pop())
-    return ", ".join(dict.fromkeys(content for content, _, _ in found))
+    answers = [boxes.pop()]
+    while boxes and (several or _JOINING.fullmatch(text, boxes[-1][2], answers[0][1])):
+        answers.insert(0, boxes.pop())
+    return ", ".join(dict.fromkeys(content for content, _, _ in answers))
 
 
 def _braced(text: str, start: int) -> tuple[str, int]:
-    """(content, end) of the group in braces at `start`, or of the word there: two rows of MATH write "\\boxed 2"."""
+    """Return (content, end) of the group in braces or the word at `start`: two rows of MATH write "\\boxed 2"."""
     if not text.startswith("{", start):
         bare = re.compile(r"[^\s$.]+").match(text, start)
         return (bare[0], bare.end()) if bare else ("", start)
     depth = 0
-    for token in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):  # "\{" is a printed brace, not a group
+    for token in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):  # "\{" is a literal brace, not a group
         depth += {"{": 1, "}": -1}.get(token[0], 0)
         if depth == 0:
             return text[start + 1 : token.start()].strip(), token.end()
@@ -120,44 +120,42 @@ def _braced(text: str, start: int) -> tuple[str, int]:
 
 
 def find_columns(columns: Sequence[str], prompt: str | None, answer: str | None) -> tuple[str, str]:
-    """(problem column, answer column) of a table; None: detect it.
+    """Return (problem column, answer column) of a table. prompt, answer: chosen columns; None: detect.
 
-    `messages` without an answer column is both: its last turn is the reference response.
-    Raises ValueError naming the columns found and the two keys.
+    Without an answer column, `messages` is both: its last turn is the reference response.
+    Raises ValueError with the available columns and the two config keys.
     """
     names = filter(None, (*PROBLEM_COLUMNS, *ANSWER_COLUMNS, prompt, answer))
     present = {name for name in names if {name, name.partition(".")[0]} & set(columns)}
-    asked = prompt or next(filter(present.__contains__, PROBLEM_COLUMNS), "")
-    gold = answer or next(filter(present.__contains__, ANSWER_COLUMNS), "messages" if asked == "messages" else "")
-    if not {asked, gold} <= present:
+    query = prompt or next(filter(present.__contains__, PROBLEM_COLUMNS), "")
+    gold = answer or next(filter(present.__contains__, ANSWER_COLUMNS), "messages" if query == "messages" else "")
+    if not {query, gold} <= present:
         raise ValueError(
-            f"columns {', '.join(columns) or '(none)'} hold no problem ({asked or ', '.join(PROBLEM_COLUMNS)}) with an "
+            f"columns {', '.join(columns) or '(none)'} hold no problem ({query or ', '.join(PROBLEM_COLUMNS)}) with an "
             f"answer ({gold or ', '.join(ANSWER_COLUMNS)}); set prompt_column and answer_column"
         )
-    return asked, gold
+    return query, gold
 
 
 def parse(row: Mapping[str, Any], problem_column: str, answer_column: str, worked: bool) -> Parsed:
-    """Read one row; worked: the answer column holds solutions, of which only a final answer that is marked counts.
+    """Parse one row. worked: the answer column has worked solutions, in which only a marked final answer counts.
 
-    Raises ValueError naming the column whose value cannot be read.
+    Raises ValueError with the column of an invalid value.
     """
-    asked, messages, note = _value(row, problem_column), [], ""
-    response = None  # the reference response, where the conversation holds it
-    if isinstance(asked, list):
-        messages = _messages(asked, problem_column)
+    text, messages, note = _value(row, problem_column), [], ""
+    response = None  # the reference response of a conversation
+    if isinstance(text, list):
+        messages = _messages(text, problem_column)
         if messages and answer_column == problem_column and messages[-1]["role"] == "assistant":
             response = messages.pop()["content"]
         users = [turn["content"] for turn in messages if turn["role"] == "user"]
         if not users:
             raise ValueError(f"column {problem_column!r} holds no user turn; at least one is expected")
-        asked = "\n\n".join(users)
-        messages = [] if len(messages) == 1 else messages  # a problem like any other
-    if not isinstance(asked, str | None):
-        raise ValueError(
-            f"column {problem_column!r} holds {type(asked).__name__} {str(asked)[:60]!r}; text is expected"
-        )
-    problem = strip_wrapper(asked or "")
+        text = "\n\n".join(users)
+        messages = [] if len(messages) == 1 else messages  # one user turn is an ordinary problem
+    if not isinstance(text, str | None):
+        raise ValueError(f"column {problem_column!r} holds {type(text).__name__} {str(text)[:60]!r}; text is expected")
+    problem = strip_wrapper(text or "")
     if messages:
         note = "are conversations, rendered as they stand: prompt_template and system_prompt do not change them"
     elif _FORMAT.search(problem):
@@ -166,7 +164,7 @@ def parse(row: Mapping[str, Any], problem_column: str, answer_column: str, worke
         answer = response if answer_column == problem_column else _value(row, answer_column)
         variants = answer if isinstance(answer, list) else [answer]
         if answer_column == "final_answer" and (row.get("is_multiple_answer") or len(variants) > 1):
-            # OlympiadBench asks for all of them. "100,200" would read as one number, and "$1$, $2$" has dollars inside.
+            # OlympiadBench asks for all of them. "100,200" would be one number, and "$1$, $2$" has inner dollar signs.
             joined = ", ".join(str(each) for each in variants if each is not None)
             answer = re.sub(r"\s*,\s*", ", ", re.sub(r"(?<!\\)\$", "", joined))
         else:
@@ -185,7 +183,7 @@ def parse(row: Mapping[str, Any], problem_column: str, answer_column: str, worke
 
 
 def _value(row: Mapping[str, Any], column: str) -> Any:
-    """The value of a column, or of a field of a struct column ("reward_model.ground_truth")."""
+    """Return the value of a column, or of a field of a struct column ("reward_model.ground_truth")."""
     top, _, field = column.partition(".")
     if column in row or not field:
         return row.get(column)
@@ -195,19 +193,19 @@ def _value(row: Mapping[str, Any], column: str) -> Any:
 
 
 def _messages(turns: list[Any], column: str) -> list[dict[str, Any]]:
-    """The turns of a conversation, with text where a turn has a list of text parts. Raises ValueError for others."""
-    found = []
+    """Return the turns of a conversation, with lists of text parts joined. Raises ValueError for other content."""
+    messages = []
     for turn in turns:
         content = turn.get("content") if isinstance(turn, dict) else None
         if isinstance(content, list) and all(isinstance(part, dict) and part.get("text") for part in content):
             content = "".join(part["text"] for part in content)
         if not isinstance(content, str) or not isinstance(turn.get("role"), str):
             raise ValueError(f"column {column!r} holds {str(turn)[:80]!r}; a turn with role and text is expected")
-        found.append({key: value for key, value in turn.items() if value is not None} | {"content": content})
-    return found
+        messages.append({key: value for key, value in turn.items() if value is not None} | {"content": content})
+    return messages
 
 
 def _level(value: Any) -> int | None:
-    """5 of 5, "5", "Level 5"; None of "Level ?" and of no level."""
+    """Parse a level: 5 for 5, "5" and "Level 5"; None for "Level ?" and other values."""
     digits = re.fullmatch(r"(?:Level )?(\d{1,9})(?:\.0)?", str(value).strip())
     return int(digits[1]) if digits else None

@@ -1,11 +1,11 @@
-"""Named sets, hub data sets, local files and mixtures of them -> cleaned `Problem`s, with a count of all dropped rows.
+"""Loading of named sets, hub data sets, local files and mixtures as cleaned `Problem`s, with counts of dropped rows.
 
     report = load_problems(["dapo_math_17k", "org/name:train", "mine.jsonl"])
     print("\n".join(report.lines))
 
 A set is a name of data/registry.py, ORG/NAME[[:CONFIG]:SPLIT] of the hub, a local path, `name=path` (a local copy of a
 known set: its split, levels and expected count apply), or a generated set: toy_... (data/toy.py), arith_...
-(data/arithmetic.py). Left out: comparing golds with answers, which needs rewards/.
+(data/arithmetic.py). Golds are verified elsewhere, since this needs rewards/.
 """
 
 import json
@@ -22,7 +22,10 @@ from data.tables import SUFFIXES, Table, read_hub, read_local
 
 @dataclass(frozen=True)
 class LoadReport:
-    """problems: in published order, set after set. dropped: reason -> rows. lines: to print; warnings say "warning"."""
+    """Result of `load_problems`.
+
+    problems: in published order, set after set. dropped: reason -> number of rows. lines: text to print.
+    """
 
     problems: list[Problem]
     dropped: dict[str, int]
@@ -37,15 +40,16 @@ def load_problems(
     answer_column: str | None = None,
     keep_rows: bool = True,
 ) -> LoadReport:
-    """Load one set, or a mixture: every problem once, in order; data/order.py shuffles.
+    """Load one set or a mixture: every problem of a set once, in order. data/order.py shuffles.
 
-    prefer: the split of a set that has several and names none. prompt_column, answer_column: of sets that are not in
-    the registry; None: detect them. keep_rows: fill `Problem.row`.
-    Raises ValueError for an unknown set, an unreachable hub, an unreadable file, a set with nothing left in it, and
-    two sets with one name. Problems found in two sets of a mixture are kept in both, and counted in a line.
+    prefer: split to use if a set has several and its name has none. prompt_column, answer_column: columns of sets
+    outside the registry; None: detect. keep_rows: fill `Problem.row`.
+    Problems in two sets of a mixture are kept in both, and a line gives their number.
+    Raises ValueError for an unknown set, an unreachable hub, an unreadable file, a set without usable problems, and
+    two sets with the same name.
     """
     names = [sets] if isinstance(sets, str) else list(sets)
-    check_names("train_data", names)  # the only mixture
+    check_names("train_data", names)  # only train_data is a mixture
     reports = [_load_one(name, prefer, prompt_column, answer_column, keep_rows) for name in names]
     problems = [problem for report in reports for problem in report.problems]
     lines = [line for report in reports for line in report.lines]
@@ -56,7 +60,7 @@ def load_problems(
 
 
 def shared_problems(train: Sequence[Problem], held_out: Sequence[Problem]) -> list[str]:
-    """Ids of the held-out problems whose text is also a training problem, letter case and white space aside."""
+    """Return ids of held-out problems that are also training problems, ignoring letter case and white space."""
     texts = {_squeeze(problem.problem) for problem in train}
     return [problem.id for problem in held_out if _squeeze(problem.problem) in texts]
 
@@ -92,7 +96,7 @@ def _load_one(
 
 
 def _generated(name: str) -> list[Problem]:
-    """Problems of a generated set; [] for other names."""
+    """Return the problems of a generated set; [] for other names."""
     if not name.startswith(("toy_", "arith_")) or "/" in name or Path(name).exists() or name.endswith(SUFFIXES):
         return []
     from data.arithmetic import arithmetic_problems
@@ -109,18 +113,18 @@ def _clean(
     answer_column: str | None,
     keep_rows: bool,
 ) -> LoadReport:
-    """Parse every row, drop what cannot be trained on or graded, keep one of each problem. Rows = kept + dropped."""
+    """Parse all rows, and drop unusable and duplicate problems. The report accounts for every row."""
     levels = spec.levels if spec else None
     try:
-        asked, answer = find_columns(table.columns, prompt_column, answer_column)
+        question, answer = find_columns(table.columns, prompt_column, answer_column)
     except ValueError as error:
         raise ValueError(f"{table.where}: {error}") from error
     if levels and "level" not in table.columns:
         raise ValueError(f"{table.where}: {source} needs column 'level' to keep levels {levels}; found {table.columns}")
-    worked = not answer_column and answer == "solution" and asked != "prompt"
-    read = {column.partition(".")[0] for column in (asked, answer)} | {asked, answer, *OTHER_COLUMNS}
+    worked = not answer_column and answer == "solution" and question != "prompt"
+    read = {column.partition(".")[0] for column in (question, answer)} | {question, answer, *OTHER_COLUMNS}
 
-    first: dict[str, Problem] = {}  # by the text of the problem or conversation
+    first: dict[str, Problem] = {}  # text of the problem or conversation -> its first occurrence
     copies: Counter[str] = Counter()
     conflicting: set[str] = set()
     dropped: Counter[str] = Counter()
@@ -129,11 +133,11 @@ def _clean(
     n_rows = 0
     for n_rows, row in enumerate(table.rows([c for c in table.columns if keep_rows or c in read]), 1):
         try:
-            parsed = parse(row, asked, answer, worked)
+            parsed = parse(row, question, answer, worked)
             _check_text(parsed)
         except ValueError as error:
             where = f"{table.where}, row {n_rows}"
-            raise ValueError(f"{where}: {error} (read as {asked} + {answer}). Correct or remove the row.") from error
+            raise ValueError(f"{where}: {error} (read as {question} + {answer}). Correct or remove the row.") from error
         reason = "empty problem" if not parsed.problem else "" if parsed.gold else "empty gold"
         if levels and parsed.level not in levels:
             reason = f"outside levels {levels[0]}-{levels[-1]}"
@@ -151,8 +155,8 @@ def _clean(
         id = f"{source}/{n_rows - 1 if parsed.key is None else parsed.key}"
         id = f"{id}#{n_rows - 1}" if id in ids else id
         ids.add(id)
-        kept = json.loads(json.dumps(row, default=str)) if keep_rows else {}
-        first[text] = Problem(id, parsed.problem, parsed.gold, source, parsed.level, parsed.messages, kept)
+        row_copy = json.loads(json.dumps(row, default=str)) if keep_rows else {}
+        first[text] = Problem(id, parsed.problem, parsed.gold, source, parsed.level, parsed.messages, row_copy)
 
     if conflicting:
         dropped["conflicting gold"] = sum(copies[text] for text in conflicting)
@@ -165,20 +169,20 @@ def _clean(
         raise ValueError(f"{table.where}: no problem left of {n_rows:,} rows{why}")
     lines = [f"{source}: {n_rows:,} rows -> {len(problems):,} problems from {table.where}{why}"]
     lines += [f"{source}: {count:,} problems {note}" for note, count in notes.items()]
-    for what, found, published in (
+    for what, actual, published in (
         ("rows", n_rows, spec and spec.rows),
         ("problems", len(problems), spec and spec.problems),
     ):
-        if published and found != published:
+        if published and actual != published:
             lines.append(
-                f"warning: {source}: {found:,} {what}, not the {published:,} published; the upload or this copy has "
+                f"warning: {source}: {actual:,} {what}, not the {published:,} published; the upload or this copy has "
                 "changed"
             )
     return LoadReport(problems, dict(dropped), lines)
 
 
 def _check_text(parsed: Parsed) -> None:
-    """Raise ValueError for half of a surrogate pair, as JSON may spell it: no tokenizer and no file takes it."""
+    """Raise ValueError for half of a surrogate pair, which JSON can escape but tokenizers and files reject."""
     about = {"problem": parsed.problem, "gold answer": parsed.gold, "id": str(parsed.key)}
     for what, text in {**about, "conversation": "".join(turn["content"] for turn in parsed.messages)}.items():
         try:

@@ -1,9 +1,9 @@
-r"""The one prompt builder that training and evaluation share, and the ids at which a model stops.
+r"""Prompt builder, shared by training and evaluation, and stop token ids of a model.
 
     builder = PromptBuilder(tokenizer, template="dapo", system_prompt="default", chat_template=True)
     kept, dropped = build_prompts(problems, builder, max_prompt_tokens=1024)
 
-A new prompt: one entry in TEMPLATES.
+To add a prompt, add an entry to TEMPLATES.
 """
 
 import re
@@ -20,16 +20,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BOXED = r"Please reason step by step, and put your final answer within \boxed{}."
-# Some templates print today's date into the system turn, which would make prompts differ from day to day.
+# A fixed date: some chat templates write the current date into the system turn, so prompts would change every day.
 _DATE = "26 Jul 2024"
-_PROBE = "Probe"  # stands for a message where only the template's own text matters
+_PROBE = "Probe"  # placeholder message, to inspect the text of a chat template
 
 
 @dataclass(frozen=True)
 class Template:
-    """user: the user turn round {problem}. system: the system turn that goes with it, "default" for the model's own,
-    "none" for none. whole: the text is the whole prompt, never put inside a chat template. source: where published.
-    examples: (problem, response) pairs that precede the problem, as turns of the chat or as text."""
+    """Prompt template.
+
+    user: user turn with the placeholder {problem}. system: system turn, "default" for that of the model, "none" for no
+    turn. whole: the text is the whole prompt and cannot be used with a chat template. source: publication.
+    examples: (problem, response) pairs before the problem, as chat turns or as text.
+    """
 
     user: str
     system: str
@@ -70,22 +73,21 @@ TEMPLATES: dict[str, Template] = {
 
 
 class PromptBuilder:
-    """Problem -> prompt text and token ids, the same for training and evaluation.
+    """Builder of prompt text and token ids, the same for training and evaluation.
 
     template: a name of TEMPLATES.
-    system_prompt: "default" (or None) takes the template's system text, or else leaves it to the model's chat template,
-        which may insert one (Qwen2.5 does); "none" leaves no system turn at all, Qwen2.5's included; any other text is
-        the system turn.
-    chat_template: render with the tokenizer's chat template; False gives the bare text, a system text in front of it.
-    chat_template_kwargs: further variables of the chat template, such as {"enable_thinking": False}.
+    system_prompt: "default" (or None): the template's system text, else that of the model's chat template, which may
+        insert one (Qwen2.5 does). "none": no system turn, not even Qwen2.5's. Any other text is the system turn.
+    chat_template: render with the tokenizer's chat template. False: the bare text, after the system text if any.
+    chat_template_kwargs: additional variables of the chat template, such as {"enable_thinking": False}.
 
-    A conversation (`Problem.messages`) is rendered as it stands, without template and system_prompt.
+    A conversation (`Problem.messages`) is rendered without template and system_prompt.
 
-    What a problem says stays text: where it spells a control token (`<|im_end|>`), the ids of that spelling are given
-    and not the token, which would end the turn. Control tokens are those the tokenizer calls special, and whatever
-    added tokens the chat template writes.
+    Control tokens in a problem are encoded as text: for `<|im_end|>`, `build` returns the ids of its characters instead
+    of the token, which would end the turn. Control tokens are special tokens of the tokenizer, and added tokens that
+    the chat template writes.
 
-    Raises ValueError for an unknown template and for choices that contradict each other or the tokenizer.
+    Raises ValueError for an unknown template and for options that conflict with each other or with the tokenizer.
     """
 
     def __init__(
@@ -125,15 +127,15 @@ class PromptBuilder:
         self._parts = chat_template and _wants_parts(tokenizer, self._arguments)
         self._system_turn = self._find_system_turn() if chat_template and self._system == "none" else ""
         first = [] if chat_template else self._tokenizer(_PROBE)["input_ids"][:1]
-        self._bos = [token for token in first if token == tokenizer.bos_token_id]  # where the tokenizer adds it
-        self.longest_token = max(map(len, tokenizer.get_vocab()))  # in characters or, if byte-level, in bytes
+        self._bos = [token for token in first if token == tokenizer.bos_token_id]  # if the tokenizer adds it
+        self.longest_token = max(map(len, tokenizer.get_vocab()))  # in characters, or in bytes if byte-level
         added: dict[int, Any] = self._tokenizer.added_tokens_decoder
         around = self._encode([self.text(Problem("", _PROBE, "", "", None))])[0]
         control = [token.content for i, token in added.items() if token.special or i in around]
         self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
 
     def text(self, problem: Problem) -> str:
-        """The prompt as text. A BOS is in it where the chat template writes one; `build` adds none to that."""
+        """Return the prompt as text, with a BOS only if the chat template writes one."""
         if problem.messages:
             return self._conversation(problem)
         turns = [*self._examples, {"role": "user", "content": self._user.format(problem=problem.problem)}]
@@ -151,12 +153,12 @@ class PromptBuilder:
         rest = rendered.removeprefix(self._system_turn)
         bos = self._tokenizer.bos_token
         bos = bos if bos and self._system_turn.startswith(bos) else ""
-        return rest if rest.startswith(bos) else bos + rest  # SmolLM2's BOS is the token that opens every turn
+        return rest if rest.startswith(bos) else bos + rest  # SmolLM2's BOS also opens every turn
 
     def _conversation(self, problem: Problem) -> str:
-        """A conversation in the chat template; an assistant's turn at its end is continued.
+        """Render a conversation with the chat template. The response continues a final assistant turn.
 
-        Raises ValueError if the chat template leaves a turn out.
+        Raises ValueError if the chat template omits a turn.
         """
         turns = list(problem.messages)
         if not self._chat:
@@ -171,11 +173,11 @@ class PromptBuilder:
         return rendered
 
     def build(self, problem: Problem) -> list[int]:
-        """The prompt as token ids."""
+        """Return the prompt as token ids."""
         return self.build_all([problem])[0]
 
     def build_all(self, problems: Sequence[Problem]) -> list[list[int]]:
-        """`build` of each, tokenised together (many times faster)."""
+        """Return the token ids of all prompts, tokenized together, which is many times faster."""
         rows = self._encode([self.text(problem) for problem in problems])
         rows = [
             self._as_text(problem) if self.control_tokens_in(problem) else row
@@ -184,16 +186,18 @@ class PromptBuilder:
         return [self._bos + row for row in rows]
 
     def control_tokens_in(self, problem: Problem) -> list[str]:
-        """The control tokens that a problem's text spells, each once. Those of an assistant's turn are meant."""
+        """Return the distinct control tokens in a problem's text. In assistant turns they are intended and omitted."""
         texts = [turn["content"] for turn in problem.messages if turn["role"] != "assistant"] or [problem.problem]
         return list(dict.fromkeys(token for text in texts for token in self._control.findall(text)))
 
     def _as_text(self, problem: Problem) -> list[int]:
-        """The ids of a prompt whose problem spells control tokens: it is cut inside each of them, so that the
-        tokenizer sees none. Raises ValueError when it finds one all the same.
+        """Return the ids of a prompt whose problem contains control tokens, encoded as text.
+
+        The text is split inside each control token, so that the tokenizer does not see it. Raises ValueError if the ids
+        contain a control token anyway.
         """
         text = self.text(problem)
-        mark = next(sign for sign in map(chr, range(0xE000, 0xF900)) if sign not in text)  # of Unicode's private use
+        mark = next(sign for sign in map(chr, range(0xE000, 0xF900)) if sign not in text)  # Unicode private use area
 
         def replaced(change: Callable[[re.Match[str]], str]) -> str:
             messages = tuple(
@@ -202,7 +206,7 @@ class PromptBuilder:
             )
             return self.text(replace(problem, problem=self._control.sub(change, problem.problem), messages=messages))
 
-        pieces = replaced(lambda found: found[0][0] + mark + found[0][1:]).split(mark)
+        pieces = replaced(lambda match: match[0][0] + mark + match[0][1:]).split(mark)
         ids = [token for row in self._encode(pieces) for token in row]
         (others,) = self._encode([replaced(lambda _: mark)])
         for token in self.control_tokens_in(problem):
@@ -215,16 +219,16 @@ class PromptBuilder:
         return ids
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        """Ids without a BOS of the tokenizer's: a second one would stand in front of the chat template's own."""
+        """Tokenize without special tokens: the chat template may already write a BOS."""
         return [list(row) for row in self._tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
 
     def _render(self, turns: list[dict[str, Any]], end: str = "respond") -> str:
         return _render(self._tokenizer, turns, end, self._parts, self._arguments)
 
     def _find_system_turn(self) -> str:
-        """What the chat template writes for a system message (BOS included); cutting it off leaves no system turn.
+        """Return the chat template's text for a system message, including BOS. Removing it leaves no system turn.
 
-        "" when the template refuses or ignores system messages: then it has no system turn of its own either.
+        Returns "" if the template rejects or ignores system messages, since it then writes no system turn.
         """
         system, user = {"role": "system", "content": _PROBE}, {"role": "user", "content": "?"}
         try:
@@ -248,48 +252,48 @@ class PromptBuilder:
 def build_prompts(
     problems: Sequence[Problem], builder: PromptBuilder, *, max_prompt_tokens: int
 ) -> tuple[list[tuple[Problem, list[int]]], int]:
-    """(problems with their token ids, number dropped): prompts longer than the limit are dropped, never cut.
+    """Return (problems with their token ids, number dropped). Prompts longer than the limit are dropped, not truncated.
 
-    A problem is dropped without being tokenized if its characters need more tokens than that, each as long as the
-    longest of the vocabulary. Raises ValueError when none is left.
+    A problem is dropped without tokenization if it exceeds the limit even with the longest token of the vocabulary.
+    Raises ValueError if no prompt is left.
     """
     most = max_prompt_tokens * builder.longest_token
     short = [each for each in problems if (sum(len(t["content"]) for t in each.messages) or len(each.problem)) <= most]
     built = list(zip(short, builder.build_all(short), strict=True))
-    kept = [(problem, ids) for problem, ids in built if len(ids) <= max_prompt_tokens]
-    if not kept:
+    short_enough = [(problem, ids) for problem, ids in built if len(ids) <= max_prompt_tokens]
+    if not short_enough:
         shortest = min((len(ids) for _, ids in built), default=max_prompt_tokens + 1)
         raise ValueError(
             f"max_prompt_tokens {max_prompt_tokens}: all {len(problems)} prompts are longer, the shortest has at least "
             f"{shortest} tokens; raise it"
         )
-    return kept, len(problems) - len(kept)
+    return short_enough, len(problems) - len(short_enough)
 
 
 def asks_answer_line(builder: PromptBuilder, problems: Iterable[Problem]) -> bool:
-    """Whether a prompt asks for a line "Answer: ...", which is all that the reward answer_line reads."""
+    """Return True if any prompt asks for a line "Answer: ...", which the reward answer_line requires."""
     return any(re.search(r"answer\s*:", builder.text(problem), re.IGNORECASE) for problem in problems)
 
 
 def stop_token_ids(model: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Every id that ends an answer: the EOS ids of generation_config.json and config.json, the tokenizer's EOS, and
-    the token with which the chat template closes an assistant turn. No duplicates, in this order.
+    """Return all ids that end a response, without duplicates. model: a folder or hub id.
 
-    model: a folder or a hub id. A base model's EOS is often not the one its chat template ends turns with, and
-    Llama-3 lists two; one missing id means answers that run on to the length limit.
-    Raises ValueError when there is none, one that is no number, or one that the tokenizer does not have.
+    In this order: the EOS ids of generation_config.json and config.json, the tokenizer's EOS, and the token that ends
+    an assistant turn in the chat template. A base model's EOS often differs from the end-of-turn token, and Llama-3
+    lists two EOS ids. With a missing id, responses run on to the length limit.
+    Raises ValueError if there is no id, or for an id that is not an integer or not in the tokenizer.
     """
-    found: list[int] = []
+    ids_in_order: list[int] = []
     for file in ("generation_config.json", "config.json"):
         eos = _read_config(model, file).get("eos_token_id")
         ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
         if not all(type(each) is int for each in ids):
             raise ValueError(f"{model}: {file}: eos_token_id is {eos!r:.80}; an id, a whole number, or a list of them")
-        found += ids
+        ids_in_order += ids
     if tokenizer.eos_token_id is not None:
-        found.append(int(tokenizer.eos_token_id))  # pyright: ignore[reportArgumentType]  (one id, not several)
-    found += _chat_end(tokenizer)
-    stops = list(dict.fromkeys(found))
+        ids_in_order.append(int(tokenizer.eos_token_id))  # pyright: ignore[reportArgumentType]  (one id, not several)
+    ids_in_order += _chat_end(tokenizer)
+    stops = list(dict.fromkeys(ids_in_order))
     if not stops:
         raise ValueError(f"{model}: no EOS id in its generation_config.json, config.json or tokenizer; set one of them")
     strange = [stop for stop in stops if not 0 <= stop < vocabulary_size(tokenizer)]
@@ -299,20 +303,23 @@ def stop_token_ids(model: str, tokenizer: "PreTrainedTokenizerBase") -> list[int
 
 
 def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """One more than the tokenizer's largest id. A model often has more rows (Qwen2.5: 151,665 of 151,936); those ids
-    have no text and must be masked in engine and trainer alike, or refused."""
+    """Return the tokenizer's largest id plus 1.
+
+    Models often have more rows (Qwen2.5: 151,936 for 151,665 ids). Engine and trainer must mask the additional ids,
+    which have no text.
+    """
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def token_text(tokenizer: Any, token: int) -> str:
-    """Text of one token; of a token that is part of a character, its bytes in hex, such as "<F0 9F>"."""
+    """Return the text of one token; for a part of a character, its bytes in hex, such as "<F0 9F>"."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     text = tokenizer.decode([token])
     if "\N{REPLACEMENT CHARACTER}" not in text:
         return text
     letters = tokenizer.convert_ids_to_tokens(token)
-    byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}  # of byte-level BPE
+    byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}  # byte-level BPE
     if not byte_of.keys() >= set(letters):
         return text
     return f"<{' '.join(f'{byte_of[letter]:02X}' for letter in letters)}>"
@@ -321,9 +328,9 @@ def token_text(tokenizer: Any, token: int) -> str:
 def _render(
     tokenizer: Any, turns: list[dict[str, Any]], end: str, parts: bool, arguments: Mapping[str, Any] | None
 ) -> str:
-    """Turns in the chat template; end: respond (open an assistant's turn), continue (the last turn) or stop.
+    """Render turns with the chat template. end: respond (open an assistant turn), continue (the last turn) or stop.
 
-    parts: give each content as a list of one text. Raises ValueError if the template refuses the turns.
+    parts: pass each content as a list of one text part. Raises ValueError if the template rejects the turns.
     """
     from jinja2 import TemplateError
 
@@ -337,7 +344,7 @@ def _render(
 
 
 def _wants_parts(tokenizer: Any, arguments: Mapping[str, Any] | None = None) -> bool:
-    """Whether the chat template reads each content as a list of parts. Raises ValueError if it renders neither."""
+    """Return True if the chat template needs contents as lists of parts. Raises ValueError if neither form works."""
     turns = [{"role": "user", "content": _PROBE}]
     for parts in (False, True):
         if _PROBE in _render(tokenizer, turns, "respond", parts, arguments):
@@ -346,7 +353,7 @@ def _wants_parts(tokenizer: Any, arguments: Mapping[str, Any] | None = None) -> 
 
 
 def _chat_end(tokenizer: Any) -> list[int]:
-    """The special token straight after an assistant's message, where there is a chat template that writes one."""
+    """Return the special token directly after an assistant's message in the chat template; [] if there is none."""
     if not tokenizer.chat_template:
         return []
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
@@ -356,7 +363,7 @@ def _chat_end(tokenizer: Any) -> list[int]:
 
 
 def _read_config(model: str, file: str) -> dict[str, Any]:
-    """{} where the model has no such file. Raises ValueError when it is no JSON object."""
+    """Load a JSON file of a model; {} if it does not exist. Raises ValueError if it is not a JSON object."""
     from transformers.utils.hub import cached_file
 
     path = cached_file(model, file, _raise_exceptions_for_missing_entries=False)

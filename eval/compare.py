@@ -1,11 +1,11 @@
-"""Compare runs: tables with paired tests and intervals, and one figure per metric family.
+"""Compare runs: tables with paired tests and confidence intervals, and one figure per metric family.
 
     python -m eval.compare runs/grpo_seed* runs/band_seed* --out figure.png --metric eval/aime24/mean@32
 
-Prints the tables; writes figure.png (entropy, reward, clip fraction and mean@k), figure_NAME.png (one per family of
+Prints the tables. Writes figure.png (entropy, reward, clip fraction and mean@k), figure_NAME.png (one per family of
 eval/plots.FIGURES) and figure.md (the tables). Runs whose config.yaml differs only in REPEAT_KEYS are seeds of one
-group. The first run's group is the reference. Runs may be running, crashed or without evaluation: missing values are
-dashes, and notes below the tables name what is odd. docs/evaluation.md defines each column.
+group. The first run's group is the reference. Runs may be incomplete: missing values are dashes, and notes below the
+tables list the gaps. docs/evaluation.md defines each column.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from eval.records import Record, Series, load_record
 
 # Config keys in which repeats of one experiment may differ.
 REPEAT_KEYS = ("run_name", "seed", "output_dir", "wandb", "dry_run")
-MIN_SEEDS = 5  # fewer pairs get no verdict: with n pairs all differences have one sign by chance in 2 of 2**n cases
+MIN_SEEDS = 5  # fewer pairs get no verdict: under the null, n differences have the same sign with probability 2 / 2**n
 LEVEL = 0.05
 OVERVIEW = (r"train/entropy", r"reward/mean", r"clip/up", r"eval/.+/mean@\d+")
 MEAN_AT_K = r"eval/(?P<set>.+)/mean@\d+"
@@ -41,18 +41,18 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Column:
-    """A number per run, and how it is shown."""
+    """Table column: one number per run, with heading and scale."""
 
     heading: str
     metric: str
-    measure: Callable[[Series], float]  # of the metric's series
+    measure: Callable[[Series], float]  # reduces the metric's series to the number
     scale: float = 1.0  # 100 for percent
 
 
 def compare(run_dirs: Sequence[Path], out: Path | None, metric: str = "") -> str:
-    """The tables as text; with `out`, also written there with the figures (see the head of this file).
+    """Return the tables as text. With `out`, also write them and the figures (see the module docstring).
 
-    metric: rank the groups by its final value. Raises ValueError for a path that is no run and for a metric that no
+    metric: rank the groups by its final value. Raises ValueError for a path that is not a run and for a metric that no
     run has.
     """
     groups = group_runs([load_record(path) for path in dict.fromkeys(map(Path, run_dirs))])
@@ -63,12 +63,12 @@ def compare(run_dirs: Sequence[Path], out: Path | None, metric: str = "") -> str
 
 
 def keys_of(groups: Sequence[Group]) -> list[str]:
-    """Every metric of any run, in the order in which they are shown."""
+    """List the metrics of all runs, in display order."""
     return sort_keys(list(dict.fromkeys(key for group in groups for run in group.runs for key in run.keys)))
 
 
 def tables(groups: Sequence[Group], metric: str = "") -> str:
-    """All tables and notes. Raises ValueError for a metric that no run has."""
+    """Format all tables and notes. Raises ValueError for a metric that no run has."""
     keys = keys_of(groups)
     if metric and metric not in keys:
         raise ValueError(f"metric: no run has {metric!r}; for example {', '.join(keys[:3]) or 'none yet'}")
@@ -95,7 +95,7 @@ def tables(groups: Sequence[Group], metric: str = "") -> str:
 
 
 def save(groups: Sequence[Group], text: str, out: Path) -> None:
-    """Write the text and the figures that have something to show."""
+    """Write the text and the figures that have data."""
     keys = keys_of(groups)
     figures: dict[str, list[str]] = {"": [key for pattern in OVERVIEW for key in keys if re.fullmatch(pattern, key)]}
     for key in keys:
@@ -112,7 +112,7 @@ def save(groups: Sequence[Group], text: str, out: Path) -> None:
 
 
 def group_runs(runs: Sequence[Record]) -> list[Group]:
-    """Seeds of one config together, groups in the order of their first run. A run without config is its own group."""
+    """Group the seeds of each config, in the order of their first runs. A run without config is its own group."""
     members: dict[str, list[Record]] = {}
     for run in runs:
         config = {key: value for key, value in run.config.items() if key not in REPEAT_KEYS}
@@ -125,10 +125,10 @@ def group_runs(runs: Sequence[Record]) -> list[Group]:
 
 
 def label_configs(configs: Sequence[dict[str, Any]]) -> list[str]:
-    """One short, unique label per config from the keys in which they differ: "fixed", "band divergence=tv".
+    """Return a short, unique label per config from the keys in which they differ: "fixed", "band divergence=tv".
 
-    The rule comes first and bare. Other keys are left out where the config has the most common value; the arguments of
-    a rule are compared among configs with that rule.
+    The rule comes first, without its key. Other keys are omitted where the config has the most common value. Arguments
+    of a rule are compared among configs with that rule.
     """
     flat = [
         {k: str(v).rstrip("/").rpartition("/")[2] for k, v in flatten(config).items() if k not in REPEAT_KEYS}
@@ -151,24 +151,24 @@ def label_configs(configs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Entries of mappings as keys of their own: {"rule_args": {"delta": 0.05}} becomes {"rule_args.delta": 0.05}."""
+    """Flatten nested mappings. Example: {"rule_args": {"delta": 0.05}} -> {"rule_args.delta": 0.05}."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         flat |= {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
     return flat
 
 
-# ---- numbers per run, of a metric that it has ----
+# ---- reductions of a metric's series to a number per run ----
 
 
 def area_under(series: Series) -> float:
-    """Mean height of the curve, by trapezoids over its steps."""
+    """Mean height of the curve: trapezoidal area divided by the range of steps."""
     steps, values = series
     return float(np.trapezoid(values, steps) / (steps[-1] - steps[0]) if len(steps) > 1 else values[0])
 
 
 def mean_from(start: float, width: float = 0.1) -> Callable[[Series], float]:
-    """Mean over a share `width` of the values (at least one) that begins at the share `start`."""
+    """Return a function: mean over a share `width` of the values (at least one value), from the share `start` on."""
 
     def measure(series: Series) -> float:
         count = max(1, round(width * len(series[1])))
@@ -190,12 +190,12 @@ def best(series: Series) -> float:
 
 
 def heading(key: str) -> str:
-    """eval/aime24/mean@32 -> "aime24 mean@32"."""
+    """Return the heading of a metric. Example: eval/aime24/mean@32 -> "aime24 mean@32"."""
     return key.removeprefix("eval/").replace("/", " ")
 
 
 def table(title: str, groups: Sequence[Group], columns: Sequence[Column]) -> str:
-    """One row per group, one column per number; "" without columns."""
+    """Format a table with one row per group; "" without columns."""
     header = ["group", "seeds", "steps", *(column.heading for column in columns)]
     texts = zip(*(format_column(groups, column) for column in columns), strict=True)
     rows = []
@@ -207,36 +207,36 @@ def table(title: str, groups: Sequence[Group], columns: Sequence[Column]) -> str
 
 
 def values_of(group: Group, column: Column) -> list[float]:
-    """The scaled number of every run that has the metric."""
-    found = [series for run in group.runs if len((series := run.series(column.metric))[0])]
-    return [column.scale * column.measure(series) for series in found]
+    """Return the scaled number of every run that has the metric."""
+    curves = [series for run in group.runs if len((series := run.series(column.metric))[0])]
+    return [column.scale * column.measure(series) for series in curves]
 
 
 def format_column(groups: Sequence[Group], column: Column) -> list[str]:
-    """Mean ± standard error of every group, with two digits of the largest error (three of the largest value).
+    """Format mean ± standard error of every group, to two digits of the largest error (else three of the largest mean).
 
-    The error is over seeds; of one seed it is that of the evaluation over its problems, marked with a dagger.
+    The standard error is over seeds. For one seed it is over problems of the evaluation, marked with a dagger.
     """
-    found = [values_of(group, column) for group in groups]
-    errors = [standard_error(values) for values in found]
+    group_values = [values_of(group, column) for group in groups]
+    errors = [standard_error(values) for values in group_values]
     marks = ["" for _ in groups]
     for i, group in enumerate(groups):
-        if len(found[i]) == 1 and column.measure in (last, best):
+        if len(group_values[i]) == 1 and column.measure in (last, best):
             (run,) = [run for run in group.runs if len(run.series(column.metric)[0])]
             steps, curve = run.series(column.metric)
             step = steps[-1] if column.measure is last else steps[curve.argmax()]
             errors[i], marks[i] = column.scale * run.value(f"{column.metric}_stderr", int(step)), "†"
-    sizes = [error for error in errors if error > 0] or [abs(np.mean(values)) / 10 for values in found if values]
+    sizes = [error for error in errors if error > 0] or [abs(np.mean(values)) / 10 for values in group_values if values]
     decimals = int(np.clip(1 - np.floor(np.log10(max(sizes, default=1) or 1)), 0, 5))
     return [
         (f"{np.mean(values):.{decimals}f}" if values else "-")
         + (f" ± {error:.{decimals}f}{mark}" if isfinite(error) else "")
-        for values, error, mark in zip(found, errors, marks, strict=True)
+        for values, error, mark in zip(group_values, errors, marks, strict=True)
     ]
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns."""
+    """Format a Markdown table with aligned columns."""
     cells = [[cell.replace("|", "/") for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, ["-" * width for width in widths])
@@ -248,7 +248,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def two_sided_p(t: float, df: int) -> float:
-    """P(|T| >= t) of Student's t with `df` degrees of freedom: Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    """Return P(|T| >= t) of Student's t with `df` degrees of freedom (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
     angle = atan(t / sqrt(df))
     term, total = (1.0, 0.0) if df % 2 == 0 else (cos(angle), 0.0)
     for k in range(df % 2, df - 1, 2):
@@ -259,18 +259,18 @@ def two_sided_p(t: float, df: int) -> float:
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the mean; nan for fewer than two values."""
+    """Standard error of the mean; nan for fewer than two values."""
     return float(np.std(values, ddof=1) / sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
 def paired_p(differences: Sequence[float]) -> float:
-    """Two-sided p of Student's paired t-test that the mean difference is 0; 1 where all differences are 0."""
+    """Two-sided p-value of Student's paired t-test for mean difference 0; 1 if all differences are 0."""
     mean, error = float(np.mean(differences)), standard_error(differences)
     return two_sided_p(abs(mean) / error, len(differences) - 1) if error else float(mean == 0)
 
 
 def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
-    """Student's t interval at 1 - LEVEL for the mean of paired differences; nan for fewer than two."""
+    """Student's t confidence interval at 1 - LEVEL for the mean of paired differences; nan for fewer than two."""
     low, high = 0.0, 1e6
     for _ in range(100 if len(differences) > 1 else 0):
         t = (low + high) / 2
@@ -280,7 +280,7 @@ def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p-values, in the given order: they hold for all tests together."""
+    """Holm's (1979) adjusted p-values, in the given order. They control the family-wise error rate."""
     adjusted, running = [0.0] * len(ps), 0.0
     for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
         running = max(running, min(1.0, (len(ps) - rank) * ps[i]))
@@ -289,15 +289,15 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def pair_by_seed(base: Group, group: Group, key: str) -> list[tuple[Record, Record, np.ndarray]]:
-    """Runs of both groups with the same seed (of a repeated seed the first), and the steps at which both have `key`."""
+    """Pair runs by seed (the first run of a repeated seed), with the steps at which both have `key`."""
     theirs, ours = ({run.config.get("seed"): run for run in reversed(each.runs)} for each in (base, group))
     pairs = [(theirs[seed], ours[seed]) for seed in sorted(theirs, key=str) if seed in ours]
-    found = [(a, b, np.intersect1d(a.series(key)[0], b.series(key)[0])) for a, b in pairs]
-    return [pair for pair in found if len(pair[2])]
+    triples = [(a, b, np.intersect1d(a.series(key)[0], b.series(key)[0])) for a, b in pairs]
+    return [pair for pair in triples if len(pair[2])]
 
 
 def differences(base: Group, group: Group, column: Column) -> list[float]:
-    """group - base, scaled: one per seed that both have, at the steps that both runs have."""
+    """Scaled differences group - base: one per common seed, at the steps that both runs have."""
     values = []
     for *pair, steps in pair_by_seed(base, group, column.metric):
         series = [(steps, np.array([run.value(column.metric, step) for step in steps])) for run in pair]
@@ -306,13 +306,13 @@ def differences(base: Group, group: Group, column: Column) -> list[float]:
 
 
 def difference_table(groups: Sequence[Group], columns: Sequence[Column]) -> str:
-    """Each group against the first; "" for one group. Holm's correction is over the groups, per metric."""
+    """Compare each group with the first; "" for one group. Holm's correction is over the groups, per metric."""
     base, *others = groups
     rows: dict[str, list[list[str]]] = {group.label: [] for group in others}
     for column in columns:
-        found = [differences(base, group, column) for group in others]
-        adjusted = iter(holm([paired_p(values) for values in found if len(values) > 1]))
-        for group, values in zip(others, found, strict=True):
+        group_values = [differences(base, group, column) for group in others]
+        adjusted = iter(holm([paired_p(values) for values in group_values if len(values) > 1]))
+        for group, values in zip(others, group_values, strict=True):
             p = next(adjusted) if len(values) > 1 else None
             rows[group.label].append([group.label, column.heading, *difference_cells(base, group, column, values, p)])
     title = f"Difference from {base.label!r}, same seeds paired at the steps that both have"
@@ -321,7 +321,7 @@ def difference_table(groups: Sequence[Group], columns: Sequence[Column]) -> str:
 
 
 def difference_cells(base: Group, group: Group, column: Column, values: Sequence[float], p: float | None) -> list[str]:
-    """Pairs, difference, interval, p and verdict."""
+    """Format number of pairs, difference, interval, p and verdict."""
     if not values:
         return ["0", "-", "-", "-", "nothing to compare: no seed (or no step) in common"]
     mean, decimals = float(np.mean(values)), 2 if column.scale == 100.0 else 3
@@ -341,9 +341,9 @@ def difference_cells(base: Group, group: Group, column: Column, values: Sequence
 
 
 def problem_error(base: Group, group: Group, column: Column) -> tuple[float, str]:
-    """Standard error over problems of the difference between the one pair of runs, and its assumption.
+    """Standard error over problems of the difference between a single pair of runs, and its assumption.
 
-    Paired by problem where both runs have per-problem scores (evals/); else it adds the variances of the two runs.
+    Paired by problem if both runs have per-problem scores (evals/). Otherwise adds the variances of the two runs.
     """
     ((*pair, steps),) = pair_by_seed(base, group, column.metric)
     match, step = re.fullmatch(MEAN_AT_K, column.metric), int(steps[-1])
@@ -355,7 +355,7 @@ def problem_error(base: Group, group: Group, column: Column) -> tuple[float, str
 
 
 def ranking(groups: Sequence[Group], metric: str) -> str:
-    """Groups by the final value of `metric`, highest first, every pair tested; "" without a metric."""
+    """Rank groups by the final value of `metric`, highest first, and test every pair; "" without a metric."""
     if not metric:
         return ""
     column = Column(metric, metric, last, 100.0 if describe(metric)[2].startswith("%") else 1.0)
@@ -380,7 +380,7 @@ def ranking(groups: Sequence[Group], metric: str) -> str:
 
 
 def notes(groups: Sequence[Group], evals: Sequence[str]) -> str:
-    """What a reader must know about single runs and about how the groups differ."""
+    """Notes on incomplete runs, repeated or single seeds, and different last steps."""
     lines = [LEGEND]
     for group in groups:
         seeds = Counter(run.config.get("seed") for run in group.runs)
@@ -398,7 +398,7 @@ def notes(groups: Sequence[Group], evals: Sequence[str]) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Command line of `python -m MODULE`: invalid arguments give a one-line error, exit code 2."""
+    """Argument parser of `python -m MODULE`. Invalid arguments give a one-line error, exit code 2."""
 
     def __init__(self, module: str, description: str | None):
         raw = argparse.RawDescriptionHelpFormatter

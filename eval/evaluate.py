@@ -3,12 +3,12 @@
     rows = evaluate(engine, verifier, prompts, sampling, samples=32, seed=0, rank=0, world=1, progress=None)
     summarize(in_order(rows, prompts), 32, ks=(32,))["eval/aime24/mean@32"]
 
-Training calls `evaluate_policy` on every rank; `python -m eval.run` uses its three parts (`generate`, `Grading`,
-`summarize`) in separate processes. Each sample has its own seed, a pure function of (seed, set, problem, sample), so
-metrics depend neither on the number of ranks nor on the other sets (with an engine that seeds each sample).
-Two graders: the tolerant verifier decides `correct`; `strict` is the paper's "Answer:" rule.
+Training calls `evaluate_policy` on every rank. `python -m eval.run` uses its three parts (`generate`, `Grading`,
+`summarize`) in separate processes. The seed of a sample is a pure function of (seed, set, problem, sample). With an
+engine that seeds each sample, metrics therefore depend neither on the number of ranks nor on the other sets.
+There are two graders: `correct` is the verdict of the tolerant verifier, `strict` that of the paper's "Answer:" rule.
 
-Axes: P problems of a set, K samples of each.
+Axes: P problems of a set, K samples per problem.
 """
 
 import json
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from trainer.run import Run
 
 Prompts = Mapping[str, Sequence[tuple[Problem, list[int]]]]  # set name -> its problems with their prompt's token ids
-Row = dict[str, Any]  # one sample: JSON types alone, so that it can be stored and sent between ranks
+Row = dict[str, Any]  # one sample as JSON types, to be stored and sent between ranks
 
 
 @dataclass(frozen=True)
 class Job:
-    """The samples still wanted of one problem."""
+    """Samples to generate for one problem."""
 
     set: str
     problem: str  # the problem's id
@@ -55,10 +55,10 @@ def evaluate(
     world: int,
     progress: Callable[[int], object] | None,
 ) -> list[Row]:
-    """Sample and grade this rank's share; the rows of all ranks together are what `summarize` takes.
+    """Sample and grade this rank's share. `summarize` takes the rows of all ranks.
 
-    samples: K, answers to each problem. progress: called with 1 as each answer of this rank finishes.
-    Grading goes on in the verifier's processes while the engine still samples.
+    samples: K, responses per problem. progress: called with 1 as each response of this rank finishes. Grading runs in
+    the verifier's processes while the engine is still sampling.
     """
     grading = Grading(verifier, prompts)
     generate(engine, share(jobs(prompts, samples), rank, world), sampling, seed, grading.submit, progress)
@@ -66,10 +66,10 @@ def evaluate(
 
 
 def evaluate_policy(run: "Run") -> tuple[dict[str, float], float]:
-    """mean@k, pass@k, maj@k on every evaluation set, at the sampling settings of training; and the mean over sets of
-    mean@k, which ranks checkpoints. Collective; raises Interrupted.
+    """Evaluate on every set with the sampling settings of training. Collective. Raises Interrupted after a signal.
 
-    Rank 0 writes the share of correct responses per problem to evals/step_000010.json: {set: {problem id: share}}.
+    Returns mean@k, pass@k and maj@k of every set, and mean@k averaged over sets, which ranks checkpoints. Rank 0 writes
+    the share of correct responses per problem to evals/step_000010.json: {set: {problem id: share}}.
     """
     cfg, sets, k = run.cfg, run.task.evals, run.cfg.eval_samples
     mine = {"rank": run.plan.rank, "world": run.plan.processes}
@@ -92,7 +92,7 @@ def evaluate_policy(run: "Run") -> tuple[dict[str, float], float]:
 
 
 def write_scores(path: Path, rows: Sequence[Row], say: Callable[[str], None]) -> None:
-    """Write {set: {problem id: share of correct samples}}; a full disk gives a warning."""
+    """Write {set: {problem id: share of correct samples}}. An OSError, such as a full disk, gives a warning."""
     correct: dict[str, dict[str, list[bool]]] = {}
     for row in rows:
         correct.setdefault(row["set"], {}).setdefault(row["problem"], []).append(row["correct"])
@@ -105,7 +105,7 @@ def write_scores(path: Path, rows: Sequence[Row], say: Callable[[str], None]) ->
 
 
 def jobs(prompts: Prompts, samples: int) -> list[Job]:
-    """Every problem of every set, with all samples 0..K-1 wanted."""
+    """Return a job with samples 0..K-1 for every problem of every set."""
     return [
         Job(name, problem.id, problem.gold, list(ids), list(range(samples)))
         for name, pairs in prompts.items()
@@ -114,7 +114,7 @@ def jobs(prompts: Prompts, samples: int) -> list[Job]:
 
 
 def share(every: Sequence[Job], rank: int, world: int) -> list[Job]:
-    """Every `world`-th sample: each rank answers all problems, the long ones too, so that all take about as long."""
+    """Return every `world`-th sample. Each rank samples nearly all problems, which balances long responses."""
     before, mine = 0, []
     for job in every:
         numbers = job.samples[(rank - before) % world :: world]
@@ -124,7 +124,7 @@ def share(every: Sequence[Job], rank: int, world: int) -> list[Job]:
 
 
 def sample_seed(seed: int, set: str, problem: str, sample: int) -> int:
-    """Random seed of one sample, in 0..2**63-1: a hash, so that neighbours share nothing."""
+    """Return the seed of one sample, in 0..2**63-1: a hash, so that neighbouring samples are independent."""
     digest = blake2b(repr((seed, set, problem, sample)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -137,9 +137,9 @@ def generate(
     on_row: Callable[[Row], None],
     progress: Callable[[int], object] | None,
 ) -> None:
-    """Sample every wanted answer; `on_row` gets each as it finishes, not graded yet."""
+    """Sample every response of `wanted`. `on_row` receives each ungraded row as it finishes."""
 
-    def finished(i: int, j: int, completion: Completion) -> None:
+    def on_finish(i: int, j: int, completion: Completion) -> None:
         job = wanted[i]
         on_row(
             {
@@ -156,11 +156,11 @@ def generate(
             progress(1)
 
     seeds = [[sample_seed(seed, job.set, job.problem, sample) for sample in job.samples] for job in wanted]
-    engine.generate([job.prompt for job in wanted], sampling, seeds=seeds, on_finish=finished)
+    engine.generate([job.prompt for job in wanted], sampling, seeds=seeds, on_finish=on_finish)
 
 
 class Grading:
-    """Both graders over a stream of rows: submit while others are still sampled, collect at the end."""
+    """Both graders over a stream of rows: submit rows during sampling, collect the grades at the end."""
 
     def __init__(self, verifier: Verifier, prompts: Prompts):
         self.verifier = verifier
@@ -174,7 +174,7 @@ class Grading:
         self.pending.append((row, self.verifier.submit(row["text"], row["gold"], about)))
 
     def collect(self) -> list[Row]:
-        """Every submitted row with its verdicts: correct, extracted, reason, vote (None: no answer), strict."""
+        """Return every submitted row with its verdicts: correct, extracted, reason, vote (None: no answer), strict."""
         pending, self.pending = self.pending, []
         grades = self.verifier.collect([ticket for _, ticket in pending])
         graded = []
@@ -191,16 +191,16 @@ class Grading:
 
 
 def in_order(rows: Sequence[Row], prompts: Prompts) -> list[Row]:
-    """By set, problem and sample, however many ranks they come from: sums are then the same to the last digit."""
+    """Sort rows by set, problem and sample, so that sums do not depend on the number of ranks, not even by rounding."""
     order = {(name, problem.id): i for name, pairs in prompts.items() for i, (problem, _) in enumerate(pairs)}
     sets = list(prompts)
     return sorted(rows, key=lambda row: (sets.index(row["set"]), order[row["set"], row["problem"]], row["sample"]))
 
 
 def summarize(rows: Sequence[Row], samples: int, ks: Sequence[int]) -> dict[str, float]:
-    """eval/<set>/mean@K, strict_mean@K, maj@K and pass@k with their _stderr over problems, length and truncation.
+    """Compute eval/<set>/mean@K, strict_mean@K, maj@K, pass@k, length and truncation, with _stderr over problems.
 
-    rows: graded, exactly K = `samples` of each problem. ks: the k of pass@k.
+    rows: graded, exactly K = `samples` per problem. ks: the values of k for pass@k.
     """
     sets: dict[str, dict[str, list[Row]]] = {}
     for row in rows:

@@ -1,10 +1,10 @@
-"""Curves of one run or of several groups of runs, readable in print and by the colour-blind.
+"""Curves of one run or of several groups of runs, safe for colour blindness and black-and-white print.
 
     plot_run(Path("runs/band"))          # writes runs/band/plots/entropy.png
 
 FIGURES maps each metric to its figure, title and unit. A metric that is not listed is drawn in a figure named after its
 prefix. matplotlib is imported when the first figure is drawn.
-Colours: Okabe and Ito's palette, with grey for its yellow; dashes distinguish the lines in black and white.
+Colours: Okabe and Ito's palette, with grey instead of yellow. Dashes distinguish the lines in black and white.
 """
 
 import re
@@ -34,9 +34,11 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Axis:
-    title: str  # may name groups of `pattern`, as {set}
-    unit: str  # y label; a unit that starts with % shows shares times 100
-    pattern: str  # full match of the metric; its group `line` names one of several metrics of the axis
+    """Axis of a figure, for the metrics that match `pattern`."""
+
+    title: str  # may contain groups of `pattern`, such as {set}
+    unit: str  # y label; if it starts with %, values are multiplied by 100
+    pattern: str  # full match of the metric; its group `line` labels one of several metrics of the axis
 
 
 # Figure name -> its axes.
@@ -100,15 +102,17 @@ FIGURES: dict[str, tuple[Axis, ...]] = {
 
 @dataclass(frozen=True)
 class Curve:
-    """One line with its band: the mean over seeds and the range from the lowest to the highest seed."""
+    """One line with its band: mean over seeds, lowest to highest seed."""
 
     label: str
     seeds: tuple[Series, ...]
-    stderr: Series | None  # one seed only: the band is this standard error (of an eval metric, over problems)
+    stderr: Series | None  # for one seed, the band: standard error over problems of an evaluation metric
 
 
 @dataclass(frozen=True)
 class Panel:
+    """One metric with its curves."""
+
     title: str
     unit: str
     curves: tuple[Curve, ...]
@@ -123,9 +127,9 @@ class Group:
 
 
 def plot_run(run_dir: Path) -> list[Path]:
-    """Draw the entropy of one run and its mean@k into run_dir/plots/entropy.png; [] if it has neither.
+    """Draw entropy and mean@k of one run into run_dir/plots/entropy.png; return the files, [] if it has neither.
 
-    Everything else of a run is in its report (eval/report.py).
+    All other metrics of a run are in its report (eval/report.py).
     """
     run = load_record(Path(run_dir))
     keys = [key for key in sort_keys(run.keys) if re.fullmatch(r"train/entropy|eval/.+/mean@\d+", key)]
@@ -134,20 +138,20 @@ def plot_run(run_dir: Path) -> list[Path]:
 
 
 def panel_of(groups: Sequence[Group], key: str) -> Panel | None:
-    """One metric with a line per group; None where it has no finite value."""
+    """Return one metric with a line per group; None if it has no finite value."""
     curves = []
     for group in groups:
-        found = [run for run in group.runs if len(run.series(key)[0])]
-        if found:
-            has_error = len(found) == 1 and f"{key}_stderr" in found[0].keys
-            stderr = found[0].series(f"{key}_stderr") if has_error else None
-            curves.append(Curve(group.label, tuple(run.series(key) for run in found), stderr))
+        runs = [run for run in group.runs if len(run.series(key)[0])]
+        if runs:
+            has_error = len(runs) == 1 and f"{key}_stderr" in runs[0].keys
+            stderr = runs[0].series(f"{key}_stderr") if has_error else None
+            curves.append(Curve(group.label, tuple(run.series(key) for run in runs), stderr))
     _, title, unit, line = describe(key)
     return Panel(f"{title} {line}".strip(), unit, tuple(curves)) if curves else None
 
 
 def describe(key: str) -> tuple[str, str, str, str]:
-    """(figure, title, unit, line) of a metric name. Example: clip/up/p<0.2 is the line `p<0.2` of a panel of `clip`."""
+    """Return (figure, title, unit, line) of a metric. Example: clip/up/p<0.2 is the line `p<0.2` in figure `clip`."""
     for figure, axes in FIGURES.items():
         for axis in axes:
             if match := re.fullmatch(axis.pattern, key):
@@ -157,7 +161,7 @@ def describe(key: str) -> tuple[str, str, str, str]:
 
 
 def sort_keys(keys: Sequence[str]) -> list[str]:
-    """In the order of FIGURES; probability bins by their number (p<0.01 before p<0.2, p<=1 last)."""
+    """Sort metrics in the order of FIGURES, and probability bins by their bound (p<0.01 before p<0.2, p<=1 last)."""
     patterns = [axis.pattern for axes in FIGURES.values() for axis in axes]
 
     def place(key: str) -> tuple[int, float, int]:
@@ -169,8 +173,8 @@ def sort_keys(keys: Sequence[str]) -> list[str]:
 
 
 def draw(panels: Sequence[Panel], path: Path, caption: str) -> list[Path]:
-    """Write one figure, at most four panels wide; returns the files written, none without panels."""
-    # Imported here: nothing but drawing needs it. A bare Figure renders with Agg and leaves the backend alone.
+    """Write one figure, at most four panels wide; return the list of files, [] without panels."""
+    # Imported here, because only drawing needs it. A bare Figure renders with Agg without changing the backend.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -188,7 +192,7 @@ def draw(panels: Sequence[Panel], path: Path, caption: str) -> list[Path]:
         for axis, panel in zip(axes.flat, panels, strict=False):
             _draw_panel(axis, panel, labels)
         limits = [axis.get_xlim() for axis in axes.flat[: len(panels)]]
-        for axis in axes.flat[: len(panels)]:  # one range of steps: a metric that starts late is seen to start late
+        for axis in axes.flat[: len(panels)]:  # the same range of steps, so that a late start of a metric is visible
             axis.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
@@ -203,7 +207,7 @@ def draw(panels: Sequence[Panel], path: Path, caption: str) -> list[Path]:
 
 
 def line_style(number: int) -> tuple[str, str]:
-    """Colour and dashes of the line with this number; no two of the first 32 are alike."""
+    """Return colour and dashes of the line with this number. The first 32 are distinct."""
     return COLOURS[number % len(COLOURS)], DASHES[(number + number // len(COLOURS)) % len(DASHES)]
 
 
@@ -219,13 +223,16 @@ def _draw_panel(axis, panel: Panel, labels: Sequence[str]) -> None:
     axis.set_title(panel.title, fontsize=9.5)
     axis.set_xlabel("step")
     axis.set_ylabel(panel.unit)
-    if panel.unit.startswith("%"):  # starts at 0, so that noise does not look like a trend
+    if panel.unit.startswith("%"):  # from 0, so that noise does not look like a trend
         axis.set_ylim(bottom=0)
     axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def spread(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Steps up to where the first seed ends, the mean over the seeds that have a value there, the edges of the band."""
+    """Return steps, mean, lower and upper edge of the band.
+
+    Steps end where the first seed ends. The mean is over the seeds that have a value at that step.
+    """
     end = min(seed_steps[-1] for seed_steps, _ in curve.seeds)
     steps = np.unique(np.concatenate([seed_steps for seed_steps, _ in curve.seeds]))
     steps = steps[steps <= end]

@@ -1,9 +1,9 @@
-"""Files of a run: metrics.jsonl and config.yaml (`load_record`), checkpoints (`find_policy`).
+"""Readers of a run's files: metrics.jsonl and config.yaml (`load_record`), checkpoints (`find_policy`).
 
     run = load_record(Path("runs/band_seed0"));  steps, values = run.series("train/entropy")
     policy = find_policy("runs/band_seed0")      # newest undamaged checkpoint: policy.path, .step, .settings
 
-A broken line or a missing file is left out and named in `run.notes`. A null is a number that was not finite.
+Broken lines and missing files are skipped and listed in `run.notes`. A null is a number that was not finite.
 """
 
 import json
@@ -23,13 +23,13 @@ Series = tuple[np.ndarray, np.ndarray]  # steps (n,) int, ascending; values (n,)
 
 @dataclass(frozen=True)
 class Record:
-    """A run, read from its folder."""
+    """Config and metrics of a run, read from its folder."""
 
     path: Path
     name: str
-    config: dict[str, Any]  # the resolved config; {} where none could be read
-    rows: dict[int, dict[str, float]]  # step -> metrics, steps ascending; nan where a number was not finite
-    notes: tuple[str, ...]  # what a reader of its figures must know
+    config: dict[str, Any]  # the resolved config; {} if it cannot be read
+    rows: dict[int, dict[str, float]]  # step -> metrics, steps ascending; nan for numbers that were not finite
+    notes: tuple[str, ...]  # missing or broken data
 
     @property
     def last_step(self) -> int:
@@ -37,31 +37,31 @@ class Record:
 
     @property
     def keys(self) -> list[str]:
-        """Every metric seen, in the order of first appearance."""
+        """All metrics, in the order of first appearance."""
         return list(dict.fromkeys(key for row in self.rows.values() for key in row))
 
     def value(self, key: str, step: int) -> float:
-        """One metric at one step; nan where there is none."""
+        """Return one metric at one step; nan if there is none."""
         return self.rows.get(step, {}).get(key, np.nan)
 
     def scores(self, name: str, step: int) -> dict[str, float]:
-        """Share of correct responses per problem of an evaluation set at one step; {} if none is stored."""
+        """Return the share of correct responses per problem of an evaluation set at one step; {} if not stored."""
         path = self.path / "evals" / f"step_{step:06d}.json"
         return json.loads(path.read_text()).get(name, {}) if path.exists() else {}
 
     def series(self, key: str) -> Series:
-        """The finite values of one metric, by step."""
-        found = [(step, row[key]) for step, row in self.rows.items() if np.isfinite(row.get(key, np.nan))]
-        return np.array([step for step, _ in found], dtype=int), np.array([value for _, value in found], dtype=float)
+        """Return the finite values of one metric, by step."""
+        points = [(step, row[key]) for step, row in self.rows.items() if np.isfinite(row.get(key, np.nan))]
+        return np.array([step for step, _ in points], dtype=int), np.array([value for _, value in points], dtype=float)
 
 
 def is_of_clock(metric: str) -> bool:
-    """Whether two runs of the same seed may differ in it: times, speed and memory."""
+    """Return True for times, speed and memory, which may differ between two runs with the same seed."""
     return metric.split("/")[0] in ("time", "throughput", "memory")
 
 
 def load_record(path: Path) -> Record:
-    """Read one run folder. Raises ValueError for another path, with the runs that may be meant."""
+    """Read one run folder. Raises ValueError for any other path, with suggestions."""
     path, near = Path(path), runs_near(path)
     if not (path / "metrics.jsonl").is_file() and (near or not (path / "config.yaml").is_file()):
         raise ValueError(f"{path} is not a run folder; {f'did you mean {near}?' if near else 'name one, runs/NAME'}")
@@ -87,7 +87,7 @@ def load_record(path: Path) -> Record:
 
 
 def runs_near(path: Path) -> str:
-    """For messages: the run around `path`, the first runs inside it, or those with a similar name; "" if none."""
+    """Suggest runs for an error message: around `path`, inside it, or with a similar name; "" if there are none."""
     names = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() and not path.exists() else []
     similar = [path.with_name(name) for name in get_close_matches(path.name, names)]
     for folders in (path.resolve().parents, sorted(path.glob("*")), similar):
@@ -97,7 +97,7 @@ def runs_near(path: Path) -> str:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Raises ValueError if config.yaml is absent or cannot be read."""
+    """Load config.yaml. Raises ValueError if it is absent or cannot be read."""
     try:
         return dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
@@ -105,14 +105,14 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path, keys: Sequence[str], notes: list[str]) -> list[dict[str, Any]]:
-    """The objects of a JSONL file that have all `keys`; [] without the file. Other lines are named in `notes`."""
+    """Return the objects of a JSONL file that have all `keys`; [] without the file. `notes` lists other lines."""
     if not path.exists():
         return []
     rows, broken = [], []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
         try:
             row = json.loads(line or "null")
-        except (ValueError, RecursionError):  # also a whole number of too many digits
+        except (ValueError, RecursionError):  # also an integer with too many digits
             row = None
         if isinstance(row, dict) and row.keys() >= {*keys}:
             rows.append(row)
@@ -128,20 +128,20 @@ def read_lines(path: Path, keys: Sequence[str], notes: list[str]) -> list[dict[s
 
 @dataclass(frozen=True)
 class TrainedPolicy:
-    """The policy of a checkpoint."""
+    """Policy of a checkpoint."""
 
-    path: Path  # of its folder in Hugging Face format
+    path: Path  # folder in Hugging Face format
     run: str  # name of its run
     step: int
-    settings: dict[str, Any]  # configs.schema.Config as it was saved
+    settings: dict[str, Any]  # saved configs.schema.Config
     warnings: list[str]
 
 
 def find_policy(model: str) -> TrainedPolicy | None:
-    """The policy of a run (its newest undamaged checkpoint), of a checkpoint, or of a checkpoint's `policy` folder.
+    """Find the policy of a run (newest undamaged checkpoint), of a checkpoint, or of a checkpoint's `policy` folder.
 
-    None for any other folder and for a hub id. Raises ValueError for a path near runs, for a run without an undamaged
-    checkpoint, and for a damaged checkpoint.
+    Returns None for any other folder and for a hub id. Raises ValueError for a path near runs, for a run without an
+    undamaged checkpoint, and for a damaged checkpoint.
     """
     path, warnings = Path(model), []
     newest = path.parent if path.name == "policy" else path
@@ -154,7 +154,7 @@ def find_policy(model: str) -> TrainedPolicy | None:
         if newest is None:
             why = "; ".join(warnings) or "save_every sets how often one is saved"
             raise ValueError(f"model: {model} has no complete checkpoint yet ({why})")
-    elif (found := damage(newest, checksums=False)).startswith(("policy/", MANIFEST)):  # other files are not needed
-        raise ValueError(f"model: checkpoint {newest} is damaged: {found}; name another")
+    elif (problem := damage(newest, checksums=False)).startswith(("policy/", MANIFEST)):  # other files are not needed
+        raise ValueError(f"model: checkpoint {newest} is damaged: {problem}; name another")
     settings, step = read_config(newest), json.loads((newest / MANIFEST).read_text())["step"]
     return TrainedPolicy(newest / "policy", settings["run_name"], step, settings, warnings)

@@ -1,12 +1,12 @@
-"""Report of runs in one HTML file: curves, responses with the numbers of every token, and a card per run.
+"""Report of runs in one HTML file: curves, responses with per-token statistics, and a card per run.
 
     python -m eval.report runs/grpo runs/band --out runs/report.html
 
 The file needs no network and no server. Runs are grouped by configuration and seed as in eval/compare.py. It reads
 metrics.jsonl, config.yaml, environment.json, and samples/step_*.jsonl, one response per line (docs/evaluation.md).
 
-All data is in the page as gzip in base64, so no response can act as HTML. The tokens of a response are unpacked when it
-is opened, which keeps a page of many megabytes fast. Of a run in progress the report shows the steps so far.
+The page holds all data as base64-encoded gzip, so no response can act as HTML. The tokens of a response are unpacked
+when it is opened, which keeps large pages fast. For a run in progress, the report shows the steps so far.
 """
 
 import base64
@@ -32,7 +32,7 @@ from eval.plots import Group, describe, line_style, panel_of, spread
 from eval.records import Record, load_record, read_lines
 
 TEMPLATES = Path(__file__).with_suffix("")  # eval/report/
-MAX_SAMPLE_BYTES = 250 * 2**20  # of samples/ in one page, which then has some 50 MB and opens in a second or two
+MAX_SAMPLE_BYTES = 250 * 2**20  # of samples/ in one page, which is then about 50 MB and opens in 1 to 2 s
 AT_A_GLANCE = (
     "train/entropy",
     r"eval/.+/mean@\d+",
@@ -47,15 +47,15 @@ CLIPPED = {
 }
 SHOWN = ("problem", "answer", "gold", "extracted", "reason", "reward", "advantage", "tokens", "correct", "truncated")
 TOKEN_LISTS = ("token_texts", "token_ids", "rollout_logprobs", "old_logprobs", "logprobs", "entropy", "weight")
-FACTS = ("command", "time", "git", "hardware", "python", "platform", "packages")  # of environment.json
+FACTS = ("command", "time", "git", "hardware", "python", "platform", "packages")  # keys of environment.json
 
 
 def write_report(run_folders: Sequence[Path], out: Path, steps: Sequence[int] = ()) -> None:
     """Write the page of these runs to `out`.
 
-    steps: whose responses are in the page; without it all of them, or every k-th, the last one included, if all would
-    be more than MAX_SAMPLE_BYTES. Broken lines and missing files are named on the page and left out.
-    Raises ValueError for a path that is no run, and for steps without responses.
+    steps: steps whose responses are shown. By default all, or every k-th including the last, so that the samples fit in
+    MAX_SAMPLE_BYTES. The page lists broken lines and missing files, which are skipped.
+    Raises ValueError for a path that is not a run, and for steps without responses.
     """
     runs = [load_record(folder) for folder in dict.fromkeys(map(Path, run_folders))]
     groups = group_runs(runs)
@@ -84,7 +84,7 @@ def write_report(run_folders: Sequence[Path], out: Path, steps: Sequence[int] = 
         title=", ".join(run.name for run in runs) if len(runs) < 4 else ", ".join(group.label for group in groups),
         style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         script=script,
-        # The browser runs this script and no other, whatever else the page may hold.
+        # The browser runs only this script, independent of other page content.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         cards=[_card(run, runs, lines) for run, lines in zip(runs, notes, strict=True)],
         answers=len(answers),
@@ -101,7 +101,7 @@ def write_report(run_folders: Sequence[Path], out: Path, steps: Sequence[int] = 
 
 
 def _sections(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """What is read first, the clipped shares (`bins`, on one scale), and all other metrics, folded, by their family."""
+    """Return the sections: main metrics, clipped shares (`bins`, on one scale), other metrics by family, folded."""
     keys = [key for key in keys_of(groups) if not key.endswith("_stderr")]
     glance = [key for pattern in AT_A_GLANCE for key in keys if re.fullmatch(pattern, key)]
     bins = {title: [key for key in keys if re.fullmatch(pattern, key)] for title, pattern in CLIPPED.items()}
@@ -121,7 +121,7 @@ def _sections(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def _panel(groups: Sequence[Group], key: str, kind: str) -> dict[str, Any] | None:
-    """A line per group: the mean over its seeds with their range, or of one seed with its standard error."""
+    """Return one metric with a line per group: mean and range over seeds, or one seed with its standard error."""
     panel, numbers = panel_of(groups, key), {group.label: number for number, group in enumerate(groups)}
     if panel is None:
         return None
@@ -140,32 +140,32 @@ def _panel(groups: Sequence[Group], key: str, kind: str) -> dict[str, Any] | Non
                 "seeds": [[at.tolist(), _digits(values, 6)] for at, values in curve.seeds] if several else [],
             }
         )
-    title = (describe(key)[3] or "all tokens") if kind == "bins" else panel.title  # the section's heading says the rest
+    title = (describe(key)[3] or "all tokens") if kind == "bins" else panel.title  # the section's heading has the rest
     return {"key": key, "title": title, "unit": panel.unit, "curves": curves}
 
 
-# Answers
+# Responses
 
 
 def _sample_files(run_folder: Path) -> dict[int, Path]:
-    """Step -> its file of responses, steps ascending."""
+    """Return the file of responses of each step, steps ascending."""
     return {int(path.stem[5:]): path for path in sorted((run_folder / "samples").glob("step_*.jsonl"))}
 
 
 def _steps_that_fit(files: Sequence[dict[int, Path]]) -> list[int]:
-    """All steps, or every k-th counted back from the last, with the smallest k that keeps within MAX_SAMPLE_BYTES."""
+    """Return every k-th step counted back from the last, with the smallest k that fits in MAX_SAMPLE_BYTES."""
     sizes: dict[int, int] = {}
     for of_run in files:
         for step, path in of_run.items():
             sizes[step] = sizes.get(step, 0) + path.stat().st_size
     thinned = (sorted(sizes)[::-1][::stride][::-1] for stride in count(1))
-    return next(kept for kept in thinned if len(kept) <= 1 or sum(sizes[step] for step in kept) <= MAX_SAMPLE_BYTES)
+    return next(steps for steps in thinned if len(steps) <= 1 or sum(sizes[step] for step in steps) <= MAX_SAMPLE_BYTES)
 
 
 def _answers(
     files: Sequence[dict[int, Path]], steps: Sequence[int], notes: Sequence[list[str]]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Every response of these steps, and its tokens packed; broken lines join the notes of its run."""
+    """Return every response of these steps, and its packed tokens. Broken lines are added to the notes of the run."""
     answers, tokens = [], []
     for number, of_run in enumerate(files):
         for step, path in of_run.items():
@@ -182,11 +182,11 @@ def _answers(
 
 
 def _token_lists(row: dict[str, Any]) -> dict[str, list[Any]]:
-    """The numbers of every token as the page shows them, four significant digits.
+    """Return the per-token statistics of the page, to four significant digits.
 
-    `r` is exp(logprobs - old_logprobs). `clip` is 1 for A > 0 and r > upper, -1 for A < 0 and r < lower, else 0; of a
-    rule without an interval, the sign of A where the weight is 0. None in a list is a number that is not finite, or no
-    bound.
+    `r` is exp(logprobs - old_logprobs). `clip` is 1 for A > 0 and r > upper, -1 for A < 0 and r < lower, else 0. For a
+    rule without clip bounds, it is the sign of A where the weight is 0. None is a number that is not finite, or a
+    missing bound.
     """
 
     def column(key: str, missing: float) -> np.ndarray:
@@ -217,7 +217,7 @@ def _token_lists(row: dict[str, Any]) -> dict[str, list[Any]]:
 
 
 def _card(run: Record, runs: Sequence[Record], notes: list[str]) -> dict[str, Any]:
-    """The notes of a run, the keys of its config that differ between runs or from the defaults, environment.json."""
+    """Return notes of a run, config keys that differ between runs or from the defaults, and environment.json."""
     defaults = asdict(Config())
     differing = {key for other in runs for key in run.config if other.config.get(key) != run.config[key]}
     differing -= set(REPEAT_KEYS)
@@ -239,7 +239,7 @@ def _card(run: Record, runs: Sequence[Record], notes: list[str]) -> dict[str, An
 
 
 def _words(value: Any) -> str:
-    """A JSON value as text without brackets."""
+    """Format a JSON value as text without brackets."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {_words(item)}" for key, item in value.items())
     return " ".join(map(_words, value)) if isinstance(value, list) else str(value)
@@ -249,17 +249,17 @@ def _words(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """None for a number that is not finite, which JSON lacks."""
+    """Replace a number that is not finite by None, because JSON lacks it."""
     return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _digits(values: np.ndarray, digits: int) -> list[float | None]:
-    """With `digits` significant digits; None for what is not finite."""
+    """Round to `digits` significant digits; None for numbers that are not finite."""
     return [_finite(float(f"{value:.{digits}g}")) for value in values.tolist()]
 
 
 def _pack(value: Any) -> str:
-    """JSON, gzip, base64: short, without characters that HTML treats specially."""
+    """Encode as JSON, gzip and base64: short, without special characters of HTML."""
     return base64.b64encode(gzip.compress(json.dumps(value, allow_nan=False).encode(), 3, mtime=0)).decode()
 
 

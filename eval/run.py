@@ -1,19 +1,18 @@
-"""Evaluate any checkpoint: mean@K, pass@k, maj@K on benchmark sets, both graders side by side.
+"""Evaluate any checkpoint: mean@K, pass@k and maj@K on benchmark sets, with both graders.
 
     python -m eval.run runs/NAME                                                # or --model runs/NAME
     python -m eval.run --model DIR_OR_HUB_ID --sets aime24,amc23 --samples 32
 
-A run stands for its newest checkpoint. The policy of a run is prompted and sampled as in its training, on the run's
-evaluation sets, unless a key says otherwise; so is a checkpoint. One sampling process per GPU (none: one on the CPU),
-started from here; no launcher is needed. Writes to OUTPUT_DIR/NAME/:
+A run stands for its newest checkpoint. For a run or checkpoint, prompt, sampling and sets default to its training
+settings. Starts one sampling process per GPU, or one on the CPU, without a launcher. Writes to OUTPUT_DIR/NAME/:
 
-    settings.json      what decides the samples; a second call with other settings is refused
-    answers.jsonl      every response as it finishes; a second call samples only what is missing
-    samples.jsonl      all responses with both verdicts         results.json    every figure
+    settings.json      settings that affect samples; a second call with other settings raises an error
+    answers.jsonl      every response as it finishes; a second call samples only missing responses
+    samples.jsonl      all responses with both verdicts         results.json    all metrics
     log_*.txt          output of the sampling processes
 
-A second call may add sets or samples, and it grades everything again, so that a better verifier needs no sampling. Left
-out: several machines (run sets on each), greedy decoding except with --top_k 1.
+A second call may add sets or samples. It grades all responses again, so a new verifier needs no new samples. Not
+supported: several machines (run some sets on each), greedy decoding except with --top_k 1.
 """
 
 import json
@@ -59,7 +58,7 @@ from trainer.task import VERIFIER_MEMORY_GIB
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Defaults are the paper's evaluation: 32 samples at temperature 1, DAPO's prompt, 4,096 tokens."""
+    """Evaluation config. Defaults are those of the paper: 32 samples at temperature 1, DAPO's prompt, 4,096 tokens."""
 
     model: str = knob(
         "Qwen/Qwen2.5-3B-Instruct",
@@ -110,14 +109,14 @@ class EvalConfig:
         return "_".join([policy, *map(set_name, self.set_names)])
 
     def problems(self) -> list[str]:
-        """Invalid combinations of keys, one line each."""
+        """List invalid combinations of keys, one line per problem."""
         return vllm_problems(self.vllm) + ["sets: names no set; name one, for example aime24"] * (not self.set_names)
 
 
-# Keys with another name in the configuration of a run.
+# Keys that have another name in the config of a run.
 NAMES_IN_RUN = {"sets": "eval_data", "samples": "eval_samples"}
-# Not among them: `seed`, so that runs of several seeds are sampled by the same random streams;
-# `trust_remote_code`, which only its user may give; `engine_memory_share`, since no trainer shares the GPU here.
+# Keys taken from the config of a run. Excluded: `seed`, so that runs with different seeds share sampling seeds;
+# `trust_remote_code`, which the user must set; `engine_memory_share`, since no trainer shares the GPU here.
 IN_RUN = """
     sets samples prompt_column answer_column prompt_template system_prompt chat_template chat_template_kwargs
     max_prompt_tokens temperature top_p top_k max_response_tokens stop engine precision vllm
@@ -125,10 +124,10 @@ IN_RUN = """
 
 
 def configure(argv: Sequence[str]) -> EvalConfig:
-    """The configuration that `argv` describes; for a policy of a run, the run's settings replace the defaults.
+    """Parse `argv`. For the policy of a run, the run's settings replace the defaults.
 
-    A first word that is no key is the model. Invalid keys end the process (see load_or_exit). Raises ValueError as
-    find_policy does.
+    A first argument that is not a key is the model. Invalid keys end the process (see load_or_exit). Raises ValueError
+    like find_policy.
     """
     argv = ["--model", *argv] if argv and not argv[0].startswith("-") else argv
     config = load_or_exit(EvalConfig, argv)
@@ -141,7 +140,7 @@ def configure(argv: Sequence[str]) -> EvalConfig:
         for f in fields(EvalConfig)
         if of_run.get(f.name) not in (None, [])
     ]
-    # Other defaults come after the command line and a --config file.
+    # Only the defaults change: the command line and a --config file have priority.
     config = load_or_exit(make_dataclass("EvalConfig", changed, bases=(EvalConfig,), frozen=True), argv)
     plain = EvalConfig()
     taken = [f"{k}={v}" for k, v in of_run.items() if getattr(config, k) == v != getattr(plain, k)]
@@ -153,9 +152,9 @@ def configure(argv: Sequence[str]) -> EvalConfig:
 
 
 def run(config: EvalConfig) -> dict[str, float]:
-    """Evaluate as configured; prints the table and returns the metrics, eval/<set>/mean@K and so on.
+    """Run an evaluation: print the table and return the metrics, such as eval/<set>/mean@K.
 
-    Raises ValueError for settings that contradict what is stored, RuntimeError when a sampling process failed.
+    Raises ValueError if the settings differ from the stored ones, RuntimeError if a sampling process fails.
     """
     prompts, work = prepare(config)
     folder = config.folder
@@ -192,12 +191,12 @@ def run(config: EvalConfig) -> dict[str, float]:
     return metrics
 
 
-# What to sample
+# Prompts and settings
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a sampling process must know beside its jobs."""
+    """Settings of a sampling process."""
 
     model: str
     seed: int
@@ -208,7 +207,7 @@ class Work:
 
 
 def prepare(config: EvalConfig) -> tuple[Prompts, Work]:
-    """Prompts of every set, and how to sample them. Prints what was loaded and dropped; the engine is not built yet."""
+    """Build the prompts of every set and the sampling settings. Prints which problems were loaded and dropped."""
     import torch
     from transformers import AutoConfig, AutoTokenizer
 
@@ -231,11 +230,11 @@ def prepare(config: EvalConfig) -> tuple[Prompts, Work]:
             answer_column=config.answer_column,
             keep_rows=False,
         )
-        kept, dropped = build_prompts(report.problems, builder, max_prompt_tokens=config.max_prompt_tokens)
+        pairs, dropped = build_prompts(report.problems, builder, max_prompt_tokens=config.max_prompt_tokens)
         print("\n".join(report.lines))
         if dropped:
             print(f"warning: {name}: {dropped} prompts over max_prompt_tokens {config.max_prompt_tokens} are left out")
-        prompts[set_name(name)] = kept
+        prompts[set_name(name)] = pairs
     gpus = torch.cuda.device_count()
     if gpus and config.processes > gpus:
         raise ValueError(f"processes: {config.processes}, but {gpus} GPUs are visible and each process needs its own")
@@ -262,18 +261,18 @@ def prepare(config: EvalConfig) -> tuple[Prompts, Work]:
 
 
 def settings_of(config: EvalConfig, work: Work, prompts: Prompts) -> dict[str, Any]:
-    """All that decides a response. `samples` does not: it may grow, as may the sets."""
+    """Return the settings that affect a response. A second call may change `samples` and the sets."""
     hashes = {
         f"prompts of {name}": short_hash([[problem.id, ids] for problem, ids in pairs])
         for name, pairs in prompts.items()
     }
-    sampling = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(work.sampling).items()}  # as JSON has it
+    sampling = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(work.sampling).items()}  # as in JSON
     engine = {"model": files_hash(config.model), "engine": work.options.engine, "dtype": work.options.dtype}
     return {"seed": config.seed, **engine, **sampling, **hashes}
 
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Store the settings. Raises ValueError if other ones are stored, naming each that changed."""
+    """Store the settings. Raises ValueError with the changes if the stored settings differ."""
     stored = read_json_object(path) if path.exists() else {}
     changed = [f"{k}: {stored[k]!r} there, {v!r} now" for k, v in settings.items() if stored.get(k, v) != v]
     if changed:
@@ -285,16 +284,16 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
 
 
 def warn_of_golds(verifier: Verifier, every: Sequence[Job]) -> None:
-    """Name the problems whose gold cannot be matched. They count as unsolved, as in published figures."""
-    for job, trouble in zip(every, verifier.check_golds([job.gold for job in every]), strict=True):
-        if trouble:
-            print(f"warning: {job.problem}: gold {job.gold!r:.80} cannot be matched ({trouble}); it counts as unsolved")
+    """Warn about problems whose gold cannot be matched. They count as unsolved, as in published results."""
+    for job, reason in zip(every, verifier.check_golds([job.gold for job in every]), strict=True):
+        if reason:
+            print(f"warning: {job.problem}: gold {job.gold!r:.80} cannot be matched ({reason}); it counts as unsolved")
 
 
 def read_answers(path: Path, every: Sequence[Job]) -> dict[tuple[str, str, int], Row]:
-    """The stored responses that are wanted, with today's golds, by set, problem and sample.
+    """Return the stored responses of these jobs by (set, problem, sample), with the current golds.
 
-    Broken lines are named and removed: their samples are missing again.
+    Broken lines are reported and removed, so their samples are generated again.
     """
     notes: list[str] = []
     rows = read_lines(path, ("set", "problem", "sample"), notes)
@@ -314,12 +313,12 @@ def write_lines(path: Path, rows: Sequence[Row]) -> None:
 
 
 def sample(left: Sequence[Job], work: Work, folder: Path) -> Generator[Row, None, None]:
-    """Start the sampling processes; append every row to answers.jsonl, then yield it.
+    """Start the sampling processes. Append every row to answers.jsonl, then yield it.
 
-    Raises ValueError when an engine cannot start with these settings, RuntimeError when a process fails.
+    Raises ValueError if an engine cannot start with these settings, RuntimeError if a process fails.
     """
     context = multiprocessing.get_context("spawn")
-    children: dict[Connection, tuple[BaseProcess, Path]] = {}  # by connection
+    children: dict[Connection, tuple[BaseProcess, Path]] = {}  # connection -> process, log
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
         for number in range(work.processes):
@@ -327,7 +326,7 @@ def sample(left: Sequence[Job], work: Work, folder: Path) -> Generator[Row, None
                 log = folder / f"log_{number}.txt"
                 ours, theirs = context.Pipe(duplex=False)
                 child = context.Process(target=sampling_process, args=(own, work, theirs, log))
-                # The child inherits it: CUDA reads it once, as the first import of torch in a process may.
+                # Set before the start: the child inherits it, and CUDA reads it once, possibly at the import of torch.
                 os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(number, visible)
                 child.start()
                 theirs.close()
@@ -362,12 +361,12 @@ def sample(left: Sequence[Job], work: Work, folder: Path) -> Generator[Row, None
 
 
 def gpu_of(number: int, visible: str | None) -> str:
-    """CUDA_VISIBLE_DEVICES of a sampling process, one of those that are `visible` here."""
+    """Return CUDA_VISIBLE_DEVICES of a sampling process: one of the devices that are `visible` here."""
     return visible.split(",")[number] if visible else str(number)
 
 
 def sampling_process(own: list[Job], work: Work, connection: Connection, log: Path) -> None:
-    """Send every row as it finishes, or the error with which the engine did not start."""
+    """Send every row as it finishes, or the error message if the engine does not start."""
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -380,7 +379,7 @@ def sampling_process(own: list[Job], work: Work, connection: Connection, log: Pa
 
 
 def table(metrics: dict[str, float], problems: dict[str, int], samples: int) -> str:
-    """One row a set: percent ± standard error over problems."""
+    """Format one row per set: percent ± standard error over problems."""
     shown = [f"mean@{samples}", f"strict_mean@{samples}", f"pass@{samples}", f"maj@{samples}", "truncated"]
 
     def cell(key: str) -> str:
@@ -399,7 +398,7 @@ def table(metrics: dict[str, float], problems: dict[str, int], samples: int) -> 
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code: 0; 2 for invalid arguments, in one line; 1 if sampling failed; 130 after Ctrl-C."""
+    """Return the exit code: 0; 2 for invalid arguments; 1 if sampling failed; 130 after Ctrl-C."""
     try:
         run(configure(argv))
     except (ValueError, OSError) as error:

@@ -1,22 +1,22 @@
-"""Train a grid of configurations times seeds, several runs at once, then compare them.
+"""Train a grid of configurations and seeds, several runs at once, then compare them.
 
     python -m eval.sweep GRID.yaml --jobs 2          # the same command again resumes; finished runs are skipped
     python -m eval.sweep GRID.yaml --dry_run         # list the runs and check their configurations
 
-A grid file; `base`, `seeds` and one of `runs` and `grid` are required:
+Example of a grid file. `base` and `seeds` are required:
 
     base: demo_band.yaml                    # --config of every run
     overrides: {max_steps: 20}              # keys of every run
-    runs:                                   # name: keys; the first one is the reference of the comparison
+    runs:                                   # name: keys; the first is the reference of the comparison
       grpo: {rule: fixed, rule_args: {low: 0.2, high: 0.2}}
       band: {rule: band}
     grid: {rule_args.delta: [0.03, 0.1]}    # axes: each run with each combination of values
     seeds: [0, 1, 2]
     metric: eval/toy_eval/mean@32           # ranks the configurations by its final value
 
-OUT (default runs/sweeps/GRID) gets a run folder and a console log per run, and comparison.md and .png of eval.compare
-over the finished runs. Each run has --processes processes, on GPUs of its own where there are any; on a CPU with one
-thread per process unless OMP_NUM_THREADS is set, so that --jobs changes no result.
+OUT (default runs/sweeps/GRID) contains a run folder and a console log per run, and comparison.md and .png of
+eval.compare over the finished runs. Each run has --processes processes, each on its own GPU. On a CPU, each process has
+one thread unless OMP_NUM_THREADS is set, so that --jobs does not change results.
 Exit code: 0; 1 if a run failed; 2 for an invalid grid, before any run starts; 130 after Ctrl-C or SIGTERM.
 """
 
@@ -48,20 +48,20 @@ from trainer.preflight import check_model, find_rule
 ROOT = Path(__file__).resolve().parent.parent
 KEYS: dict[str, type] = {"base": str, "overrides": dict, "runs": dict, "grid": dict, "seeds": list, "metric": str}
 WORDS = {str: "text", list: "a list [a, b]", dict: "a mapping {name: value}"}
-LAST_LINES = 12  # of a failed run's console, shown again
+LAST_LINES = 12  # lines of a failed run's console log to print
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run."""
+    """One run of a sweep."""
 
-    label: str  # of its configuration
+    label: str  # label of its configuration
     folder: Path
-    argv: list[str]  # of train.py
+    argv: list[str]  # arguments of train.py
     cfg: Config
 
     def is_finished(self) -> bool:
-        """Whether the last step's checkpoint is there. Raises ValueError if it was trained with other keys."""
+        """Return True if the last step has a checkpoint. Raises ValueError if it was trained with other keys."""
         newest, _ = latest(self.folder / "checkpoints")
         if newest is None or step_of(newest) < self.cfg.max_steps:
             return False
@@ -76,7 +76,7 @@ class Job:
 
 
 def read_grid(path: Path) -> dict[str, Any]:
-    """The grid file, every value as text, absent keys empty. Raises ValueError with one line per problem."""
+    """Load a grid file: every value as text, absent keys empty. Raises ValueError with one line per problem."""
     try:
         grid = dict(yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader))
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
@@ -86,7 +86,7 @@ def read_grid(path: Path) -> dict[str, Any]:
     checks = [(key, grid.setdefault(key, kind()), kind) for key, kind in KEYS.items()]
     for part, kind in (("runs", dict), ("grid", list)):
         entries = grid[part].items() if isinstance(grid[part], dict) else ()
-        checks += [(f"{part}: {name}", value or kind(), kind) for name, value in entries]  # `grpo:` is the base itself
+        checks += [(f"{part}: {name}", value or kind(), kind) for name, value in entries]  # `grpo:` alone is the base
     for where, value, kind in checks:
         if not isinstance(value, kind):
             problems.append(f"{where}: is not {WORDS[kind]} (got {str(value)!r:.60})")
@@ -96,22 +96,22 @@ def read_grid(path: Path) -> dict[str, Any]:
 
 
 def options(*layers: Mapping[str, Any]) -> dict[str, str]:
-    """Keys of train.py; later layers override earlier ones. A layer that sets `rule` drops earlier `rule_args`.
+    """Merge layers of train.py keys: later layers override earlier ones, and `rule` drops earlier `rule_args`.
 
     >>> options({"rule": "band", "rule_args": {"delta": "0.1"}, "adam_betas": ["0.9", "0.99"]}, {"rule": "sapo"})
     {'rule': 'sapo', 'adam_betas': '[0.9, 0.99]'}
     """
-    found: dict[str, str] = {}
+    merged: dict[str, str] = {}
     for layer in layers:
         if "rule" in layer:
-            found = {key: value for key, value in found.items() if key.partition(".")[0] != "rule_args"}
+            merged = {key: value for key, value in merged.items() if key.partition(".")[0] != "rule_args"}
         for key, value in flatten(layer).items():
-            found[key] = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
-    return found
+            merged[key] = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+    return merged
 
 
 def cells(grid: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
-    """(label, keys) of every configuration: named runs crossed with the axes."""
+    """Yield (label, keys) of every configuration: the product of named runs and axes."""
     for name, keys in (grid["runs"] or {"": {}}).items():
         for values in product(*grid["grid"].values()):
             point = dict(zip(grid["grid"], values, strict=True))
@@ -120,7 +120,7 @@ def cells(grid: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def plan(path: Path, out: Path, processes: int) -> tuple[list[Job], str]:
-    """Every run, seed after seed, and the metric. Raises ValueError with the problems of the first invalid run."""
+    """Return all runs, ordered by seed, and the metric. Raises ValueError with the problems of an invalid run."""
     grid = read_grid(path)
     jobs: dict[Path, Job] = {}
     for seed in grid["seeds"]:
@@ -129,7 +129,7 @@ def plan(path: Path, out: Path, processes: int) -> tuple[list[Job], str]:
             folder = out / f"{name}_seed{seed}"
             own = {"config": grid["base"], "run_name": folder.name, "output_dir": str(out), "seed": str(seed)}
             argv = [word for key, value in (*own.items(), *keys.items()) for word in (f"--{key}", value)]
-            os.environ["WORLD_SIZE"] = str(processes)  # the batch arithmetic of a configuration depends on it
+            os.environ["WORLD_SIZE"] = str(processes)  # batch sizes of a config depend on it
             try:
                 if folder in jobs:
                     raise ValueError("two configurations have this name; rename one")
@@ -150,7 +150,7 @@ def plan(path: Path, out: Path, processes: int) -> tuple[list[Job], str]:
 
 
 def environment(slot: int, processes: int) -> dict[str, str]:
-    """GPUs of this slot alone; one thread per process on a CPU."""
+    """Return the environment of a run: the GPUs of its slot, or one thread per process on a CPU."""
     gpus = torch.cuda.device_count()
     if not gpus:
         return {"OMP_NUM_THREADS": "1", **os.environ}
@@ -159,7 +159,7 @@ def environment(slot: int, processes: int) -> dict[str, str]:
 
 
 def run_all(jobs: Sequence[Job], at_once: int, processes: int) -> list[Job]:
-    """Run the jobs that are not finished; returns those that failed. Raises KeyboardInterrupt after stopping all."""
+    """Run the unfinished jobs; return those that failed. Raises KeyboardInterrupt after stopping all runs."""
     todo = [job for job in jobs if not job.is_finished()]
     print(f"{len(jobs)} runs, {len(jobs) - len(todo)} finished", flush=True)
     failed: list[Job] = []
@@ -172,10 +172,10 @@ def run_all(jobs: Sequence[Job], at_once: int, processes: int) -> list[Job]:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
 
     def train(job: Job) -> str:
-        """Train one job; "" if it finished, else its last lines."""
+        """Train one job; return "" if it finished, else its exit code and last lines."""
         slot, log = slots.get(), job.folder.with_name(f"{job.folder.name}.log")
         with log.open("a") as output:
-            # A session of its own: Ctrl-C reaches the run through `terminate` alone, once.
+            # In a new session, Ctrl-C reaches the run only once, through `terminate`.
             process = subprocess.Popen(
                 [*launcher, str(ROOT / "train.py"), *job.argv],
                 env=environment(slot, processes),
@@ -195,10 +195,10 @@ def run_all(jobs: Sequence[Job], at_once: int, processes: int) -> list[Job]:
         pending = {pool.submit(train, job): job for job in todo}
         try:
             for future in as_completed(pending):
-                job, trouble = pending[future], future.result()
-                failed += [job] * bool(trouble)
+                job, failure = pending[future], future.result()
+                failed += [job] * bool(failure)
                 bar.update()
-                bar.write(f"{job.folder.name}: {f'FAILED, {trouble}' if trouble else 'done'}")
+                bar.write(f"{job.folder.name}: {f'FAILED, {failure}' if failure else 'done'}")
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in running:
@@ -208,17 +208,17 @@ def run_all(jobs: Sequence[Job], at_once: int, processes: int) -> list[Job]:
 
 
 def compare_finished(jobs: Sequence[Job], failed: Sequence[Job], metric: str, out: Path) -> None:
-    """Print the tables of the finished runs and write them with the figures to OUT/comparison.*."""
+    """Print the tables of the finished runs, and write tables and figures to OUT/comparison.*."""
     groups: dict[str, list[Job]] = {}
     for job in [job for job in jobs if job not in failed]:
         groups.setdefault(job.label, []).append(job)
     if groups:
-        found = [Group(label, tuple(load_record(job.folder) for job in of)) for label, of in groups.items()]
-        text = tables(found, metric) + "".join(
+        record_groups = [Group(label, tuple(load_record(job.folder) for job in of)) for label, of in groups.items()]
+        text = tables(record_groups, metric) + "".join(
             f"\n- {job.folder.name}: failed, left out of all tables" for job in failed
         )
         print(text, flush=True)
-        save(found, text, out / "comparison.png")
+        save(record_groups, text, out / "comparison.png")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -243,7 +243,7 @@ def main(argv: Sequence[str]) -> int:
         for job, is_finished in zip(jobs, finished, strict=True):
             print(f"{job.folder.name}: {'finished' if is_finished else 'to train'}")
         return 0
-    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background job starts with it ignored
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: shells start background jobs with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
     try:
         failed = run_all(jobs, args.jobs, args.processes)

@@ -1,12 +1,12 @@
-"""Rewards: is this completion right? Strings in, a Grade out. Imports neither torch nor the trainer.
+"""Rewards: grade completions against reference answers. Imports neither torch nor the trainer.
 
-    math_reward(completion, gold, problem)  one verdict (starts one shared worker when it needs computer algebra)
+    math_reward(completion, gold, problem)  one Grade (starts a shared worker if computer algebra is needed)
     answer_line_reward(completion, gold)    the paper's strict "Answer:" rule
-    Verifier(workers, ...)                  many at once, submitted while generation goes on
-    check_golds(golds)                      golds that must not be trained on, with the reason
-    shape_reward(grade, ...)                the grade as a reward
+    Verifier(workers, ...)                  many grades in worker processes, submitted during generation
+    check_golds(golds)                      why a gold must not be used for training, or None
+    shape_reward(grade, ...)                reward of a Grade
 
-math/ holds the mathematics, pool/ the processes. Policies: docs/verifier.md.
+math/ has the comparison of answers, pool/ the worker processes. Grading policies: docs/verifier.md.
 Command line: `python -m rewards.check FILE.jsonl`.
 """
 
@@ -30,22 +30,22 @@ __all__ = [
 
 @cache
 def _shared_verifier() -> Verifier:
-    """One worker for the functions below, started when first needed, gone with the interpreter."""
+    """Return a verifier with one worker, started at the first call and closed at interpreter exit."""
     return Verifier(workers=1, timeout_s=2.0, memory_gib=2.0, grader="math")
 
 
 def math_reward(completion: str, gold: str, problem: str = "") -> Grade:
-    """Whether the final answer of a completion equals the gold and is not copied from the problem, where that is given.
+    """Grade a completion: correct if its final answer equals the gold and is not copied from `problem`, if given.
 
-    Blocks, at most a few seconds.
+    Blocks for at most a few seconds.
     """
     return _shared_verifier().grade(completion, gold, {"problem": {"problem": problem}})
 
 
 def check_golds(golds: list[str]) -> list[str | None]:
-    """For each gold the reason why it must not be used (it does not verify against itself); None when it is fine.
+    """Return for each gold the reason why it does not verify against itself, or None if it is valid.
 
-    Numbers and words take microseconds, the others some milliseconds in the shared worker.
+    Numbers and words take microseconds. Other golds take some milliseconds in the shared worker.
     """
     try:
         return [trouble_with(gold, UNDECIDED) for gold in golds]
@@ -54,7 +54,7 @@ def check_golds(golds: list[str]) -> list[str | None]:
 
 
 def vote_key(extracted: str) -> str:
-    """A cheap key for majority voting: equal numbers and equal spellings give equal keys (0.5 and 1/2)."""
+    """Return a cheap key for majority voting. Equal numbers and equal spellings have equal keys (0.5 and 1/2)."""
     text = normalize(extracted) if len(extracted) <= MAX_CHARS else extracted
     value = number(text)
     return text if value is None else str(value)

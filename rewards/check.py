@@ -1,9 +1,9 @@
-"""How right is the verifier on a labelled set? False positives and negatives by kind, every mistake listed.
+"""Measure the verifier on a labelled set: false positives and negatives by kind, with a list of all errors.
 
     python -m rewards.check tests/rewards/verifier_cases.jsonl [--grader math|answer_line|FILE.py:FUNCTION]
 
-Each line of the file: {"completion": str, "gold": str, "expected": bool}, optionally "kind" and "problem", the text of
-the problem. Exit code: 1 for a false positive, which a policy would learn to repeat; 2 for an invalid file or option.
+Each line of the file: {"completion": str, "gold": str, "expected": bool}, optionally "kind" and "problem" (text of the
+problem). Exit code: 1 for a false positive, which a policy would learn to exploit; 2 for an invalid file or option.
 """
 
 import argparse
@@ -18,6 +18,8 @@ from . import Grade, GraderError, Verifier
 
 
 class Case(NamedTuple):
+    """One labelled completion."""
+
     completion: str
     gold: str
     expected: bool
@@ -25,12 +27,12 @@ class Case(NamedTuple):
     problem: str
 
     def about(self) -> dict[str, dict[str, str]]:
-        """What `Verifier.submit` may be given about the case."""
+        """Return the `about` argument of `Verifier.submit`."""
         return {"problem": {"problem": self.problem}}
 
 
 def read_cases(path: Path) -> list[Case]:
-    """The cases of a JSONL file. Raises ValueError naming the line that is not a case."""
+    """Load the cases of a JSONL file. Raises ValueError with the number of an invalid line."""
     cases = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():
@@ -48,7 +50,7 @@ def read_cases(path: Path) -> list[Case]:
 
 
 def report(cases: list[Case], grades: list[Grade]) -> str:
-    """The table: cases, accuracy, false positives and negatives by kind, then each mistake on a line of its own."""
+    """Format the table of cases, accuracy, false positives and negatives by kind, then one line per error."""
     counts: dict[str, Counter[str]] = {}
     mistakes = []
     for case, grade in zip(cases, grades, strict=True):
@@ -56,8 +58,8 @@ def report(cases: list[Case], grades: list[Grade]) -> str:
         for kind in (case.kind, "all"):
             counts.setdefault(kind, Counter())[outcome] += 1
         if outcome != "ok":
-            said = f"{grade.reason}, read {grade.extracted!r:.80}"
-            mistakes.append(f"{outcome} {case.kind}: {case.completion[-120:]!r} gold {case.gold[:80]!r} ({said})")
+            reading = f"{grade.reason}, read {grade.extracted!r:.80}"
+            mistakes.append(f"{outcome} {case.kind}: {case.completion[-120:]!r} gold {case.gold[:80]!r} ({reading})")
     lines = [f"{'kind':<16}{'cases':>7}{'accuracy':>10}{'FP':>5}{'FN':>5}"]
     for kind in sorted(counts, key=lambda kind: (kind == "all", kind)):
         ok, paid, refused, total = *(counts[kind][outcome] for outcome in ("ok", "FP", "FN")), counts[kind].total()
@@ -68,7 +70,7 @@ def report(cases: list[Case], grades: list[Grade]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code: 0, 1 after a false positive, 2 after one line about the file or an option."""
+    """Return the exit code: 0, 1 after a false positive, 2 for an invalid file or option."""
     parser = argparse.ArgumentParser(
         prog="python -m rewards.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,1 +1,1 @@
-"""What surrounds the training loop, a subject a file: start and resume, ranks, policy, batching, rollout, log."""
+"""Infrastructure of the training loop: start and resume, ranks, policy, batching, rollout, logging."""

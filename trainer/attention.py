@@ -1,10 +1,10 @@
-"""The attention kernel of a policy, and the layout of its sequences.
+"""Attention kernel of a policy, and layout of its sequences.
 
     layout = set_attention(causal_lm, "auto", "bfloat16")     # padded | packed | by_sequence (model_inputs)
 
-Packed sequences stand end to end in one row. An attention kernel keeps them apart; layers of linear attention and
-convolution (Qwen3.5, LFM2, Mamba hybrids) mix them. Two small batches show which of the two a model does;
-docs/quickstart.md lists what was tried.
+Packed sequences are concatenated in one row. Attention kernels keep them separate. Linear attention and convolution
+layers (Qwen3.5, LFM2, Mamba hybrids) mix them, which `keeps_packed_sequences_apart` detects. docs/quickstart.md lists
+the tested models.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 
 class NotForwarded(Exception):
-    """The model does not pass `sequences` and `places` on to its attention."""
+    """Raised if the model does not pass `sequences` and `places` to its attention."""
 
 
 def set_attention(causal_lm: Any, attention: str, precision: str) -> str:
-    """Set the attention kernel of a model on the CPU; returns the layout of sequences that it needs.
+    """Set the attention kernel of a model on the CPU; return the layout: packed, by_sequence or padded.
 
-    auto: packed where the model keeps packed sequences apart, by flash attention where that is installed and
-    `precision` is bfloat16, its only one; else padded. Raises ValueError for a kernel that the model does not support.
+    auto: packs if the model keeps packed sequences apart, else pads. Packing uses flash attention if it is installed, a
+    GPU is available and `precision` is bfloat16. Raises ValueError for a kernel that the model does not support.
     """
     from transformers.utils.import_utils import is_flash_attn_2_available
 
@@ -43,7 +43,7 @@ def set_attention(causal_lm: Any, attention: str, precision: str) -> str:
 
 
 def _use(causal_lm: Any, kernel: str) -> bool:
-    """Set the kernel; False if the model does not support it."""
+    """Set the kernel; return False if the model does not support it."""
     try:
         causal_lm.set_attn_implementation(kernel)
     except ValueError:
@@ -53,10 +53,10 @@ def _use(causal_lm: Any, kernel: str) -> bool:
 
 @torch.no_grad()
 def keeps_packed_sequences_apart(causal_lm: Any) -> bool:
-    """Whether the second of two packed sequences stays the same when the first one changes.
+    """Return True if the hidden states of a packed sequence do not depend on the sequence before it.
 
-    It stays equal to the last bit if nothing mixes them, except for the order of sums in mixtures of experts. Random
-    models of 14 architectures that mix them changed by 0.1 to 1 of the norm.
+    Separate sequences give bitwise equal hidden states, up to the summation order in mixtures of experts. In randomly
+    initialized models of 14 architectures that mix sequences, they changed by 0.1 to 1 of their norm.
     """
     hidden = []
     for first in ([1, 2, 3, 4], [8, 7, 6, 5]):
@@ -73,11 +73,10 @@ def keeps_packed_sequences_apart(causal_lm: Any) -> bool:
 def model_inputs(
     prompts: Sequence[list[int]], responses: Sequence[list[int]], *, layout: str, device: torch.device
 ) -> dict[str, Any]:
-    """The input tensors of a `MicroBatch`. The last token of a response predicts nothing and is not an input.
+    """Build the input tensors of a `MicroBatch`. The last token of a response is not an input: it predicts nothing.
 
-    padded: (n, L), for any attention. packed: end to end, for an attention that finds the sequences by their positions.
-    by_sequence: end to end, for attention_by_sequence; tokens that a prompt shares with the start of the previous one,
-    such as solved examples, are packed once.
+    padded: (n, L), for any attention. packed: (1, P), for kernels that find sequence boundaries in `position_ids`.
+    by_sequence: (1, P), for attention_by_sequence. The common prefix of a prompt and the previous one is packed once.
     """
     inputs = [r[:-1] for r in responses]
     width = max(len(p) + len(r) for p, r in zip(prompts, inputs, strict=True))
@@ -129,16 +128,16 @@ def attention_by_sequence(
     sliding_window: int | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """PyTorch's attention for packed positions: (1, heads, P, d) to padded sequences and back to (1, P, heads, d).
+    """Causal SDPA over packed positions: unpack (1, heads, P, d) to padded sequences, repack to (1, P, heads, d).
 
-    The rest of a layer, nearly all of its work, computes no padding, and a prompt once for all its samples. Padding is
-    on the right, where causal attention does not look. Raises NotForwarded.
+    The other operations of a layer, nearly all of its compute, see no padding and process a shared prompt once. Padding
+    is on the right, where causal attention ignores it. Raises NotForwarded without `sequences` or `places`.
     """
     if sequences is None or places is None:
         raise NotForwarded
 
     def unpack(states: Tensor) -> Tensor:
-        # An embedding lookup is an index whose backward pass is fast on a CPU too.
+        # Embedding lookup instead of indexing: its backward pass is fast on a CPU too.
         rows = nn.functional.embedding(sequences, states[0].transpose(0, 1).flatten(1))  # (N, L, heads * d)
         return rows.unflatten(-1, states.shape[1::2]).transpose(1, 2)  # (N, heads, L, d)
 

@@ -5,10 +5,10 @@
     shares = assign_to_ranks(lengths, groups, ranks=8)          # indices of each rank's sequences
     parts = make_micro_batches(lengths, groups, zeros, ...)     # indices of the sequences of each micro-batch
 
-Every rank runs the same number of micro-batches, because their collectives pair up. Masks come from lengths, never from
-token ids: the pad token may be the end token too.
+Every rank runs the same number of micro-batches, because each pass is collective. Masks are built from lengths rather
+than token ids, because the pad token may also be the end-of-sequence token.
 
-Axes: n sequences of a micro-batch, T their response tokens, flat, one sequence after another.
+Axes: n sequences of a micro-batch; T response tokens of these sequences, concatenated.
 """
 
 from collections.abc import Sequence
@@ -24,16 +24,16 @@ from trainer.types import MicroBatch, Sample
 
 
 def make_minibatches(run: Run, samples: list[Sample]) -> list[list[MicroBatch]]:
-    """One minibatch per update of an epoch, each a list of this rank's micro-batches, one per forward pass; collective.
+    """Build the minibatches of an epoch, one per update, each a list of this rank's micro-batches. Collective.
 
-    A sample's minibatch follows from its `index`. Within a minibatch, sequences are reassigned to ranks: about the same
-    number of tokens and the same number of micro-batches for each. Denominators of the loss are those of the whole
-    minibatch over all ranks. Raises ValueError for a minibatch with fewer sequences than ranks.
+    A sample's `index` determines its minibatch. Within a minibatch, sequences are reassigned to ranks to balance their
+    tokens. All ranks get the same number of micro-batches. Loss denominators count the whole minibatch over all ranks.
+    Raises ValueError for a minibatch with fewer sequences than ranks.
     """
     minibatches: list[list[Sample]] = [[] for _ in range(run.plan.minibatches)]
     for sample in run.ranks.gather(samples):
         minibatches[sample.index // run.plan.sequences_per_minibatch].append(sample)
-    made = []
+    micro_batches = []
     for m, minibatch in enumerate(minibatches):
         if len(minibatch) < run.plan.processes:
             raise ValueError(f"minibatch {m} has {len(minibatch)} samples for {run.plan.processes} processes")
@@ -42,12 +42,12 @@ def make_minibatches(run: Run, samples: list[Sample]) -> list[list[MicroBatch]]:
             "sequences": len(with_loss),
             "tokens": sum(len(s.completion.token_ids) for s in with_loss),
         }
-        made.append([micro_batch(run, rows, **counts) for rows in split_minibatch(run, minibatch)])
-    return made
+        micro_batches.append([micro_batch(run, rows, **counts) for rows in split_minibatch(run, minibatch)])
+    return micro_batches
 
 
 def split_minibatch(run: Run, minibatch: list[Sample]) -> list[list[Sample]]:
-    """This rank's micro-batches of a minibatch, as many as every other rank has."""
+    """Return this rank's micro-batches of a minibatch. All ranks get the same number."""
     lengths = [len(s.prompt) + len(s.completion.token_ids) for s in minibatch]
     groups = group_numbers(minibatch) if run.policy.layout == "by_sequence" else list(range(len(minibatch)))
     zeros = [s.advantage == 0 for s in minibatch]
@@ -69,7 +69,7 @@ def split_minibatch(run: Run, minibatch: list[Sample]) -> list[list[Sample]]:
 
 
 def group_numbers(samples: Sequence[Sample]) -> list[int]:
-    """For each sample the number of its run of equal prompts. Example: prompts A, A, B, A -> 0, 0, 1, 2."""
+    """Number the runs of consecutive equal prompts. Example: prompts A, A, B, A -> 0, 0, 1, 2."""
     numbers = [0]
     for before, sample in pairwise(samples):
         numbers.append(numbers[-1] + (sample.prompt != before.prompt))
@@ -77,10 +77,11 @@ def group_numbers(samples: Sequence[Sample]) -> list[int]:
 
 
 def assign_to_ranks(lengths: Sequence[int], groups: Sequence[int], ranks: int) -> list[list[int]]:
-    """Indices of `lengths` for each rank, about the same number of tokens for each.
+    """Assign sequences to ranks, balanced by tokens; return the indices of `lengths` for each rank.
 
-    Whole groups where they are equally large and divide evenly, else single sequences. From the most tokens to the
-    fewest in snake order (ranks 0, 1, 1, 0, 0, 1, ...): no two ranks differ by more tokens than the largest.
+    Assigns whole groups if they have the same size and their number is a multiple of `ranks`, else single sequences.
+    The order is by tokens, descending, in snake order (ranks 0, 1, 1, 0, 0, 1, ...). Two ranks differ by at most the
+    tokens of the largest group or sequence.
     """
     of_group: dict[int, list[int]] = {}
     for i, group in enumerate(groups):
@@ -88,7 +89,7 @@ def assign_to_ranks(lengths: Sequence[int], groups: Sequence[int], ranks: int) -
     units = list(of_group.values())
     if len(units) % ranks or len({len(unit) for unit in units}) > 1:
         units = [[i] for i in range(len(lengths))]
-    order = sorted(units, key=lambda unit: -sum(lengths[i] for i in unit))  # stable: the same on every rank
+    order = sorted(units, key=lambda unit: -sum(lengths[i] for i in unit))  # stable sort: same order on every rank
     shares: list[list[int]] = [[] for _ in range(ranks)]
     for k, unit in enumerate(order):
         turn, place = divmod(k, ranks)
@@ -105,19 +106,19 @@ def make_micro_batches(
     padded: bool,
     at_least: int,
 ) -> list[list[int]]:
-    """Indices of `lengths` in micro-batches: at least `at_least` of them, each within `budget` tokens.
+    """Split sequences into at least `at_least` micro-batches of at most `budget` tokens; return indices of `lengths`.
 
-    Groups in which every advantage is 0 (`zeros`) come first: their micro-batches may need no backward pass. Then by
-    length, to save padding; a group stays together. The longest come first, so that running out of memory shows at
-    once. A sequence longer than the budget gets a micro-batch of its own.
+    zeros: whether the advantage of each sequence is 0. Zero-advantage groups come first, since their micro-batches may
+    need no backward pass. Groups are sorted by length to reduce padding, which counts as tokens if `padded`. The order
+    is longest first: an out-of-memory error occurs early. A sequence longer than `budget` gets its own micro-batch.
     """
     assert at_least <= len(lengths), f"{at_least} micro-batches from {len(lengths)} sequences"
     longest: dict[int, int] = {}
     for group, length in zip(groups, lengths, strict=True):
         longest[group] = max(length, longest.get(group, 0))
-    several = (max(lengths) * len(lengths) if padded else sum(lengths)) > budget  # else no backward pass can be skipped
+    several = (max(lengths) * len(lengths) if padded else sum(lengths)) > budget  # one micro-batch: never skipped
     trained = {group for group, zero in zip(groups, zeros, strict=True) if several and not zero}
-    # Ties by number: the same order in every run.
+    # Ties are broken by index, so that the order is the same in every run.
     order = sorted(
         range(len(lengths)), key=lambda i: (groups[i] in trained, -longest[groups[i]], groups[i], -lengths[i], i)
     )
@@ -138,7 +139,7 @@ def make_micro_batches(
 
 
 def micro_batch(run: Run, samples: list[Sample], *, sequences: int, tokens: int) -> MicroBatch:
-    """The tensors of one micro-batch. sequences, tokens: those of the minibatch that carry loss."""
+    """Build the tensors of one micro-batch. sequences, tokens: counts of the minibatch that enter the loss."""
     cfg, device = run.cfg, run.ranks.device
     lengths = [len(s.completion.token_ids) for s in samples]
     weights = loss_weights(
@@ -171,21 +172,21 @@ def micro_batch(run: Run, samples: list[Sample], *, sequences: int, tokens: int)
 
 
 def concat(rows: Sequence[list[float]]) -> Tensor:
-    """(T,) float32, the numbers of sequences one after another."""
+    """Concatenate per-sequence values into a (T,) float32 tensor."""
     return torch.tensor([x for row in rows for x in row], dtype=torch.float32)
 
 
 def loss_weights(
     lengths: Sequence[int], *, aggregation: str, sequences: int, tokens: int, max_response_tokens: int
 ) -> list[float]:
-    """For each sequence the weight of its tokens, so that the loss of an update is sum(weights * token losses).
+    """Return the token weight of each sequence, so that the loss of an update is sum(weights * token losses).
 
     seq-mean-token-mean      1 / (sequences * length): every sequence counts the same (GRPO, arXiv 2402.03300)
     token-mean               1 / tokens: every token counts the same (DAPO, arXiv 2503.14476)
     seq-mean-token-sum-norm  1 / (sequences * max_response_tokens): independent of length (Dr. GRPO, arXiv 2503.20783)
 
-    lengths: response tokens of each sequence of this micro-batch. sequences, tokens: counts of the whole update, over
-    all micro-batches and ranks, so that the split does not matter. Raises ValueError for an unknown aggregation.
+    lengths: response tokens of each sequence of this micro-batch. sequences, tokens: counts over all micro-batches and
+    ranks of the update, so that the loss does not depend on the split. Raises ValueError for an unknown aggregation.
     """
     sequences, tokens = max(1, sequences), max(1, tokens)  # 0 where every response is masked: all weights become 0
     if aggregation == "seq-mean-token-mean":

@@ -1,14 +1,14 @@
-"""Checkpoint folders that are either complete or absent, and the folder of a run: its name and its lock.
+"""Atomic checkpoint folders, and the name and lock of a run's folder.
 
     begin(root, step)                               # rank 0: empty folder root/.saving_step_000010
     with writing(): ...                             # every rank writes its files into saving_dir(root, step)
     commit(root, step, {"score": 0.31})             # rank 0: becomes root/step_000010
     prune(root, keep_last=2, keep_best=1)
 
-    path, warnings = recover(root)                  # rank 0, at a start: the newest undamaged checkpoint
+    path, warnings = recover(root)                  # rank 0, at launch: the newest undamaged checkpoint
 
-A checkpoint gets its name by one rename, after every file has been flushed to disk and listed in manifest.json with its
-size and SHA-256. At a start, checkpoints that do not match their manifest are renamed to damaged_step_*.
+A checkpoint gets its name by one rename, after all files are flushed to disk. manifest.json lists the size and SHA-256
+of each file. At launch, checkpoints that do not match their manifest are renamed to damaged_step_*.
 
 With several machines, `root` is on a shared file system. trainer/resume.py defines the files and the barriers.
 """
@@ -44,12 +44,12 @@ class CheckpointError(Exception):
 
 
 def saving_dir(root: Path, step: int) -> Path:
-    """Folder in which a checkpoint is written until it is complete; the same on every rank."""
+    """Return the folder in which a checkpoint is written until it is complete; the same on every rank."""
     return root / f".saving_step_{step:06d}"
 
 
 def begin(root: Path, step: int) -> Path:
-    """Create an empty `saving_dir`. Rank 0 only, before a barrier. Raises CheckpointError."""
+    """Create an empty `saving_dir`. Rank 0 only, before a barrier. Raises CheckpointError if that fails."""
     folder = saving_dir(root, step)
     with writing():
         shutil.rmtree(folder, ignore_errors=True)
@@ -59,9 +59,9 @@ def begin(root: Path, step: int) -> Path:
 
 @contextmanager
 def writing() -> Iterator[None]:
-    """Turn a failed write inside the block (disk full, quota, file size limit) into CheckpointError.
+    """Raise CheckpointError for a failed write inside the block (disk full, quota, file size limit).
 
-    A full disk arrives as OSError from files and as SafetensorError from safetensors. torch.save raises a RuntimeError
+    For a full disk, Python's files raise OSError and safetensors raises SafetensorError. torch.save raises RuntimeError
     ("unexpected pos 896 vs 790") while it handles the OSError of the file.
     """
     try:
@@ -75,9 +75,10 @@ def writing() -> Iterator[None]:
 
 
 def commit(root: Path, step: int, info: dict[str, Any]) -> Path:
-    """Turn `saving_dir` into the checkpoint root/step_000010, which must not exist. Rank 0 only, after a barrier.
+    """Write the manifest and rename `saving_dir` to root/step_000010, which must not exist.
 
-    info: JSON values for the manifest; `prune` ranks by info["score"], higher is better.
+    Rank 0 only, after a barrier. info: JSON values for the manifest. `prune` ranks by info["score"], higher is better.
+    Raises CheckpointError if a write fails.
     """
     folder, final = saving_dir(root, step), _final(root, step)
     with writing():
@@ -95,18 +96,18 @@ def commit(root: Path, step: int, info: dict[str, Any]) -> Path:
 
 
 def prune(root: Path, keep_last: int, keep_best: int) -> list[Path]:
-    """Delete checkpoints except the `keep_last` newest and the `keep_best` best by info["score"]; return the deleted.
+    """Keep the `keep_last` newest and the `keep_best` best checkpoints by info["score"]; delete and return the others.
 
-    Only complete checkpoints (every file present, with its size) count, so one of them always stays. Rank 0 only.
+    Only complete checkpoints (every file present, with the recorded size) count, so at least one is kept. Rank 0 only.
     """
     good = [path for path in _checkpoints(root) if not damage(path, checksums=False)]
-    found = {path: info(path).get("score") for path in good}
-    scores = {path: score for path, score in found.items() if score is not None and math.isfinite(score)}
-    best = sorted(scores, key=scores.__getitem__, reverse=True)[:keep_best]  # of equal scores the newest
+    all_scores = {path: info(path).get("score") for path in good}
+    scores = {path: score for path, score in all_scores.items() if score is not None and math.isfinite(score)}
+    best = sorted(scores, key=scores.__getitem__, reverse=True)[:keep_best]  # ties: the newest first
     keep = {*good[: max(keep_last, 1)], *best}
     deleted = [path for path in _checkpoints(root) if good and path not in keep]
     for path in deleted:
-        # Renamed first: an interrupted deletion leaves no incomplete checkpoint under its name.
+        # Rename before deleting, so that an interruption leaves no incomplete checkpoint under this name.
         shutil.rmtree(path.rename(root / f".deleted_{path.name}"), ignore_errors=True)
     return deleted
 
@@ -115,21 +116,21 @@ def prune(root: Path, keep_last: int, keep_best: int) -> list[Path]:
 
 
 def latest(root: Path) -> tuple[Path | None, list[str]]:
-    """The newest undamaged checkpoint, and a warning per newer one that is damaged."""
+    """Return the newest undamaged checkpoint, and one warning per newer damaged checkpoint."""
     warnings = []
     for path in _checkpoints(root):
-        found = damage(path, checksums=True)
-        if not found:
+        problem = damage(path, checksums=True)
+        if not problem:
             return path, warnings
-        warnings.append(f"checkpoint {path.name} is damaged and skipped: {found}")
+        warnings.append(f"checkpoint {path.name} is damaged and skipped: {problem}")
     return None, warnings
 
 
 def recover(root: Path) -> tuple[Path | None, list[str]]:
-    """`latest`, after removing the files of an interrupted save; rank 0 only, before anything else uses `root`.
+    """Remove the files of an interrupted save, then return `latest`. Rank 0 only, before anything else uses `root`.
 
     Damaged checkpoints newer than the result are renamed to damaged_step_000020, so that the repeated steps can save
-    under their names. Raises CheckpointError when every checkpoint is damaged: starting over is the user's decision.
+    under their names. Raises CheckpointError if every checkpoint is damaged: starting over is the user's decision.
     """
     for leftover in [*root.glob(".saving_step_*"), *root.glob(".deleted_step_*")]:
         shutil.rmtree(leftover, ignore_errors=True)
@@ -144,7 +145,7 @@ def recover(root: Path) -> tuple[Path | None, list[str]]:
 
 
 def damage(path: Path, checksums: bool) -> str:
-    """Description of the damage of a checkpoint; empty if there is none. Without `checksums` only sizes are checked."""
+    """Describe the damage of a checkpoint; "" if it is intact. Without `checksums`, only sizes are checked."""
     try:
         body = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if not isinstance(body, dict) or body.pop("sha256", None) != _digest_of(body):
@@ -169,12 +170,12 @@ def damage(path: Path, checksums: bool) -> str:
 
 
 def info(path: Path) -> dict[str, Any]:
-    """The `info` that a checkpoint was committed with."""
+    """Return the `info` that was passed to `commit`."""
     return json.loads((path / MANIFEST).read_text(encoding="utf-8"))["info"]
 
 
 def step_of(path: Path) -> int:
-    """The step of root/step_000010: 10."""
+    """Return the step of a checkpoint folder. Example: root/step_000010 -> 10."""
     return int(path.name.removeprefix("step_"))
 
 
@@ -182,9 +183,9 @@ def step_of(path: Path) -> int:
 
 
 def safe_run_dir(output_dir: str | Path, run_name: str) -> Path:
-    """output_dir/run_name, not created. Raises ValueError for a name that leads elsewhere or a folder without access.
+    """Return output_dir/run_name without creating it. Raises ValueError for an unsafe name or an unwritable folder.
 
-    Writing is tried with a nameless file: os.access allows root everything, even on a read-only disk.
+    The check opens a temporary file: for root, os.access reports success even on a read-only disk.
     """
     if not _RUN_NAME.fullmatch(run_name):
         raise ValueError(
@@ -204,10 +205,10 @@ def safe_run_dir(output_dir: str | Path, run_name: str) -> Path:
 
 
 class RunLock:
-    """Exclusive lock of `run_dir`, which it creates with its folder `checkpoints`, until `close`. Rank 0 only.
+    """Exclusive lock of `run_dir`, held until `close`. Creates `run_dir` and its folder `checkpoints`. Rank 0 only.
 
-    The lock belongs to the process (not to its forked children) and ends with it, also after SIGKILL. Raises ValueError
-    if another process holds it, or if a folder is in the place of one of the run's files.
+    The lock belongs to the process, not to forked children. The kernel releases it when the process ends, also after
+    SIGKILL. Raises ValueError if another process holds it, or if one of the run's files is a folder.
     """
 
     def __init__(self, run_dir: Path):
@@ -246,7 +247,7 @@ class RunLock:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file that is complete on disk before it gets its name."""
+    """Write a file atomically: flush a temporary file to disk, then rename it."""
     new = path.with_name(f".{path.name}.new")
     new.write_bytes(content)
     _fsync(new)
@@ -262,13 +263,13 @@ def _final(root: Path, step: int) -> Path:
 
 
 def _checkpoints(root: Path) -> list[Path]:
-    """Newest first."""
-    found = [p for p in root.glob("step_*") if _STEP.fullmatch(p.name) and p.is_dir()]
-    return sorted(found, key=step_of, reverse=True)
+    """Return the checkpoint folders, newest first."""
+    folders = [p for p in root.glob("step_*") if _STEP.fullmatch(p.name) and p.is_dir()]
+    return sorted(folders, key=step_of, reverse=True)
 
 
 def _flush_and_hash(path: Path) -> dict[str, int | str]:
-    """The entry of a file in the manifest, after flushing the file to disk."""
+    """Flush a file to disk and return its manifest entry."""
     _fsync(path)
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
@@ -283,7 +284,7 @@ def _digest_of(body: dict[str, Any]) -> str:
 
 
 def _fsync(path: Path) -> None:
-    """Flush a file or folder to disk; some file systems refuse it for folders."""
+    """Flush a file or folder to disk. Some file systems do not support this for folders, which is ignored."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Timing: phases of a step, memory in use; and faster imports of large libraries.
+"""Phase timing, memory use, and faster imports of large libraries.
 
 with clock.phase("rollout", device): ...                    # adds to time/rollout_s
 with gc_paused(): import transformers
@@ -17,8 +17,8 @@ class Clock:
     """Seconds per phase of a step."""
 
     def __init__(self) -> None:
-        self.times: dict[str, float] = {}  # of the phases since the last `take`
-        self.peak_gib = 0.0  # maximum over phase ends of the memory in use
+        self.times: dict[str, float] = {}  # time/<name>_s -> seconds since the last `take`
+        self.peak_gib = 0.0  # highest memory use at the end of any phase
 
     @contextmanager
     def phase(self, name: str, device: torch.device) -> Iterator[None]:
@@ -31,13 +31,13 @@ class Clock:
         self.peak_gib = max(self.peak_gib, memory_in_use_gib(device))
 
     def take(self) -> dict[str, float]:
-        """This rank's phase times since the last call."""
+        """Return this rank's phase times since the last call, and reset them."""
         times, self.times = self.times, {}
         return times
 
 
 def memory_in_use_gib(device: torch.device) -> float:
-    """GPU memory in use now by all processes. On a CPU: the largest resident size of this process so far."""
+    """Return memory use in GiB. GPU: current, over all processes. CPU: peak resident set size of this process."""
     if device.type == "cpu":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     free, total = torch.cuda.mem_get_info(device)
@@ -46,7 +46,10 @@ def memory_in_use_gib(device: torch.device) -> float:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Fewer garbage collections inside the block: imports create no garbage, and collecting takes 1/6 of their time."""
+    """Collect garbage less often inside the block.
+
+    Imports create no garbage, and collections would take 1/6 of their time.
+    """
     usual = gc.get_threshold()
     gc.set_threshold(100_000)
     try:

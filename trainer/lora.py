@@ -1,8 +1,8 @@
-"""LoRA (arXiv 2106.09685): adapters beside linear layers are trained, the start model is not. Made by the package peft.
+"""LoRA (arXiv 2106.09685) with peft: train adapters of linear layers, keep the start model frozen.
 
 add_adapters(causal_lm, lora)                       # in place
-for name, weight in merged(causal_lm): ...          # Hugging Face names, each weight with its adapter added
-weights, adapters = split(weights, lora.scaling)    # for a checkpoint: merged weights, and the adapters
+for name, weight in merged(causal_lm): ...          # Hugging Face names, each weight with its adapter merged
+write_adapters(folder, lora, adapters)              # for a checkpoint, in peft's format
 reference = StartModel(policy)                      # the same policy without adapters, for the KL term
 """
 
@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 FILE = "adapter_model.safetensors"  # peft's name
-PREFIX = "base_model.model."  # of peft's names of weights
+PREFIX = "base_model.model."  # prefix of peft's weight names
 
 
 @dataclass(frozen=True)
 class Lora:
-    """rank, alpha, targets: the Config keys lora_*. folder: saved adapters to go on from; None: new ones."""
+    """LoRA settings. rank, alpha, targets: config keys lora_*. folder: saved adapters to load; None: new adapters."""
 
     rank: int
     alpha: float
@@ -38,7 +38,10 @@ class Lora:
 
 
 def add_adapters(causal_lm: Any, lora: Lora) -> None:
-    """Freeze the model and add adapters, which change nothing before the first update. Raises ValueError."""
+    """Freeze the model and add float32 adapters in place. New adapters do not change the output before an update.
+
+    Raises ValueError if peft cannot adapt `lora.targets`, or if one of them is an embedding.
+    """
     from peft import inject_adapter_in_model
 
     causal_lm.requires_grad_(False)
@@ -61,18 +64,18 @@ def is_adapter(name: str) -> bool:
 
 
 def saved_name(name: str) -> str:
-    """The name of an adapter's weight in peft's files."""
+    """Return the name of an adapter weight in peft's files."""
     return PREFIX + name.replace(".default", "")
 
 
 def plain_name(name: str) -> str:
-    """The name of a weight in the model without adapters."""
+    """Return the name of a weight in the model without adapters."""
     return name.replace(".base_layer", "")
 
 
 @torch.no_grad()
 def merged(causal_lm: Any) -> Iterator[tuple[str, Tensor]]:
-    """Every weight under its Hugging Face name, with its adapter added if it has one; sharded ones stay sharded."""
+    """Yield every weight under its Hugging Face name, with its adapter merged. Sharded weights stay sharded."""
     for name, parameter in causal_lm.named_parameters():
         layer, adapted, _ = name.partition(".base_layer.weight")
         if adapted:
@@ -82,13 +85,13 @@ def merged(causal_lm: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def write_adapters(folder: Path, lora: Lora, adapters: dict[str, Tensor]) -> None:
-    """Write a folder that peft and vLLM can load beside the start model. adapters: by name in the model."""
+    """Write a folder that peft and vLLM can load with the start model. adapters: weights by name in the model."""
     lora.peft_config().save_pretrained(folder)
     save_file({saved_name(name): weight.contiguous() for name, weight in adapters.items()}, folder / FILE)
 
 
 class StartModel:
-    """The model without its adapters, in place of a second copy in memory."""
+    """Start model as reference policy: the policy with its adapters disabled, without a second copy in memory."""
 
     def __init__(self, policy: Any):
         self.policy: Callable[[Any], tuple[Tensor, Tensor]] = policy
@@ -99,8 +102,8 @@ class StartModel:
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Inside the block, calls go through the start model."""
-        # Not by enable_adapters(), which would also freeze the adapters: FSDP keeps what it sees at its first pass.
+        """Disable the adapters inside the block."""
+        # peft's enable_adapters() also freezes the adapters, and FSDP keeps the requires_grad of its first pass.
         for layer in self._layers:
             layer._disable_adapters = True
         yield

@@ -2,10 +2,10 @@
 
     stats = Stats(skipped_in_a_row=0)
     stats.add(batch, loss, logprobs, entropy, token_stats)      # per micro-batch of an update
-    metrics = step_metrics(run, samples, minibatches, stats)    # collective: sums and counts of all ranks, divided once
+    metrics = step_metrics(run, samples, minibatches, stats)    # collective: means over all ranks
     log_samples(run, samples, stats)                            # runs/NAME/samples/step_000010.jsonl
 
-Numbers stay on the device until the metrics of the step are read.
+Statistics stay on the device until `step_metrics` reads them.
 """
 
 import hashlib
@@ -26,34 +26,34 @@ from trainer.rollout import EngineMismatch
 from trainer.run import Run
 from trainer.types import MicroBatch, Sample
 
-# What the loss reports of its tokens, by metric name: (T,) values, averaged over all tokens, or (values, mask).
+# Per-token statistics of the loss by metric name: (T,) values, averaged over all tokens, or (values, mask).
 TokenStats = dict[str, Tensor | tuple[Tensor, Tensor]]
 BY_PROBABILITY = ("clip/up", "clip/down")  # also logged per bin of the old probability
-BINS = ("", "/p<0.01", "/p<0.2", "/p<0.4", "/p<0.6", "/p<0.8", "/p<=1")  # all tokens, the rarest, fifths
+BINS = ("", "/p<0.01", "/p<0.2", "/p<0.4", "/p<0.6", "/p<0.8", "/p<=1")  # all tokens; p < 0.01; five equal bins
 REWARD_METRICS = {"mean", "accuracy", "solved_all", "solved_none", "zero_std", *REASONS}  # names of reward/...
 DIGITS = 5  # significant digits of a logged token statistic: 4,096 tokens take about 300 kB
-MAX_SKIPPED = 3  # updates in a row without a finite gradient, then the run stops
+MAX_SKIPPED = 3  # consecutive updates without a finite gradient after which the run stops
 
 
 @dataclass
 class Stats:
     """Statistics of the updates of a step, on this rank."""
 
-    skipped_in_a_row: int  # updates without a finite gradient, earlier steps included
+    skipped_in_a_row: int  # consecutive updates without a finite gradient, including earlier steps
     updates: int = 0
     skipped: int = 0
     grad_norms: list[float] = field(default_factory=list)
     loss: float | Tensor = 0.0  # summed over updates
     sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # metric -> sum and count
     ratio_max: float | Tensor = 0.0
-    rollout_gap: Tensor | None = None  # (T,) float64, ln(trainer / rollout) before any update
-    # id of a micro-batch -> entropy of its first pass; the batch and its (T,) values by name of its latest update
+    rollout_gap: Tensor | None = None  # (T,) float64, trainer minus rollout log-probs before any update
+    # By id of the micro-batch. entropy: (T,) of its first pass. latest: batch and (T,) values of its latest update.
     entropy: dict[int, Tensor] = field(default_factory=dict)
     latest: dict[int, tuple[MicroBatch, dict[str, Tensor]]] = field(default_factory=dict)
 
     @torch.no_grad()
     def add(self, batch: MicroBatch, loss: Tensor, logprobs: Tensor, entropy: Tensor, of_tokens: TokenStats) -> None:
-        """Add a micro-batch's share of an update. loss: scalar; logprobs, entropy: (T,)."""
+        """Add the statistics of one micro-batch of an update. loss: scalar. logprobs, entropy: (T,)."""
         logprobs, entropy = logprobs.detach(), entropy.detach()
         old_logprobs = logprobs if batch.old_logprobs is None else batch.old_logprobs
         self.loss += loss.detach()
@@ -84,7 +84,7 @@ class Stats:
         self.sums[name] = (total, count) if before is None else (before[0] + total, before[1] + count)
 
     def add_update(self, norm: float) -> None:
-        """Count an update by the norm of its gradient; it was skipped if the norm is not finite."""
+        """Record the gradient norm of an update. A norm that is not finite counts as a skipped update."""
         self.updates += 1
         if math.isfinite(norm):
             self.grad_norms.append(norm)
@@ -94,31 +94,32 @@ class Stats:
             self.skipped_in_a_row += 1
 
     def pairs(self) -> dict[str, Pair]:
-        """(sum, count) per metric; the count is 0 where the mean is not finite, as for an infinite upper bound."""
+        """Return (sum, count) per metric. The count is 0 if the sum is not finite, e.g. for infinite upper bounds."""
         return {n: (total.nan_to_num(posinf=0), count * total.isfinite()) for n, (total, count) in self.sums.items()}
 
 
-# ---- rollout log-probs against the trainer's ----
+# ---- mismatch between rollout and trainer log-probs ----
 
 
 def check_rollout_logprobs(run: Run, minibatches: list[list[MicroBatch]], before: list[Tensor]) -> Tensor:
-    """(T,) float64 ln(trainer / rollout) of tokens that the current policy sampled, before any update; collective.
+    """Return trainer minus rollout log-probs of on-policy tokens, (T,) float64, before any update. Collective.
 
-    Over all minibatches where a pass recomputed old log-probs, else over the first one, whose own forward pass gave
-    `before`. Raises EngineMismatch when KL(rollout, trainer) per token, estimated by k3, is above `max_rollout_kl`.
+    Covers all minibatches if a forward pass recomputed old log-probs. Otherwise covers the first minibatch, with the
+    log-probs `before` of its own forward pass. Raises EngineMismatch if KL(rollout, trainer) per token (k3 estimator)
+    exceeds `max_rollout_kl`.
     """
     pairs = list(zip(minibatches[0], before, strict=True))
     if minibatches[0][0].entropy is not None:
         pairs = [(b, b.old_logprobs) for minibatch in minibatches for b in minibatch if b.old_logprobs is not None]
     gaps = [minibatches[0][0].rollout_logprobs[:0]]
     for batch, logprobs in pairs:
-        # Whole samples, which the host knows: a mask of tokens would wait for the device.
+        # Select whole samples on the host: a mask of tokens would synchronize with the device.
         of_samples = zip(batch.samples, (logprobs - batch.rollout_logprobs).split(batch.lengths), strict=True)
         gaps += [gap for sample, gap in of_samples if sample.step == run.step]
     gap = torch.cat(gaps).double()
     total, count = run.ranks.all_reduce_sum({"kl": ((gap.expm1() - gap).sum(), len(gap))})["kl"]
-    kl = total / count if count else 0.0  # no sample of the current policy: nothing to compare
-    if not kl <= run.cfg.max_rollout_kl:  # also when it is not a number
+    kl = total / count if count else 0.0  # no on-policy sample: nothing to compare
+    if not kl <= run.cfg.max_rollout_kl:  # also for NaN
         raise EngineMismatch(
             f"max_rollout_kl: step {run.step + 1}: KL(rollout, trainer) is {kl:.3g} nats per token, above "
             f"{run.cfg.max_rollout_kl}: engine and trainer do not compute the same policy. Suspects: packing (try "
@@ -128,7 +129,7 @@ def check_rollout_logprobs(run: Run, minibatches: list[list[MicroBatch]], before
 
 
 def raise_not_finite(run: Run, minibatch: list[MicroBatch], in_a_row: int) -> NoReturn:
-    """Raise FloatingPointError for updates without a finite gradient; their sequences go to a file first."""
+    """Write the sequences of a minibatch to a file, then raise FloatingPointError: no finite gradient."""
     path = run.folder / f"not_finite_step_{run.step + 1:06d}_rank_{run.ranks.rank}.jsonl"
     samples = [sample for batch in minibatch for sample in batch.samples]
     texts = [run.task.tokenizer.decode(s.prompt + s.completion.token_ids) for s in samples]
@@ -145,14 +146,14 @@ def raise_not_finite(run: Run, minibatch: list[MicroBatch], in_a_row: int) -> No
 def step_metrics(
     run: Run, samples: list[Sample], minibatches: list[list[MicroBatch]], stats: Stats
 ) -> dict[str, float]:
-    """All metrics of docs/metrics.md except times and evaluation; collective."""
+    """Compute the metrics of docs/metrics.md except times and evaluation. Collective."""
     once = 1 / run.plan.processes
     batches = [batch for minibatch in minibatches for batch in minibatch]
     entropy = torch.cat([stats.entropy[id(b)] if b.entropy is None else b.entropy for b in batches]).double()
     tokens = len(entropy)
     gap = stats.rollout_gap if stats.rollout_gap is not None else entropy[:0]
     ages = [(run.step - s.step, len(s.completion.token_ids)) for b in batches for s in b.samples]
-    sums: dict[str, Pair] = {  # of this rank
+    sums: dict[str, Pair] = {  # (sum, count) on this rank
         "train/entropy": (entropy.sum(), tokens),
         "train/staleness": (sum(age * length for age, length in ages), tokens),
         "train/loss": (stats.loss, run.cfg.updates_per_step * once),
@@ -181,7 +182,7 @@ def step_metrics(
 
 
 def response_metrics(cfg: Config, samples: list[Sample]) -> dict[str, Pair]:
-    """(sum, count) of rewards and verifier results per response and per group."""
+    """Return (sum, count) of rewards and verifier results, per response and per group."""
     groups = [samples[i : i + cfg.samples_per_prompt] for i in range(0, len(samples), cfg.samples_per_prompt)]
     per_response = {
         "reward/mean": [s.reward for s in samples],
@@ -200,9 +201,9 @@ def response_metrics(cfg: Config, samples: list[Sample]) -> dict[str, Pair]:
 
 
 def reward_parts(run: Run, samples: list[Sample]) -> dict[str, Pair]:
-    """(sum, count) of the further numbers that a user's reward returned, as reward/NAME; collective.
+    """Return (sum, count) of the additional numbers of a user's reward, as reward/NAME. Collective.
 
-    Raises GraderError for a name that is taken.
+    Raises GraderError for a name that reward/ already uses.
     """
     if ":" not in run.cfg.reward:
         return {}
@@ -215,7 +216,7 @@ def reward_parts(run: Run, samples: list[Sample]) -> dict[str, Pair]:
 
 
 def real_token_share(batches: Sequence[MicroBatch]) -> Pair:
-    """(sum, count): the share of the positions that go through the model that are tokens rather than padding."""
+    """Return (tokens, positions) of the model's input; positions include padding."""
     positions = [batch.input_ids.numel() for batch in batches]
     masks = [batch.attention_mask for batch in batches]
     return sum(n if mask is None else mask.sum() for n, mask in zip(positions, masks, strict=True)), sum(positions)
@@ -225,9 +226,9 @@ def real_token_share(batches: Sequence[MicroBatch]) -> Pair:
 
 
 def log_samples(run: Run, samples: list[Sample], stats: Stats) -> None:
-    """Log the first response of each of `samples_logged` groups of rank 0, and a histogram of its bounds; collective.
+    """Log the first response of `samples_logged` groups of rank 0, and a histogram of clip-interval widths. Collective.
 
-    The (T,) values are those of the latest update of the sequence.
+    Per-token values are those of the latest update of the sequence.
     """
     cfg = run.cfg
     widths = [values["upper"] - values["lower"] for _, values in stats.latest.values() if "upper" in values]
@@ -237,26 +238,26 @@ def log_samples(run: Run, samples: list[Sample], stats: Stats) -> None:
         return
     shown = [sample for sample in samples if sample.index % cfg.samples_per_prompt == 0][: cfg.samples_logged]
     wanted = {(s.step, s.index) for s in run.ranks.gather(shown if run.ranks.is_main else [])}
-    found = [
+    values_by_sample = [
         ((sample.step, sample.index), {name: [_short(x) for x in part.tolist()] for name, part in of_sample.items()})
         for batch, values in stats.latest.values()
         for sample, of_sample in split_by_sequence(batch, values)
         if (sample.step, sample.index) in wanted
     ]
-    of_tokens = dict(run.ranks.gather(found))
+    of_tokens = dict(run.ranks.gather(values_by_sample))
     rows = [_row(run, sample, of_tokens[sample.step, sample.index]) for sample in shown if run.ranks.is_main]
     run.tracker.samples(run.step, rows)
 
 
 def split_by_sequence(batch: MicroBatch, values: Mapping[str, Tensor]) -> Iterator[tuple[Sample, dict[str, Tensor]]]:
-    """Each sequence of a micro-batch with its part of (T,) values by name."""
+    """Yield each sample of a micro-batch with its slice of the (T,) values, by name."""
     parts = {name: value.split(batch.lengths) for name, value in values.items()}
     for i, sample in enumerate(batch.samples):
         yield sample, {name: part[i] for name, part in parts.items()}
 
 
 def _short(number: float) -> float | None:
-    """Rounded to DIGITS; None for infinity (no bound), which JSON lacks."""
+    """Round to DIGITS significant digits; None for infinity (no bound), which JSON lacks."""
     return float(f"{number:.{DIGITS}g}") if math.isfinite(number) else None
 
 

@@ -1,18 +1,18 @@
-"""The policy: loading, sharding, log-probs and entropy, gradients, and its weights for the engine and checkpoints.
+"""Policy model: loading, sharding, log-probs and entropy, gradients, and weights for the engine and checkpoints.
 
     policy = Policy.load("path/to/model", options, accelerator)
     logprobs, entropy = policy(micro_batch)                        # (T,), (T,)
     engine.sync_weights(policy.named_weights("bfloat16"))          # gathered, under Hugging Face names
     policy.write(folder, policy.full_weights())
 
-Sharding is one key. `none`: one process. `ddp`: a full copy per process, through Accelerate. `fsdp2`: PyTorch's
-`fully_shard` over the processes that Accelerate started, with float32 master weights and bfloat16 compute. Accelerate's
-own FSDP is not used: it turns itself off on a CPU without a warning, so that tests would not run the code of a GPU.
+Values of the key `sharding`. none: one process. ddp: a full copy per process, through Accelerate. fsdp2: PyTorch's
+`fully_shard` over the processes that Accelerate started, with float32 master weights and compute in `precision`.
+Accelerate's own FSDP is not used: it silently turns itself off on a CPU, so CPU tests would not cover the GPU code.
 
-Left out: tensor and context parallelism of the trainer, quantised training.
+Not supported: tensor and context parallelism of the trainer, quantized training.
 
-Axes: N sequences, L positions of the longest, P positions packed without padding, H hidden size, V vocabulary rows,
-T response tokens of all sequences, flat.
+Axes: N sequences, L positions of the longest, P packed positions without padding, H hidden size, V vocabulary rows,
+T response tokens of all sequences, concatenated.
 """
 
 import copy
@@ -32,37 +32,37 @@ from trainer.lora import Lora, add_adapters, is_adapter, merged, plain_name, wri
 from trainer.preflight import refuse_missing_weights
 from trainer.types import MicroBatch
 
-# transformers and torch.distributed take two seconds to import. They are imported where they are used, so that an
-# invalid configuration is reported before.
+# transformers and torch.distributed take 2 s to import. They are imported where they are used, so that an invalid
+# config is reported first.
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# Fields of configurations that scale or cap logits: Granite, Cohere, Gemma, Falcon-H1.
+# Fields of model configs that scale or cap logits: Granite, Cohere, Gemma, Falcon-H1.
 CHANGE_LOGITS = ("logits_scaling", "logit_scale", "final_logit_softcapping", "lm_head_multiplier", "output_multiplier")
 
-# On Hopper torch prefers cuDNN's attention, which makes a plan per shape; here every batch has another shape.
+# On Hopper, torch prefers cuDNN attention, which builds a plan per shape. Here the shape differs between batches.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 @dataclass(frozen=True)
 class PolicyOptions:
-    """How to load and run the policy: the Config keys of the same names."""
+    """Options to load and run a policy. Fields with the name of a config key hold its resolved value."""
 
     sharding: str  # none | ddp | fsdp2
     precision: str  # float32 | bfloat16: of the forward and backward; master weights are float32
     attention: str  # auto, or a transformers attn_implementation
     gradient_checkpointing: bool
     temperature: float
-    vocab_size: int  # tokens of the tokenizer; further rows of the head are masked
+    vocab_size: int  # size of the tokenizer; extra rows of the head are masked
     chunk_tokens: int  # response tokens per chunk of logits
     trust_remote_code: bool
     lora: Lora | None = None  # None: all weights are trained
 
 
 class LogprobModel(nn.Module):
-    """A causal LM that returns the log-prob and entropy of given tokens, never the full logits.
+    """Causal LM that returns log-probs and entropy of given tokens without materializing all logits at once.
 
-    A module of its own, so that the hooks of DDP and FSDP, which belong to a module's call, cover the head as well.
+    DDP and FSDP hooks run when a module is called. A wrapper module makes them cover the head as well.
     """
 
     def __init__(self, causal_lm: Any, options: PolicyOptions):
@@ -71,7 +71,7 @@ class LogprobModel(nn.Module):
         self.options = options
 
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(T,) float32 log-probs at the sampling temperature and (T,) float32 entropy, nats, both with gradient."""
+        """Return log-probs at the sampling temperature and entropy: each (T,) float32, in nats, with gradient."""
         # fsdp2 casts parameters itself; otherwise they stay float32 and are cast per operation.
         cast = self.options.precision == "bfloat16" and self.options.sharding != "fsdp2"
         by_sequence = {} if batch.sequences is None else {"sequences": batch.sequences, "places": batch.places}
@@ -84,7 +84,7 @@ class LogprobModel(nn.Module):
                 **by_sequence,
             ).last_hidden_state  # (N, L, H), or (1, P, H) packed
             return token_logprobs(
-                # Not by indexing, whose backward pass adds in thread order: samples share a prompt's last state.
+                # Not indexing: its backward pass sums in thread order where samples share a prompt's last state.
                 nn.functional.embedding(batch.predictors, hidden.flatten(0, 1)),
                 self.causal_lm.get_output_embeddings().weight,
                 batch.targets,
@@ -95,25 +95,26 @@ class LogprobModel(nn.Module):
 
 
 class Policy:
-    """A model and everything that depends on its sharding over processes."""
+    """Model with the operations that depend on its sharding over processes."""
 
     def __init__(
         self, model: nn.Module, causal_lm: Any, options: PolicyOptions, accelerator: "Accelerator", layout: str
     ):
-        self.layout = layout  # of sequences in a micro-batch (attention.model_inputs)
+        self.layout = layout  # padded | packed | by_sequence (attention.model_inputs)
         self.model = model  # LogprobModel, inside DDP or sharded in place
         self.causal_lm = causal_lm  # the transformers model inside it
         self.options = options
         self.accelerator = accelerator
-        self.size = sum(p.numel() for p in causal_lm.parameters())  # of the whole model
+        self.size = sum(p.numel() for p in causal_lm.parameters())  # parameters of the whole model
         self.tied = causal_lm.get_output_embeddings().weight is causal_lm.get_input_embeddings().weight
 
     @classmethod
     def load(cls, path: str, options: PolicyOptions, accelerator: "Accelerator", *, trainable: bool = True) -> "Policy":
         """Load float32 weights from a folder or hub id and shard them by `options.sharding`; collective.
 
-        Weights become float32 group by group on the device: the host holds only the mapped files, once for all ranks.
-        Raises ValueError if weights are missing or not finite, RuntimeError if the sharding is not as requested.
+        Weights are cast to float32 on the device, one group at a time. The host holds only the memory-mapped files,
+        shared by all ranks. Raises ValueError if weights are missing or not finite, RuntimeError if the sharding is not
+        as requested.
         """
         causal_lm = _read(path, options)
         check_finite(causal_lm, path)
@@ -142,7 +143,7 @@ class Policy:
         return cls(model, causal_lm, options, accelerator, layout)
 
     def text(self) -> str:
-        """One line with size, sharding, precision and the memory that a rank needs for training."""
+        """Return one line with size, sharding, precision, and the memory of weights, gradients and AdamW per rank."""
         weights = list(self.causal_lm.parameters())
         own = [(p.to_local() if _is_sharded(p) else p).numel() for p in weights]  # type: ignore[attr-defined]
         held, trained = sum(own), sum(n for n, p in zip(own, weights, strict=True) if p.requires_grad)
@@ -154,20 +155,23 @@ class Policy:
         )
 
     def parameters(self) -> list[nn.Parameter]:
-        """Those that are trained."""
+        """Return the trainable parameters."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def __call__(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """See LogprobModel.forward. Views, because `backward` stops at them: FSDP has hooks on the tensors behind."""
+        """Return the log-probs and entropy of LogprobModel.forward.
+
+        They are views, because `backward` differentiates up to them and FSDP has hooks on the base tensors.
+        """
         logprobs, entropy = self.model(batch)
         return logprobs.view_as(logprobs), entropy.view_as(entropy)
 
     # ---- weights out ----
 
     def named_weights(self, precision: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every weight in full under its Hugging Face name, rounded to `precision` before it is gathered; collective.
+        """Yield every full weight under its Hugging Face name, cast to `precision` before it is gathered. Collective.
 
-        A tied head is yielded as well, because the CPU build of vLLM keeps a copy of it.
+        A tied head is also yielded, because the CPU build of vLLM keeps a copy of it.
         """
         dtype = getattr(torch, precision)
         for name, parameter in merged(self.causal_lm):
@@ -177,9 +181,9 @@ class Policy:
                 yield "lm_head.weight", full
 
     def compared_names(self, *, matrices: bool) -> list[str]:
-        """Names of the weights that an engine stores unchanged: norms and, with `matrices`, the embedding.
+        """Return the names of weights that an engine stores unchanged: norms and, with `matrices`, the embedding.
 
-        An engine fuses or repacks every other matrix, and splits the embedding if processes share it.
+        Engines fuse or repack every other matrix. With tensor parallelism they also split the embedding.
         """
         embedding = self.causal_lm.get_input_embeddings().weight
         return [
@@ -191,9 +195,9 @@ class Policy:
     # ---- checkpoints ----
 
     def full_weights(self) -> dict[str, torch.Tensor]:
-        """The tensors of the model in float32 under Hugging Face names, adapters merged, and the adapters; collective.
+        """Gather all float32 weights (adapters merged), adapters and buffers by Hugging Face name. Collective.
 
-        On the CPU of rank 0, {} on other ranks. On a CPU they share memory with the weights that are trained.
+        Returns CPU tensors on rank 0 and {} on other ranks. In CPU training they share memory with the trained weights.
         """
         adapters = ((n, _full(p)) for n, p in self.causal_lm.named_parameters() if is_adapter(n))
         parameters = {name for name, _ in self.causal_lm.named_parameters(remove_duplicate=False)}
@@ -205,30 +209,34 @@ class Policy:
         return weights
 
     def write(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
-        """Write `full_weights` as a folder in Hugging Face format, which transformers and vLLM can load.
+        """Write `full_weights` to a folder in Hugging Face format, which transformers and vLLM can load.
 
-        Adapters are merged into it, and written to a folder `adapter` beside it.
+        With LoRA, the adapters are merged into these weights, and also written to the sibling folder `adapter`.
         """
         if self.options.lora:
             adapters = {name: weight for name, weight in weights.items() if is_adapter(name)}
             weights = {name: weight for name, weight in weights.items() if name not in adapters}
             write_adapters(folder.with_name("adapter"), self.options.lora, adapters)
-        # From a model without weights: save_pretrained does not support sharded ones.
+        # Save from a model on the meta device: save_pretrained does not support sharded weights.
         with torch.device("meta"):
             shell = type(self.causal_lm)(copy.deepcopy(self.causal_lm.config))
         shell.save_pretrained(folder, state_dict=weights)
-        # As it was read: transformers refuses to save some that it reads, such as a temperature without do_sample.
+        # Write it unchanged: save_pretrained rejects some configs that transformers loads, such as a temperature
+        # without do_sample.
         self.causal_lm.generation_config.to_json_file(folder / "generation_config.json")
 
     def full_optimizer(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Optimizer state by parameter name on the CPU of rank 0, for any number of processes; collective."""
+        """Gather the optimizer state by parameter name on the CPU of rank 0. Collective.
+
+        The result can be loaded with any number of processes.
+        """
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return get_optimizer_state_dict(self.model, optimizer, options=options)
 
     def load_optimizer(self, path: Path, optimizer: torch.optim.Optimizer) -> None:
-        """Load the state of `full_optimizer` from its file; collective."""
+        """Load the state of `full_optimizer` from a file. Collective."""
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
         several = self.accelerator.num_processes > 1
@@ -239,16 +247,16 @@ class Policy:
     # ---- gradients ----
 
     def backward(self, loss: torch.Tensor, *outputs: torch.Tensor, always: bool) -> None:
-        """Backward pass of `loss` through `outputs`, the log-probs and entropy that this policy returned; collective.
+        """Backpropagate `loss` through `outputs`, the log-probs and entropy that this policy returned. Collective.
 
         The loss is differentiated with respect to `outputs` first, which is cheap. If all of these gradients are 0 on
-        all ranks, the backward pass of the model is skipped, unless `always`: each update needs one, so that every
-        weight has a gradient.
+        all ranks, the model's backward pass is skipped, unless `always` is set. Each update needs one backward pass, so
+        that every weight has a gradient.
         """
-        found = zip(outputs, torch.autograd.grad(loss, outputs, allow_unused=True), strict=True)
-        used = [(output, gradient) for output, gradient in found if gradient is not None]
+        pairs = zip(outputs, torch.autograd.grad(loss, outputs, allow_unused=True), strict=True)
+        used = [(output, gradient) for output, gradient in pairs if gradient is not None]
         if not always:
-            # A clamp gives NaN the gradient 0: a loss that is not finite goes through the model as well.
+            # clamp gives NaN the gradient 0, so a loss that is not finite must also go through the model.
             needed = torch.stack([gradient.ne(0).any() for _, gradient in used] + [~loss.isfinite()]).any()
             total: Any = self.accelerator.reduce(needed.float(), "sum")
             if total.item() == 0:
@@ -256,24 +264,24 @@ class Policy:
         torch.autograd.backward([output for output, _ in used], [gradient for _, gradient in used])
 
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
-        """Scale gradients to a global norm of at most `max_norm`; returns the norm before, a scalar. Collective."""
+        """Clip gradients to a global norm of at most `max_norm`; return the scalar norm before clipping. Collective."""
         # foreach: torch's default for sharded weights is one kernel per weight
         return _full(nn.utils.clip_grad_norm_(self.parameters(), max_norm, foreach=True))
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
-        """Context of a backward pass: DDP reduces gradients over processes only in the last one of an update."""
+        """Context manager of a backward pass: DDP all-reduces gradients only in the last one of an update."""
         return nullcontext() if last or self.options.sharding != "ddp" else self.accelerator.no_sync(self.model)
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Keep a reference policy on the device inside the block, and in CPU memory outside."""
+        """Move a frozen policy to the device inside the block, and to the CPU afterwards."""
         self.model.to(self.accelerator.device)
         yield
         self.model.to("cpu")
 
 
 def _read(path: str, options: PolicyOptions) -> Any:
-    """The model on the CPU in the dtype of its files, which are memory-mapped, not copied.
+    """Load the model on the CPU in the dtype of its files, memory-mapped instead of copied.
 
     Raises ValueError if the files lack a weight, or if the model changes its logits after the head.
     """
@@ -283,7 +291,7 @@ def _read(path: str, options: PolicyOptions) -> Any:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
-            attn_implementation="eager",  # every model has it; set_attention chooses
+            attn_implementation="eager",  # supported by every model; set_attention replaces it
             trust_remote_code=options.trust_remote_code,
             output_loading_info=True,
         )
@@ -292,7 +300,7 @@ def _read(path: str, options: PolicyOptions) -> Any:
 
     causal_lm = load(_stored_dtype(path))
     check_head(causal_lm, path)
-    # Buffers that are computed rather than stored, such as scales, must not be rounded.
+    # Buffers that are computed instead of stored, such as scales, must not be rounded.
     rounded = any(b.is_floating_point() and b.dtype != torch.float32 for b in causal_lm.buffers())
     return load(torch.float32) if rounded else causal_lm
 
@@ -306,8 +314,8 @@ def disable_dropout(causal_lm: nn.Module) -> None:
 
 
 def check_finite(causal_lm: nn.Module, path: str) -> None:
-    """Raise ValueError naming a weight with a NaN or an infinity: no later error would name it."""
-    # A sum needs no copy of the weight. It may overflow, so each number of such a weight is checked.
+    """Raise ValueError with the name of a weight that has NaN or infinity: no later error would name it."""
+    # A sum needs no copy of the weight. It may overflow, so weights with such a sum are checked element by element.
     doubtful = [(name, w) for name, w in causal_lm.named_parameters() if not w.sum(dtype=torch.float32).isfinite()]
     broken = [name for name, weight in doubtful if not weight.isfinite().all()]
     if broken:
@@ -318,17 +326,17 @@ def check_finite(causal_lm: nn.Module, path: str) -> None:
 
 
 class DecoderOutput(tuple[torch.Tensor]):
-    """Hidden states as any decoder returns them: at index 0 and by name; no caches or router logits."""
+    """Decoder output with hidden states at index 0 and as `last_hidden_state`. All other attributes are None."""
 
     def __getattr__(self, name: str) -> torch.Tensor | None:
         return self[0] if name == "last_hidden_state" else None
 
 
 def check_head(causal_lm: Any, path: str) -> None:
-    """Raise ValueError if the model's logits are not the plain product of hidden states and head.
+    """Raise ValueError if the model's logits differ from the product of hidden states and head.
 
-    token_logprobs computes that product, without bias, scale or soft cap. It is compared with the model's own forward
-    pass, with the decoder replaced by hidden states whose logits are at most 20.
+    token_logprobs computes that product, without bias, scale or soft cap. The check compares it with the model's own
+    forward pass, where random hidden states with logits of at most 20 replace the decoder.
     """
     decoder, head = causal_lm.get_decoder(), causal_lm.get_output_embeddings()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -352,7 +360,7 @@ def check_head(causal_lm: Any, path: str) -> None:
 
 
 def _stored_dtype(path: str) -> torch.dtype:
-    """The dtype of all weights in the model's safetensors files; float32 if they differ or there are none."""
+    """Return the dtype of the weights in the model's safetensors files; float32 if they differ or there are none."""
     from huggingface_hub import snapshot_download
     from safetensors import safe_open
 
@@ -375,14 +383,14 @@ def _to_float32(module: nn.Module, device: torch.device) -> None:
 
 
 def _fully_shard(model: nn.Module, causal_lm: Any, options: PolicyOptions, accelerator: "Accelerator") -> None:
-    """FSDP2 in place: one group per decoder layer, one for the rest (embeddings, final norm, head).
+    """Apply FSDP2 in place: one group per decoder layer, one for embeddings, final norm and head.
 
-    Only the group that is being sharded is whole on the device.
+    Groups are moved to the device one at a time, so only the current group is unsharded there.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    if not torch.distributed.is_initialized():  # one process, started without a group: a mesh of one
+    if not torch.distributed.is_initialized():  # a single process without a process group
         backend = "nccl" if accelerator.device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
@@ -393,7 +401,7 @@ def _fully_shard(model: nn.Module, causal_lm: Any, options: PolicyOptions, accel
         _to_float32(layer, accelerator.device)
         fully_shard(layer, reshard_after_forward=True, **settings)
     _to_float32(model, accelerator.device)
-    # The rest is resharded as well: between phases every parameter is a DTensor that can be gathered by name.
+    # Reshard this group too, so that between phases every parameter is a DTensor that can be gathered by name.
     fully_shard(model, reshard_after_forward=True, **settings)
     assert isinstance(model, FSDPModule)
 

@@ -1,12 +1,12 @@
-"""Preflight checks: what can be verified before the policy is loaded, and the fingerprint of a run's inputs.
+"""Preflight checks before the policy is loaded, and the fingerprint of a run's inputs.
 
-    check_model(model)                                      # a local folder, or on the hub and reachable
+    check_model(model)                                      # a local folder, or a reachable hub id
     config = read_config(model, trust_remote_code=False)
-    check_weights(model, trust_remote_code=False)           # complete, and of the shapes that config.json describes
+    check_weights(model, trust_remote_code=False)           # complete, with the shapes of config.json
     fingerprint = {"model": files_hash(model), **fingerprint_of_data(train, evals)}
     describe_changes(of_checkpoint, fingerprint)            # any line means that the run cannot be resumed
 
-Each check raises an error of one line that names the key, the value and the fix.
+Each check raises a one-line error with the key, the value and the fix.
 """
 
 import hashlib
@@ -42,11 +42,11 @@ JSON_FILES = (
     "config.json generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json "
     "model.safetensors.index.json"
 ).split()
-FULL_CONTEXT_ROPE = ("linear", "dynamic")  # kinds of RoPE whose factor multiplies max_position_embeddings
+FULL_CONTEXT_ROPE = ("linear", "dynamic")  # RoPE types whose factor multiplies max_position_embeddings
 KERNELS = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}  # attention -> package
-# transformers raises them for files that are absent, truncated or inconsistent, and for values of config.json.
+# transformers raises these errors for absent, truncated or inconsistent files, and for invalid values of config.json.
 LOAD_ERRORS = (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
-# Weights, configuration, tokenizer, chat template, and code that comes with a model.
+# Weights, config, tokenizer, chat template, and code of a model.
 MODEL_FILES = ("model*.safetensors", "pytorch_model*.bin", "*.json", "*.txt", "*.model", "*.jinja", "*.py")
 CHANGES = dict.fromkeys(["reward", "rule"], "file of the function")
 CHANGES |= {"model": "files of the start model", "teacher": "files of the teacher"}
@@ -57,10 +57,10 @@ DATA_CHANGE = "problems, gold answers, their order, or token ids of the prompts"
 
 
 def check_model(model: str) -> None:
-    """Raise ValueError if `model` is neither a model's folder nor a hub id, HubUnreachable if it cannot be fetched.
+    """Raise ValueError if `model` is neither a model folder nor a hub id, HubUnreachable if it cannot be fetched.
 
-    A hub id is OWNER/NAME where OWNER is neither `build` nor a folder here. One request with a timeout: the libraries
-    would retry for minutes.
+    A hub id is OWNER/NAME, where OWNER is neither `build` nor a local folder. The check sends one request with a
+    timeout, because the libraries would retry for minutes.
     """
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]  (of its own client)
@@ -93,9 +93,10 @@ def check_model(model: str) -> None:
 
 
 def read_config(model: str, *, trust_remote_code: bool) -> Any:
-    """The transformers configuration of a folder or hub id.
+    """Load the transformers config of a folder or hub id.
 
-    Raises ValueError naming the file if it is not JSON or holds a value of the wrong type.
+    Raises ValueError with the file name if a file is not JSON or has a value of the wrong type, or if the model is
+    quantized.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -117,7 +118,7 @@ def read_config(model: str, *, trust_remote_code: bool) -> Any:
 
 
 def read_tokenizer(model: str, *, trust_remote_code: bool) -> Any:
-    """The tokenizer of a folder or hub id. Raises ValueError if its files are invalid."""
+    """Load the tokenizer of a folder or hub id. Raises ValueError if its files are invalid."""
     from transformers import AutoTokenizer
 
     try:
@@ -128,7 +129,7 @@ def read_tokenizer(model: str, *, trust_remote_code: bool) -> Any:
 
 
 def check_context(cfg: Config, config: Any) -> None:
-    """Raise ValueError if prompt and response together are longer than the model's context."""
+    """Raise ValueError if max_prompt_tokens + max_response_tokens exceeds the model's context."""
     config = config.get_text_config()
     context = getattr(config, "max_position_embeddings", None)
     if context is None:
@@ -145,16 +146,16 @@ def check_context(cfg: Config, config: Any) -> None:
 
 
 def check_weights(model: str, *, trust_remote_code: bool) -> None:
-    """Raise ValueError if weights are absent, truncated, or not those that config.json describes.
+    """Raise ValueError if weights are absent, truncated, or do not match config.json.
 
-    transformers loads the model on the meta device, which reads only the headers of safetensors files. A hub id whose
-    weights are not in the cache yet is not checked.
+    transformers loads the model on the meta device, which reads only the headers of safetensors files. A hub id is
+    checked only if its weights are in the cache.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     local, verbosity = Path(model).is_dir(), logging.get_verbosity()
-    logging.set_verbosity_error()  # instead of a table of the differences
+    logging.set_verbosity_error()  # no table of the differences
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             model,
@@ -171,14 +172,14 @@ def check_weights(model: str, *, trust_remote_code: bool) -> None:
         raise ValueError(f"model: {model} cannot be loaded ({reason}); download its files again") from None
     finally:
         logging.set_verbosity(verbosity)
-    found = loaded[1]
-    for name, stored, described in sorted(found["mismatched_keys"]):
+    info = loaded[1]
+    for name, stored, described in sorted(info["mismatched_keys"]):
         raise ValueError(
             f"model: {model}: {name} has the shape {list(stored)} in its file and {list(described)} by config.json; "
             "the two do not belong together"
         )
-    refuse_missing_weights(model, found)
-    if layers := sorted(name for name in found["unexpected_keys"] if ".layers." in name):
+    refuse_missing_weights(model, info)
+    if layers := sorted(name for name in info["unexpected_keys"] if ".layers." in name):
         raise ValueError(
             f"model: {model} has {len(layers)} weights that config.json does not describe, such as {layers[0]}; the "
             "two do not belong together"
@@ -186,13 +187,13 @@ def check_weights(model: str, *, trust_remote_code: bool) -> None:
 
 
 def refuse_missing_weights(model: str, found: Mapping[str, Any]) -> None:
-    """Raise ValueError for a weight that is in no file. found: the loading info of transformers."""
+    """Raise ValueError for missing weights. found: the loading info of transformers."""
     if missing := sorted(found["missing_keys"]):
         raise ValueError(f"model: {model} lacks {len(missing)} weights, such as {missing[0]}; download its files again")
 
 
 def model_folder(model: str) -> Path:
-    """The folder itself, or the snapshot of a hub id in the cache."""
+    """Return the folder itself, or the cached snapshot of a hub id."""
     from transformers.utils.hub import cached_file
 
     path = cached_file(model, "config.json")
@@ -204,14 +205,14 @@ def model_folder(model: str) -> Path:
 
 
 def find_rule(cfg: Config) -> Rule:
-    """The clipping rule, after a run on a synthetic batch. Raises ValueError if it or its arguments are invalid."""
+    """Load the clipping rule and run it on a synthetic batch. Raises ValueError for an invalid rule or arguments."""
     rule = load_rule(cfg.rule, cfg.rule_args)
     check_rule(rule)
     return rule
 
 
 def check_kernels(cfg: Config) -> None:
-    """Raise ValueError if the requested attention kernel is not installed, or if vLLM could not compile on a GPU."""
+    """Raise ValueError if the attention kernel is not installed, or if vLLM cannot compile kernels on a GPU."""
     package = KERNELS.get(cfg.attention)
     if package and importlib.util.find_spec(package) is None:
         raise ValueError(f"attention: {cfg.attention} needs the package {package}; install it, or use attention: auto")
@@ -220,7 +221,7 @@ def check_kernels(cfg: Config) -> None:
 
 
 def check_compiler() -> None:
-    """Raise ValueError without a C compiler that finds Python.h: Triton compiles its launcher at the first kernel."""
+    """Raise ValueError if no C compiler finds Python.h: Triton compiles its launcher at the first kernel."""
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or "cc"
     include = sysconfig.get_path("include", "posix_prefix")  # where Triton looks
     try:
@@ -240,10 +241,10 @@ def check_compiler() -> None:
 
 
 def engine_error(cfg: Config, size: Size) -> str:
-    """An error message if vLLM cannot run the model here, else "".
+    """Return an error message if vLLM cannot run the model on this machine, else "".
 
-    Its KV cache must hold one sequence. The free memory is estimated high: on a GPU, the engine's share minus the
-    weights. vLLM's CPU build breaks the weights of experts at every reload (vllm 42577).
+    The KV cache must fit one sequence. Free memory is overestimated: on a GPU it is the engine's share minus the
+    weights. vLLM's CPU build corrupts the weights of experts at every reload (vLLM issue 42577).
     """
     if cfg.engine != "vllm":
         return ""
@@ -268,10 +269,10 @@ def engine_error(cfg: Config, size: Size) -> str:
 
 
 def check_processes(accelerator: "Accelerator") -> None:
-    """Raise ValueError if Accelerate runs another number of processes than the launcher, or shards by itself.
+    """Raise ValueError if Accelerate and the launcher disagree on the number of processes, or if Accelerate shards.
 
-    Accelerate does not report a launch of CPU processes that it does not recognize: each process would train alone and
-    overwrite the files of the others, or a single one would start.
+    Accelerate does not report a launch of CPU processes that it fails to recognize. Each process would train alone and
+    overwrite the files of the others, or only one process would start.
     """
     promised = int(os.environ.get("WORLD_SIZE", 1))
     cpu_launch = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N ..."
@@ -299,37 +300,37 @@ def check_processes(accelerator: "Accelerator") -> None:
 
 
 def fingerprint_of_data(train: Rows, evals: Mapping[str, Rows]) -> dict[str, str]:
-    """Hashes of the training problems and of each evaluation set, with the token ids of their prompts."""
+    """Hash the training set and each evaluation set: problems and token ids of their prompts."""
     sets = {"train_data": train, **{f"eval_data {name}": rows for name, rows in evals.items()}}
     return {key: short_hash([[list(vars(p).values()), ids] for p, ids in rows]) for key, rows in sets.items()}
 
 
 def files_hash(model: str) -> str:
-    """Hash of the names and contents of MODEL_FILES in a folder; for a hub id the commit in the cache.
+    """Hash the names and contents of MODEL_FILES in a folder; for a hub id, return its cached commit.
 
-    Dates and the folder's name do not count, so a copy has the same hash.
+    A copy of a folder has the same hash: dates and the folder's name are not hashed.
     """
     folder = model_folder(model)
     if not Path(model).is_dir():
-        return folder.name[:16]  # of the snapshot
+        return folder.name[:16]  # commit of the snapshot
     paths = sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern))
     return short_hash([[path.name, sha256(path)] for path in paths])
 
 
 def function_files(keys: Mapping[str, str]) -> dict[str, str]:
-    """Hash per key of the file of FILE.py:FUNCTION; other values have none. Files that it imports are not covered."""
+    """Hash the file of each value FILE.py:FUNCTION, by key. Other values and imported files are not hashed."""
     return {key: sha256(Path(value.rpartition(":")[0]))[:16] for key, value in keys.items() if ".py:" in value}
 
 
 def short_hash(value: object) -> str:
-    """16 hexadecimal digits of the SHA-256 of a JSON value."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode("ascii")).hexdigest()[:16]
 
 
 def describe_changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """List what changed, one line per item. Any change means the checkpoint cannot be resumed.
 
-    Keys that only one of the two has are skipped: evaluation sets with eval_every 0, checkpoints of earlier versions.
+    Keys in only one of the two are skipped: evaluation sets with eval_every 0, checkpoints of earlier versions.
     """
     keys = [key for key in old if key in new and old[key] != new[key]]
     return [f"{key}: {CHANGES.get(key, DATA_CHANGE)} changed ({old[key]} then, {new[key]} now)" for key in keys]

@@ -5,7 +5,7 @@
     ranks.gather(rows)                                     # picklable objects of all ranks, in rank order
     ranks.run_on_rank0(read)                               # the result of rank 0, or its error, on every rank
 
-Every rank calls each of them, with the same keys.
+Every method is collective: all ranks must call it, with the same keys.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """The processes that Accelerate started."""
+    """Collectives over the processes that Accelerate started."""
 
     def __init__(self, accelerator: "Accelerator"):
         self.accelerator = accelerator
@@ -33,20 +33,20 @@ class Ranks:
         self.is_main = accelerator.is_main_process
 
     def all_reduce_sum(self, pairs: Mapping[str, Pair]) -> dict[str, tuple[float, float]]:
-        """(sum, count) of each entry over all ranks in float64: one collective, one read from the device."""
+        """Return (sum, count) of each entry over all ranks, float64, with one collective and one device read."""
         numbers = [number for pair in pairs.values() for number in pair]
         stacked = torch.stack([torch.as_tensor(n, dtype=torch.float64, device=self.device) for n in numbers])
         summed: Any = self.accelerator.reduce(stacked, "sum")
         return dict(zip(pairs, map(tuple, summed.view(-1, 2).tolist()), strict=True))
 
     def all_reduce_max(self, values: Mapping[str, Number]) -> dict[str, float]:
-        """Maximum of each entry over all ranks."""
+        """Return the maximum of each entry over all ranks."""
         stacked = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in values.values()])
         rows: Any = self.accelerator.gather(stacked)
         return dict(zip(values, rows.view(-1, len(values)).amax(0).tolist(), strict=True))
 
     def gather(self, rows: list[Any]) -> list[Any]:
-        """The rows of all ranks, in rank order, on every rank."""
+        """Return the rows of all ranks, in rank order, on every rank."""
         if self.processes == 1:
             return rows
         parts: list[Any] = [[] for _ in range(self.processes)]
@@ -61,9 +61,9 @@ class Ranks:
         error: type[Exception] = ValueError,
         rank0_only: bool = False,
     ) -> T:
-        """Run `work` on every rank, or on rank 0 while the others wait and return None.
+        """Run `work` on every rank, or with `rank0_only` on rank 0 while the others wait and return None.
 
-        If a rank raises an error of `catch`, every rank raises `error` with its message.
+        If a rank raises an error of `catch`, every rank raises `error` with the message of the first such rank.
         """
         result, message = None, ""
         try:

@@ -1,11 +1,11 @@
-"""Saving and resuming a run: the files of a checkpoint, and the checkpoint that a run resumes from.
+"""Saving and resuming a run: the files of a checkpoint, and the checkpoint to resume from.
 
-    save(run)                                       # collective; does nothing if there is a checkpoint of this step
+    save(run)                                       # collective; does nothing if this step has a checkpoint
     path = find_checkpoint(folder, cfg, fingerprint, ranks, info)   # the same on every rank
     state = load_state(path, rank, processes)
 
 A checkpoint root/step_000010 holds policy/ (Hugging Face format), optimizer.pt, config.yaml, the rows of metrics.jsonl
-so far and, per rank, state_rank_0.json. trainer/checkpoint.py makes it complete or absent.
+so far and, per rank, state_rank_0.json. trainer/checkpoint.py writes it atomically.
 """
 
 import shutil
@@ -27,7 +27,7 @@ from trainer.ranks import Ranks
 from trainer.run import Run
 from trainer.types import State, from_text, to_text
 
-# Keys that may change at a resume: they affect what is logged or kept, or the speed, not what is learnt.
+# Keys that may change at a resume: they affect logging, kept checkpoints or speed, but not the training result.
 FREE_KEYS = set(
     """
     max_steps dry_run output_dir wandb eval_every save_every keep_last keep_best max_rollout_kl micro_batch_tokens
@@ -35,14 +35,14 @@ FREE_KEYS = set(
     verifier_workers reward_concurrency reward_timeout_s
     """.split()
 )
-NEWEST = ".newest_checkpoint"  # not in the folder of checkpoints, which may be a link to another disk
+NEWEST = ".newest_checkpoint"  # in the run's folder: `checkpoints` may be a link to another disk
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint of the completed steps, unless there is one; collective.
+    """Write a checkpoint of the completed steps, unless there is one. Collective.
 
-    A checkpoint without the evaluation of its step (`pending_metrics`) stays as it is: a resume evaluates again.
-    Raises CheckpointError on every rank when a write fails on one of them; earlier checkpoints are untouched.
+    A checkpoint without the evaluation of its step (`pending_metrics`) is not rewritten: a resume evaluates again.
+    Raises CheckpointError on every rank if a write fails on one of them. Earlier checkpoints are not affected.
     """
     if run.saved_step == run.step:
         return
@@ -63,7 +63,7 @@ def save(run: Run) -> None:
             if run.ranks.is_main:
                 run.policy.write(folder / "policy", weights)
                 run.task.tokenizer.save_pretrained(folder / "policy")
-                with open(folder / "optimizer.pt", "wb") as file:  # given a path, torch hides why a write fails
+                with open(folder / "optimizer.pt", "wb") as file:  # given a path, torch hides the reason of an error
                     torch.save(moments, file)
 
     def commit() -> None:
@@ -86,7 +86,7 @@ def save(run: Run) -> None:
 
 
 def load_state(path: Path, rank: int, processes: int) -> State:
-    """The state of a checkpoint. Raises ValueError if it does not fit this code or this number of processes."""
+    """Load the state of a checkpoint. Raises ValueError if its fields or its number of processes do not match."""
     own = len(list(path.glob("state_rank_*.json"))) == processes
     file = path / f"state_rank_{rank if own else 0}.json"
     try:
@@ -107,9 +107,9 @@ def load_state(path: Path, rank: int, processes: int) -> State:
 def find_checkpoint(
     folder: Path, cfg: Config, fingerprint: Mapping[str, str], ranks: Ranks, info: Callable[[str], None]
 ) -> Path | None:
-    """The checkpoint to resume from, the same on every rank; None for a run that starts from step 0.
+    """Return the checkpoint to resume from, the same on every rank; None for a run that starts from step 0.
 
-    Raises ValueError if the configuration or the data changed, or if the checkpoints of the run are gone.
+    Raises ValueError if the config or the data changed, or if the checkpoints of the run are missing.
     """
 
     def find() -> Path | None:
@@ -137,10 +137,10 @@ def find_checkpoint(
 
 
 def refuse_changes(path: Path, cfg: Config, fingerprint: Mapping[str, str]) -> None:
-    """Raise ValueError listing what changed since the checkpoint: keys that decide what is learnt, data, files."""
+    """Raise ValueError with the changes since the checkpoint: keys that affect the training result, data, files."""
     old = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    fixed = {"max_steps"} if cfg.lr_schedule != "constant" else set()  # the length of the schedule
-    fixed |= {"engine_memory_share"} if cfg.engine == "hf" else set()  # the size of a batch, which shares an RNG
+    fixed = {"max_steps"} if cfg.lr_schedule != "constant" else set()  # length of the schedule
+    fixed |= {"engine_memory_share"} if cfg.engine == "hf" else set()  # sets the size of batches, which share an RNG
     changed = {key: pair for key, pair in diff(old, cfg).items() if key not in FREE_KEYS - fixed}
     if changed:
         keys = "; ".join(f"{key}: {before!r} then, {after!r} now" for key, (before, after) in changed.items())

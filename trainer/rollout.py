@@ -2,15 +2,15 @@
 
     engine = make_engine("path/to/model", EngineOptions(engine="vllm", ...), rank=0, world=1, device="cuda")
     completions = engine.generate(prompts, sampling, seeds=[[1, 2], [3, 4]], on_finish=grade)
-    engine.sleep(); ...; engine.wake()          # in between, its GPU memory belongs to the trainer
+    engine.sleep(); ...; engine.wake()          # in between, its GPU memory is free for the trainer
     engine.sync_weights(named_tensors)          # after each step of updates
     engine.close()
 
-`VllmEngine` runs vLLM inside the trainer's process, on a GPU and with the CPU build. `HfEngine` is the fallback where
-vLLM cannot run: `generate` of transformers, one padded batch at a time. Both return the log-prob of each sampled token
-under the distribution that it was sampled from (after temperature, top-p and top-k).
+`VllmEngine` runs vLLM inside the trainer's process, on a GPU or with the CPU build. `HfEngine` is the fallback without
+vLLM: `generate` of transformers, one padded batch at a time. Both return the log-prob of each sampled token under the
+sampling distribution (after temperature, top-p and top-k).
 
-Left out: servers on other machines, asynchronous rollouts, quantized engines, multi-modal prompts.
+Not supported: inference servers, asynchronous rollouts, quantized engines, multi-modal prompts.
 
 Axes: P prompts, S samples per prompt, T response tokens.
 """
@@ -35,20 +35,20 @@ from trainer.logging import format_error
 
 OnFinish = Callable[[int, int, "Completion"], None]  # (prompt index, sample index, completion)
 NamedTensors = Iterable[tuple[str, torch.Tensor]]
-NOT_FINITE = "lower lr, or go back to an earlier checkpoint"  # the advice for weights that are not finite
-MOST_SEQUENCES = {"vllm": 1024, "hf": 256}  # decoded at once; vLLM: its default on an H100
+NOT_FINITE = "lower lr, or go back to an earlier checkpoint"  # advice for weights that are not finite
+MOST_SEQUENCES = {"vllm": 1024, "hf": 256}  # maximum decoded at once; vllm: its default on an H100
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling parameters, all of them explicit: the generation_config of the model is not used."""
+    """Sampling parameters. The generation_config of the model is ignored."""
 
     temperature: float  # > 0; log-probs are those of logits / temperature
     top_p: float  # 1.0: off
     top_k: int  # 0: off
     max_tokens: int  # maximum number of response tokens
     stop_token_ids: tuple[int, ...]  # ids that end a response; the id stays in it and is trained on
-    stop: tuple[str, ...] = ()  # texts that end a response, likewise
+    stop: tuple[str, ...] = ()  # texts that end a response; the text stays in it and is trained on
 
 
 @dataclass(slots=True)
@@ -63,37 +63,37 @@ class Completion:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Settings of an engine, apart from the model."""
+    """Settings of an engine."""
 
     engine: str  # vllm | hf
     dtype: str  # float32 | bfloat16
-    vocab_size: int  # tokens of the tokenizer; further rows of the model's head are never sampled
+    vocab_size: int  # size of the tokenizer; extra rows of the model's head are never sampled
     max_model_tokens: int  # prompt + response
-    max_sequences: int  # decoded at once
+    max_sequences: int  # maximum number decoded at once
     memory_share: float  # share of a GPU's memory for weights and KV cache
-    cpu_cache_bytes: int  # KV cache on a CPU
+    cpu_cache_bytes: int  # size of the KV cache on a CPU
     tensor_parallel: int  # ranks that share one engine
-    arguments: dict[str, Any]  # further arguments of vllm.LLM, which override those of this file
+    arguments: dict[str, Any]  # additional arguments of vllm.LLM, which override those of `engine_arguments`
     trust_remote_code: bool
 
 
 class EngineError(RuntimeError):
-    """The engine did not start, or failed while sampling."""
+    """Raised if the engine does not start, or fails while sampling."""
 
 
 class EngineMismatch(RuntimeError):
-    """The policy in the engine differs from the policy that is trained."""
+    """Raised if the policy in the engine differs from the trained policy."""
 
 
 @contextmanager
 def engine_errors(action: str, advice: Callable[[str], str] = lambda message: "") -> Iterator[None]:
-    """Turn an error of the engine inside the block into an EngineError with one line."""
+    """Raise a one-line EngineError for an error of the engine inside the block."""
     try:
         yield
     except subprocess.CalledProcessError as error:
         needed = "Triton compiles a launcher at the first kernel; install gcc and python3-dev (Python.h)"
         raise EngineError(f"{action}: {format_error(error, 200)}: {needed}") from error
-    except ImportError as error:  # of a package that only some models need
+    except ImportError as error:  # a package that only some models need
         raise EngineError(f"{action}: {format_error(error, 200)}; install the package, or use engine: hf") from error
     except (RuntimeError, ValueError, AssertionError, KeyError, OSError) as error:
         message = f"{action}: {type(error).__name__}: {format_error(error, 500)}"
@@ -106,21 +106,21 @@ class Engine(Protocol):
     def generate(
         self, prompts: list[list[int]], sampling: Sampling, *, seeds: list[list[int]], on_finish: OnFinish
     ) -> list[list[Completion]]:
-        """Sample len(seeds[i]) responses to prompt i; calls `on_finish` for each as it finishes.
+        """Sample len(seeds[i]) responses to prompt i; call `on_finish` as each response finishes.
 
         Raises FloatingPointError for a log-prob that is not finite, EngineError if the engine fails.
         """
         ...
 
     def sync_weights(self, weights: NamedTensors) -> None:
-        """Load new weights under Hugging Face names; consumes the whole iterable."""
+        """Load new weights by Hugging Face name. Consumes the whole iterable."""
 
     def checksum(self, names: list[str]) -> dict[str, float]:
-        """`weight_sum` of each named tensor in the engine, without names whose layout the engine changed."""
+        """Return `weight_sum` of each named tensor in the engine. Names that the engine does not have are omitted."""
         ...
 
     def sleep(self) -> None:
-        """Release GPU memory for the updates; weights and KV cache are lost. No effect on a CPU."""
+        """Release GPU memory for the updates. Weights and KV cache are discarded. No effect on a CPU."""
 
     def wake(self) -> None:
         """Allocate the memory again. The engine has no weights until the next `sync_weights`."""
@@ -131,7 +131,7 @@ class Engine(Protocol):
 
 @gc_paused()
 def make_engine(model: str, options: EngineOptions, *, rank: int, world: int, device: str) -> Engine:
-    """The engine of this rank; call it after Accelerator(). model: a folder or hub id.
+    """Start the engine of this rank, after Accelerator(). model: a folder or hub id.
 
     Raises EngineError if the engine does not start.
     """
@@ -140,12 +140,15 @@ def make_engine(model: str, options: EngineOptions, *, rank: int, world: int, de
 
 
 def weight_sum(weight: torch.Tensor) -> torch.Tensor:
-    """Sum, a float64 scalar on the device; 4,096 rows at a time, to copy no whole embedding to float64."""
+    """Return the sum as a float64 scalar on the device.
+
+    It is computed over 4,096 rows at a time, to avoid a float64 copy of a whole embedding.
+    """
     return torch.stack([rows.sum(dtype=torch.float64) for rows in weight.split(4096)]).sum()
 
 
 def read_sums(sums: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The sums as numbers, with one read from the device."""
+    """Convert the sums to floats with one read from the device."""
     return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)) if sums else {}
 
 
@@ -153,13 +156,13 @@ def read_sums(sums: dict[str, torch.Tensor]) -> dict[str, float]:
 
 
 class VllmEngine:
-    """vLLM in this process. It avoids three errors that vLLM does not report:
+    """vLLM in the trainer's process. Prevents three errors that vLLM does not report:
 
-    - Built before Accelerator(), vLLM initializes torch.distributed with a world of one: N separate trainings.
-    - A tied output head of the CPU build keeps old weights unless "lm_head.weight" is sent.
+    - Constructed before Accelerator(), vLLM initializes torch.distributed with world size 1: N separate trainings.
+    - In the CPU build, a tied output head keeps old weights unless "lm_head.weight" is sent.
     - Prefixes cached under old weights are reused unless the cache is reset before sampling.
 
-    vLLM seeds torch's global RNG at construction; each sample has a seed of its own.
+    vLLM seeds torch's global RNG at construction. Each sample has its own seed.
     """
 
     def __init__(self, model: str, options: EngineOptions, *, rank: int, world: int, device: str):
@@ -176,7 +179,7 @@ class VllmEngine:
             from vllm import LLM
 
             gc.collect()
-            gc.freeze()  # vLLM collects garbage five times as it starts; the modules imported so far are none
+            gc.freeze()  # vLLM collects garbage five times as it starts; skip the modules imported so far
             self.llm = LLM(**arguments, use_tqdm_on_load=False)
         self.tokenizer = self.llm.get_tokenizer()
         self.requests = 0
@@ -192,7 +195,7 @@ class VllmEngine:
         engine = self.llm.llm_engine
         running: dict[str, tuple[int, int]] = {}  # request id -> (prompt index, sample index)
         results: list[list[Any]] = [[None] * len(row) for row in seeds]
-        # Cached prefixes may be of old weights, and those of an earlier call would change the rounding of this one.
+        # Cached prefixes may belong to old weights. Those of an earlier call would also change the rounding.
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("the engine kept cached prefixes of an earlier call: a request is still running")
         with self._uncompiled():
@@ -206,7 +209,7 @@ class VllmEngine:
                     stop=list(sampling.stop),
                     ignore_eos=True,  # only stop_token_ids and stop end a response
                     seed=seed,  # a sample does not depend on the rest of the batch
-                    logprobs=0,  # of the sampled token only
+                    logprobs=0,  # log-prob of the sampled token only
                     flat_logprobs=True,
                     detokenize=bool(sampling.stop),
                     output_kind=RequestOutputKind.FINAL_ONLY,
@@ -223,12 +226,12 @@ class VllmEngine:
                         i, j = running.pop(request.request_id)
                         results[i][j] = self._completion(request.outputs[0], i, j)  # type: ignore[union-attr]
                         on_finish(i, j, results[i][j])
-            finally:  # an interrupt leaves no request for the next call
+            finally:  # after an interrupt, no request may stay for the next call
                 engine.abort_request(list(running))
         return results
 
     def _uncompiled(self) -> AbstractContextManager[Any]:
-        """With enforce_eager, vLLM would still compile a helper for ten seconds, without a gain."""
+        """Context manager without torch.compile: with enforce_eager, vLLM would still compile a helper for 10 s."""
         return torch.compiler.set_stance("force_eager") if self.eager else nullcontext()
 
     def _completion(self, output: Any, i: int, j: int) -> Completion:
@@ -240,7 +243,7 @@ class VllmEngine:
         return Completion(token_ids, logprobs, output.finish_reason, text)
 
     def sync_weights(self, weights: NamedTensors) -> None:
-        # Layer by layer into the tensors in use, so that CUDA graphs stay valid. The CPU build repacks matrices.
+        # Copies into the existing tensors layer by layer, so CUDA graphs stay valid. The CPU build repacks matrices.
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
 
     def checksum(self, names: list[str]) -> dict[str, float]:
@@ -251,7 +254,7 @@ class VllmEngine:
         return self.llm.apply_model(sums)[0]
 
     def sleep(self) -> None:
-        self.llm.sleep(level=2)  # discards the weights: the next sync brings all of them
+        self.llm.sleep(level=2)  # discards the weights; the next sync loads all of them
         self.asleep = True
 
     def wake(self) -> None:
@@ -266,8 +269,8 @@ class VllmEngine:
 
 
 def start_advice(message: str, arguments: dict[str, Any]) -> str:
-    """What to do about an error of vLLM's start, as the end of a message."""
-    if "inspected" in message:  # its class could not be imported
+    """Return advice for an error at vLLM's start, as the end of an error message."""
+    if "inspected" in message:  # the model's class could not be imported
         return "; vLLM's class of this model needs a package, named in the log above: install it, or use engine: hf"
     if not re.search("memory|KV cache", message):
         return ""
@@ -276,11 +279,11 @@ def start_advice(message: str, arguments: dict[str, Any]) -> str:
 
 
 def engine_arguments(model: str, options: EngineOptions, *, world: int, device: str) -> dict[str, Any]:
-    """The arguments of vllm.LLM on a device, cpu or cuda."""
+    """Return the arguments of vllm.LLM on a device, cpu or cuda."""
     on_cpu = device.startswith("cpu")
-    # The CPU build has no sleep mode, and its default cache takes most of the machine's memory. Its attention computes
-    # whole blocks, so that blocks of 32 tokens are faster than the default of 128. A prompt that is computed in two
-    # chunks ends in an error if the request has a seed.
+    # The CPU build has no sleep mode, and its default KV cache takes most of the machine's memory. Its attention
+    # computes whole blocks, so 32 tokens per block are faster than the default of 128. Chunked prefill fails for
+    # requests with a seed.
     memory: dict[str, Any] = (
         {
             "kv_cache_memory_bytes": options.cpu_cache_bytes,
@@ -300,8 +303,8 @@ def engine_arguments(model: str, options: EngineOptions, *, world: int, device: 
         "max_num_seqs": options.max_sequences,
         "tensor_parallel_size": options.tensor_parallel,
         "distributed_executor_backend": "external_launcher" if world > 1 else None,
-        "logprobs_mode": "processed_logprobs",  # of the sampling distribution, not of the raw logits
-        "generation_config": "vllm",  # not the model's own sampling defaults
+        "logprobs_mode": "processed_logprobs",  # under the sampling distribution, not the raw logits
+        "generation_config": "vllm",  # ignore the model's sampling defaults
         "trust_remote_code": options.trust_remote_code,
         "enforce_eager": on_cpu,
         "disable_log_stats": True,
@@ -311,10 +314,10 @@ def engine_arguments(model: str, options: EngineOptions, *, world: int, device: 
 
 
 def mask_beyond_tokenizer(vocab_size: int) -> type:
-    """A logits processor for heads with more rows than the tokenizer has tokens (Qwen2.5: 151,936 and 151,665).
+    """Return a logits processor for heads with more rows than the tokenizer has tokens (Qwen2.5: 151,936 and 151,665).
 
-    The trainer masks the same rows. One class for both model runners of vLLM: the first is used by the CPU build, the
-    second by GPUs. The second import is private; vLLM has no public name for it yet.
+    The trainer masks the same rows. The class serves both model runners of vLLM: the CPU build uses the first base
+    class, GPUs use the second. The second import is private, because vLLM has no public name for it.
     """
     from vllm.v1.sample.logits_processor import LogitsProcessor
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as SecondLogitsProcessor
@@ -337,9 +340,9 @@ def mask_beyond_tokenizer(vocab_size: int) -> type:
 
 
 class SharedEngine:
-    """One engine that several ranks share: all of them compute the responses of all, each returns its own.
+    """Engine shared by several ranks (tensor parallelism): all compute all responses, each returns its own.
 
-    `generate` is collective over every rank of the run, also over one without prompts.
+    `generate` is collective over every rank of the run, including ranks without prompts.
     """
 
     def __init__(self, engine: Engine, rank: int, ranks_per_engine: int, gather: Callable[[list[Any]], list[Any]]):
@@ -374,7 +377,7 @@ class SharedEngine:
 
 
 class HfEngine(Engine):
-    """`generate` of transformers on a copy of the model: slow, but runs wherever torch does."""
+    """`generate` of transformers on a copy of the model. Slow, but runs wherever torch does."""
 
     def __init__(self, model: str, options: EngineOptions, *, rank: int, world: int, device: str):
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -403,14 +406,14 @@ class HfEngine(Engine):
         return results
 
     def _generate_batch(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Completion]:
-        """One padded batch; its samples share the RNG that `seed` starts."""
+        """Sample one padded batch, whose samples share one RNG seeded with `seed`."""
         from transformers import GenerationConfig
 
         vocab_size, width, pad = self.options.vocab_size, max(map(len, prompts)), 0  # any id: masks come from lengths
 
         def mask_beyond_tokenizer(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             scores[:, vocab_size:] = -float("inf")
-            if not scores.amax(-1).isfinite().all():  # NaN counts as the largest
+            if not scores.amax(-1).isfinite().all():  # amax propagates NaN
                 raise FloatingPointError(f"the policy's logits are not finite: {NOT_FINITE}")
             return scores
 
@@ -428,7 +431,7 @@ class HfEngine(Engine):
             output_scores=True,
             return_dict_in_generate=True,
         )
-        # generate() takes unset fields from the model's generation_config; an empty one has no sampling defaults.
+        # generate() takes unset fields from the model's generation_config, so replace it by an empty one.
         self.model.generation_config = GenerationConfig()
         torch.manual_seed(seed)
         with engine_errors("the engine failed while sampling"):
@@ -454,7 +457,7 @@ class HfEngine(Engine):
         return done
 
     def _end_of_text(self, ids: list[int], stop: tuple[str, ...]) -> int:
-        """Tokens up to and with the first of the texts in `stop`; len(ids) + 1 if none is there."""
+        """Return the number of tokens through the first text in `stop`; len(ids) + 1 if there is none."""
 
         def stopped(length: int) -> bool:
             text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""One process's part of a training run: its configuration, its components and its position (`state`).
+"""Training run of one process: its config, its components and its position (`state`).
 
     with start(cfg, plan, info, clock) as run:              # trainer/start.py
         with run.phase("rollout"): ...                      # timed as time/rollout_s
@@ -35,7 +35,7 @@ from trainer.types import State
 
 @dataclass
 class Run:
-    """See the head of this file. Only `state` and `saved_step` are assigned during a run."""
+    """Components of a training run on one rank. Only `state` and `saved_step` are assigned during a run."""
 
     cfg: Config
     plan: Plan
@@ -47,20 +47,20 @@ class Run:
     tracker: Tracker
     policy: Policy
     reference: Policy | StartModel | None  # the start model, if kl_coef > 0
-    teacher: Policy | None  # of on-policy distillation
+    teacher: Policy | None  # for on-policy distillation
     optimizer: torch.optim.Optimizer
     engine: Engine
     verifier: Verifier  # grades for rewards
     eval_verifier: Verifier  # grades for evaluations: always the tolerant verifier
     rule: Rule  # clipping rule of the loss
     state: State
-    saved_step: int  # of the newest checkpoint; 0: none yet
+    saved_step: int  # step of the newest checkpoint; 0: none yet
 
     # ---- position ----
 
     @property
     def step(self) -> int:
-        """Completed steps."""
+        """Number of completed steps."""
         return self.state.step
 
     @property
@@ -94,10 +94,10 @@ class Run:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Work that may be abandoned; collective. Raises Interrupted on all ranks if one of them received a signal.
+        """Context manager for work that may be abandoned. Collective.
 
-        It is raised at the start or at the end of the block. Inside, `raise_if_interrupted` ends the work of this rank
-        early.
+        At the start and at the end of the block, raises Interrupted on all ranks if one of them received a signal.
+        Inside the block, `raise_if_interrupted` ends the work of this rank early.
         """
         self._leave_together()
         try:
@@ -107,23 +107,23 @@ class Run:
         self._leave_together()
 
     def raise_if_interrupted(self) -> None:
-        """Raise Interrupted if this process received a signal; for callbacks inside `interruptible`.
+        """Raise Interrupted if this process received a signal. For callbacks inside `interruptible`.
 
-        Processes that share an engine finish their call, because none of them can leave it alone.
+        Ranks that share an engine finish their call, because none of them can leave it on its own.
         """
         if self.cfg.tensor_parallel == 1:
             self.signals.raise_if_interrupted()
 
     def _leave_together(self) -> None:
         agreed = int(self.ranks.all_reduce_max({"signal": self.signals.number})["signal"])
-        if agreed:  # a signal that arrived after the collective waits for the next call
+        if agreed:  # a signal that arrives after the collective is handled by the next call
             self.signals.number = agreed
             raise Interrupted
 
     def exit_code(self) -> int:
-        """0 after SIGTERM or a completed run, 130 after Ctrl-C, 1 after the death of a launcher; collective.
+        """Return 0 after SIGTERM or a completed run, 130 after Ctrl-C, 1 after the death of a launcher. Collective.
 
-        With exit code 0 the launchers of other machines would wait minutes for the one that died.
+        With exit code 0, the launchers of other machines would wait for minutes for the dead one.
         """
         if self.ranks.all_reduce_max({"orphaned": self.signals.orphaned})["orphaned"]:
             self.tracker.info("stopped because a launcher died, on this machine or another one")
@@ -135,7 +135,7 @@ class Run:
     def sync_weights(self) -> None:
         """Copy the policy's weights into the engine and compare checksums; collective.
 
-        Raises FloatingPointError if weights are not finite, EngineMismatch if the engine holds other weights.
+        Raises FloatingPointError if weights are not finite, EngineMismatch if the engine's weights differ.
         """
         names = self.policy.compared_names(matrices=self.cfg.tensor_parallel == 1)
         sums: dict[str, torch.Tensor] = {}
@@ -146,13 +146,13 @@ class Run:
                     sums[name] = weight_sum(weight)
                 yield name, weight
 
-        self.engine.wake()  # which also empties torch's cache: the engine has an allocator of its own
+        self.engine.wake()  # also empties torch's cache, because the engine has its own allocator
         self.engine.sync_weights(summed())
         ours = read_sums(sums)
         if broken := [name for name, value in ours.items() if not math.isfinite(value)]:
             raise FloatingPointError(f"the policy's weights are not finite, {broken[0]} among them: {NOT_FINITE}")
         theirs = self.engine.checksum(names)
-        # Sums in float64 of equal numbers differ by less than 1e-6; every real update of a weight changes them by more.
+        # float64 sums of equal weights differ by less than 1e-6. Every real update of a weight changes them by more.
         wrong = [n for n, value in theirs.items() if not abs(value - ours[n]) <= 1e-6]
         if wrong or not theirs:
             raise EngineMismatch(
@@ -160,11 +160,11 @@ class Run:
             )
 
 
-# ---- pure functions of the step: a checkpoint stores neither ----
+# ---- pure functions of the step, not stored in checkpoints ----
 
 
 def learning_rate(cfg: Config, step: int) -> float:
-    """The learning rate of the step after `step` completed ones."""
+    """Return the learning rate of the next step after `step` completed steps."""
     if step < cfg.lr_warmup_steps:
         return cfg.lr * (step + 1) / cfg.lr_warmup_steps
     done = (step - cfg.lr_warmup_steps) / max(1, cfg.max_steps - cfg.lr_warmup_steps)
@@ -173,5 +173,5 @@ def learning_rate(cfg: Config, step: int) -> float:
 
 
 def seed_of(*key: object) -> int:
-    """A seed of 31 bits, a pure function of `key`."""
+    """Return a 31-bit seed, a pure function of `key`."""
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:4], "big") >> 1

@@ -1,4 +1,4 @@
-"""Start of a run: processes, data, log, policy, engine, verifiers; from a checkpoint if there is one.
+"""Start or resume of a run: process group, data, logs, policy, engine and verifiers.
 
 with start(cfg, plan, info, clock) as run: ...
 """
@@ -50,10 +50,10 @@ FAILURES = (checkpoint.CheckpointError, LogError, FloatingPointError, EngineErro
 
 @contextmanager
 def start(cfg: Config, plan: Plan, info: Info, clock: Clock) -> Iterator[Run]:
-    """A run, resumed from its newest undamaged checkpoint; closes everything at the end.
+    """Start a run, or resume it from its newest undamaged checkpoint. Closes all components at the end of the block.
 
-    Invalid config or data and failures during training end the process with one line (stopping.exit_on_error). Raises
-    RuntimeError if the sharding is not as requested.
+    Invalid config or data and failures during training end the process with a one-line error (stopping.exit_on_error).
+    Raises RuntimeError if the sharding is not as requested.
     """
     ranks, signals = start_processes(cfg), Signals()
     with ExitStack() as stack:
@@ -105,7 +105,7 @@ def start(cfg: Config, plan: Plan, info: Info, clock: Clock) -> Iterator[Run]:
 
 @contextmanager
 def one_line_per_failure(folder: Path, ranks: Ranks) -> Iterator[None]:
-    """End the process with one line for a failure of training; the traceback of an engine goes to a file."""
+    """End the process with a one-line error for a failure during training. An engine's traceback goes to a file."""
     with exit_on_error(*FAILURES, code=1), abort_all_ranks_on_error(ranks.processes):
         try:
             yield
@@ -121,13 +121,13 @@ def one_line_per_failure(folder: Path, ranks: Ranks) -> Iterator[None]:
 
 
 def start_processes(cfg: Config) -> Ranks:
-    """The process group, started by Accelerate; vLLM joins it later."""
-    with gc_paused():  # not at the head of the file: --help and --dry_run do without
+    """Start the process group with Accelerate. vLLM joins it later."""
+    with gc_paused():  # imported here: --help and --dry_run do not need them
         from accelerate import Accelerator
         from accelerate.utils import InitProcessGroupKwargs
         from transformers.utils.logging import disable_progress_bar
 
-    # Accelerate's gather uses a name that torch has deprecated; every rank would print a warning about it.
+    # Accelerate's gather calls a function that torch has deprecated, and every rank would print a warning.
     warnings.filterwarnings("ignore", ".*all_gather_into_tensor. is deprecated", FutureWarning)
     if not sys.stderr.isatty():
         disable_progress_bar()
@@ -141,13 +141,13 @@ def start_processes(cfg: Config) -> Ranks:
 
 
 def use_deterministic_algorithms() -> None:
-    """Make torch, flash attention and vLLM sum in a fixed order; call it before anything uses the device.
+    """Make torch, flash attention and vLLM deterministic. Call it before anything uses the device.
 
-    torch raises for an operation that has no deterministic algorithm.
+    torch raises RuntimeError for an operation without a deterministic algorithm.
     """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"
-    if torch.cuda.is_available():  # needs Triton; without it the rounding of a sample depends on its batch
+    if torch.cuda.is_available():  # needs Triton; makes the rounding of a sample independent of its batch
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
     torch.use_deterministic_algorithms(True)
 
@@ -158,7 +158,7 @@ def close_process_group() -> None:
 
 
 def write_files(cfg: Config, folder: Path, rows: bytes, info: Info) -> None:
-    """Write metrics.jsonl, config.yaml and environment.json. Raises OSError."""
+    """Write metrics.jsonl, config.yaml and environment.json. Raises OSError if that fails."""
     lines = restore_rows(folder / "metrics.jsonl", rows)
     checkpoint.replace_file(folder / "config.yaml", to_yaml(cfg).encode())
     for line in [*lines, *write_environment(folder)]:
@@ -184,7 +184,7 @@ def make_tracker(
 
 
 def load_models(cfg: Config, task: Task, ranks: Ranks, resumed: Path | None) -> dict[str, Any]:
-    """The fields `policy`, `reference`, `teacher` and `optimizer` of a Run. Raises ValueError."""
+    """Load the fields `policy`, `reference`, `teacher` and `optimizer` of a Run. Raises ValueError."""
     has_bf16 = ranks.device.type != "cpu" and torch.cuda.is_bf16_supported()
     precision = {"auto": "bfloat16" if has_bf16 else "float32"}.get(cfg.precision, cfg.precision)
     adapter = resumed / "adapter" if resumed else None
@@ -203,7 +203,7 @@ def load_models(cfg: Config, task: Task, ranks: Ranks, resumed: Path | None) -> 
     source = str(resumed / "policy") if resumed and not lora else cfg.model
     policy = Policy.load(source, options, ranks.accelerator)
     reference = StartModel(policy) if lora and cfg.kl_coef else None
-    if cfg.kl_coef and not lora:  # the start model, also in a resumed run
+    if cfg.kl_coef and not lora:  # cfg.model is the start model, also in a resumed run
         reference = load_frozen(cfg.model, options, ranks)
     teacher = load_frozen(cfg.teacher, options, ranks) if cfg.teacher else None
     if teacher and teacher.layout != policy.layout:
@@ -221,14 +221,14 @@ def load_models(cfg: Config, task: Task, ranks: Ranks, resumed: Path | None) -> 
 
 
 def load_frozen(model: str, options: PolicyOptions, ranks: Ranks) -> Policy:
-    """A model that is not trained; it stays in CPU memory between its passes."""
+    """Load a frozen model, kept in CPU memory between its forward passes."""
     policy = Policy.load(model, options, ranks.accelerator, trainable=False)
     policy.model.to("cpu")
     return policy
 
 
 def make_verifiers(cfg: Config, signals: Signals) -> dict[str, Any]:
-    """The fields `verifier` and `eval_verifier` of a Run. A signal ends the wait for grades."""
+    """Start the fields `verifier` and `eval_verifier` of a Run. A signal interrupts the wait for grades."""
     workers = (cfg.verifier_workers, cfg.verifier_timeout_s, VERIFIER_MEMORY_GIB)
     in_flight = (cfg.reward_concurrency, cfg.reward_timeout_s)
     verifier = Verifier(*workers, cfg.reward, signals.raise_if_interrupted, *in_flight)
@@ -238,7 +238,7 @@ def make_verifiers(cfg: Config, signals: Signals) -> dict[str, Any]:
 
 
 def start_engine(cfg: Config, plan: Plan, task: Task, policy: Policy, ranks: Ranks) -> Engine:
-    """The inference engine of this rank, or its part of one that `tensor_parallel` ranks share."""
+    """Start the inference engine of this rank, or its part of an engine shared by `tensor_parallel` ranks."""
     precision, wanted = policy.options.precision, plan.sequences // plan.processes * cfg.tensor_parallel
     cpu_cache = cpu_cache_bytes(cfg, task.model_size, wanted)
     cache = float(cpu_cache)
@@ -262,10 +262,10 @@ def start_engine(cfg: Config, plan: Plan, task: Task, policy: Policy, ranks: Ran
 
 
 def sequences_at_once(cfg: Config, size: Size, *, wanted: int, cache_bytes: float, precision: str) -> int:
-    """Sequences that an engine decodes at once: all that are wanted, as far as its KV cache holds them.
+    """Return the number of sequences that an engine decodes at once: `wanted`, limited by its KV cache.
 
-    Each is counted with half of the maximum length, since most responses end before the limit. If too many do not,
-    vLLM recomputes some of them, which is slow but correct.
+    Each sequence counts with half of the maximum length, since most responses end before the limit. If too many are
+    longer, vLLM recomputes some of them, which is slow but correct.
     """
     tokens = cache_bytes / cache_a_token(size, BYTES[precision])
     longest = cfg.max_prompt_tokens + cfg.max_response_tokens

@@ -1,6 +1,6 @@
-"""End of a run: normal exit, SIGTERM or Ctrl-C, death of the launcher, an error on one of several ranks.
+"""End of a run: normal exit, SIGTERM or Ctrl-C, death of the launcher, error on one of several ranks.
 
-A signal is recorded when it arrives and acted on in `Run.interruptible`, which all ranks leave together.
+A signal is recorded when it arrives. `Run.interruptible` acts on it, on all ranks together.
 """
 
 import atexit
@@ -19,17 +19,17 @@ from typing import NoReturn
 import psutil
 
 LAUNCHED = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}  # set by torchrun; by accelerate launch
-SAME_CTRL_C_S = 3.0  # a SIGINT within this time of the first is the same Ctrl-C, forwarded by the launcher
-RANK0_FIRST_S = 10.0  # the other ranks wait this long, so that rank 0 prints an error that all ranks meet
-ABORT_AFTER_S = 20.0  # a rank that failed has this long to close what it opened
+SAME_CTRL_C_S = 3.0  # a SIGINT within this time of the first one is the same Ctrl-C, forwarded by the launcher
+RANK0_FIRST_S = 10.0  # other ranks wait this long, so that rank 0 prints an error that all ranks raise
+ABORT_AFTER_S = 20.0  # time for a failed rank to close its resources
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; raised where work may be abandoned, never inside an update."""
+    """Raised after a signal to stop, where work may be abandoned; never inside an update."""
 
 
 class Signals:
-    """The signal that asked this process to stop; `number` is 0 until one arrives."""
+    """Stop signal of this process. `number` is 0 until one arrives."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -42,15 +42,15 @@ class Signals:
 
     @property
     def orphaned(self) -> bool:
-        """Whether the kernel sent the SIGTERM because the launcher died (set_parent_death_signal)."""
+        """True if the kernel sent the SIGTERM because the launcher died (set_parent_death_signal)."""
         return self.number == signal.SIGTERM and os.getppid() != self.parent
 
     @contextmanager
     def handled(self) -> Iterator[None]:
         """Record SIGTERM and SIGINT inside the block; a second Ctrl-C raises KeyboardInterrupt.
 
-        One Ctrl-C arrives up to three times: from the terminal, forwarded by the launcher, and as a SIGTERM if the
-        launcher died of it.
+        One Ctrl-C arrives up to three times: from the terminal, forwarded by the launcher, and as a SIGTERM if it
+        ended the launcher.
         """
         first_s = 0.0
 
@@ -74,9 +74,9 @@ class Signals:
 
 
 def set_parent_death_signal() -> None:
-    """Request a SIGTERM for the death of the launcher (Linux); exit if it has died already.
+    """Request a SIGTERM for the death of the launcher (Linux). Exit if the launcher is already dead.
 
-    Without a launcher nothing is requested: the parent is a shell, which may end before the training does (nohup).
+    Does nothing without a launcher: the parent is then a shell, which may end before training does (nohup).
     """
     if sys.platform == "linux" and LAUNCHED & os.environ.keys():
         pr_set_pdeathsig = 1
@@ -86,9 +86,9 @@ def set_parent_death_signal() -> None:
 
 
 def is_launcher(pid: int) -> bool:
-    """Whether a process has torch loaded, as launchers have, or was started by one (a script in between).
+    """Return True if a process has loaded torch, as launchers do, or was started by a launcher (a script in between).
 
-    The process that adopts an orphan (init, a service manager, a container's first process) is neither.
+    Both are false for the process that adopts an orphan (init, a service manager, a container's first process).
     """
     try:
         maps, environment = Path(f"/proc/{pid}/maps").read_text(), psutil.Process(pid).environ()
@@ -99,7 +99,7 @@ def is_launcher(pid: int) -> bool:
 
 @contextmanager
 def abort_all_ranks_on_error(processes: int) -> Iterator[None]:
-    """After an error on one of several ranks, end this process within ABORT_AFTER_S.
+    """End this process within ABORT_AFTER_S after an error, if there are several ranks.
 
     The launcher then ends the other ranks, which may be waiting for this one in a collective.
     """
@@ -120,10 +120,10 @@ def abort_all_ranks_on_error(processes: int) -> Iterator[None]:
 
 @contextmanager
 def exit_on_error(*kinds: type[Exception], code: int) -> Iterator[None]:
-    """End the process with one line instead of a traceback for these errors.
+    """End the process with a one-line error instead of a traceback for these errors.
 
-    code: 2 for invalid config or data, 1 for a failure during training. The launcher ends all ranks when one ends, so
-    the others wait for rank 0: an error that all ranks meet is printed once.
+    code: 2 for invalid config or data, 1 for a failure during training. The launcher ends all ranks when one ends. The
+    others therefore wait for rank 0, so that an error that all ranks raise is printed once.
     """
     try:
         yield
@@ -139,10 +139,10 @@ def exit_on_error(*kinds: type[Exception], code: int) -> Iterator[None]:
 
 
 def hard_exit(main: Callable[[], int | None]) -> NoReturn:
-    """End the process with the exit code that `main` returns or raises; None is 0.
+    """Run `main` and end the process with the exit code that it returns or raises; None is 0.
 
-    Threads are joined, atexit functions run and output is flushed. Python would then unload every module of torch and
-    vLLM, which takes 1 to 3 s.
+    Joins threads, runs atexit functions and flushes output. Skips unloading the modules of torch and vLLM, which takes
+    1 to 3 s.
     """
     try:
         code = main()

@@ -1,10 +1,10 @@
 """Inputs of a run: tokenizer, stop token ids, problems with their prompts.
 
 task = load_task(cfg, info, ranks)      # reports invalid config and data before a model is loaded
-dry_run(cfg, processes, info)           # the same checks as far as the hub can be reached: --dry_run
+dry_run(cfg, processes, info)           # the same checks, as far as the hub is reachable: --dry_run
 
 Every rank checks its own files (model, reward, rule, output folder). Rank 0 reads the data, checks the gold answers and
-builds the prompts for all ranks, so that all train on the same problems; `fingerprint` identifies them.
+builds the prompts for all ranks, so that all ranks train on the same problems. `fingerprint` identifies them.
 """
 
 from collections.abc import Callable, Iterator
@@ -58,31 +58,31 @@ Rows = list[tuple[Problem, list[int]]]  # problem, prompt token ids
 
 @dataclass(frozen=True)
 class Task:
-    """What the policy is trained and evaluated on."""
+    """Training and evaluation data of a run, tokenized for its model."""
 
     tokenizer: Any
     vocab_size: int
     model_size: Size
     stop_token_ids: tuple[int, ...]
     train: Rows
-    evals: dict[str, Rows]  # by set
-    fingerprint: dict[str, str]  # short hashes of the inputs and of the files behind them (preflight.py)
+    evals: dict[str, Rows]  # by name of the evaluation set
+    fingerprint: dict[str, str]  # short hashes of the data and of the files of models, reward and rule (preflight.py)
 
 
 class Model(NamedTuple):
-    """The model without its weights."""
+    """Tokenizer, stop token ids, prompt builder and config of the model."""
 
     tokenizer: Any
     stop_token_ids: tuple[int, ...]
     builder: PromptBuilder
-    config: Any  # of transformers
+    config: Any  # transformers config
 
 
 @gc_paused()
 def load_task(cfg: Config, info: Info, ranks: Ranks) -> Task:
-    """Load problems, check their gold answers, build prompts; collective.
+    """Load problems, check their gold answers, build prompts. Collective.
 
-    Raises ValueError on all ranks if one of them finds invalid config or data.
+    Raises ValueError on all ranks if one of them has invalid config or data.
     """
 
     def read_own_files() -> tuple[Model, dict[str, str]]:
@@ -115,9 +115,9 @@ def load_task(cfg: Config, info: Info, ranks: Ranks) -> Task:
 
 @gc_paused()
 def dry_run(cfg: Config, processes: int, info: Info) -> int:
-    """Make every check that needs neither weights nor the hub, print the configuration; returns the exit code, 0.
+    """Run every check that needs neither weights nor the hub, and print the config. Returns the exit code 0.
 
-    Lists what could not be checked. Raises like load_task.
+    Also prints the checks that were skipped because the hub is not reachable. Raises ValueError for invalid input.
     """
     unreachable: list[str] = []
     model, size = None, MODELS.get(cfg.model)
@@ -131,7 +131,7 @@ def dry_run(cfg: Config, processes: int, info: Info) -> int:
     error = engine_error(cfg, size) if size else ""
     if error and torch.cuda.is_available():
         raise ValueError(error)
-    if error:  # the run may be for another machine
+    if error:  # the config may be for another machine
         info(f"warning: this machine has no GPU, and its CPU could not run this: {error}")
     read_data(cfg, model, info, unreachable)
     if size:
@@ -155,7 +155,7 @@ def check_local(cfg: Config, info: Info) -> None:
 
 
 def read_model(cfg: Config) -> Model:
-    """Configuration, tokenizer and prompts of the model, after checking its files. Raises ValueError."""
+    """Check the model's files, and load its config, tokenizer and prompt builder. Raises ValueError."""
     check_model(cfg.model)
     config = read_config(cfg.model, trust_remote_code=cfg.trust_remote_code)
     check_context(cfg, config)
@@ -174,7 +174,7 @@ def read_model(cfg: Config) -> Model:
 
 
 def check_teacher(cfg: Config, teacher: str, tokenizer: Any) -> None:
-    """Raise ValueError if the teacher cannot be loaded, or gives the tokens of the policy other ids."""
+    """Raise ValueError if the teacher cannot be loaded, or if its vocabulary differs from the policy's."""
     check_model(teacher)
     check_weights(teacher, trust_remote_code=cfg.trust_remote_code)
     if read_tokenizer(teacher, trust_remote_code=cfg.trust_remote_code).get_vocab() != tokenizer.get_vocab():
@@ -187,9 +187,9 @@ def check_teacher(cfg: Config, teacher: str, tokenizer: Any) -> None:
 def read_data(
     cfg: Config, model: Model | None, info: Info, unreachable: list[str] | None
 ) -> tuple[Rows, dict[str, Rows]]:
-    """Training rows and evaluation rows by set; without a model their prompts are empty.
+    """Return training rows, and evaluation rows by set. Without a model, their prompts are empty.
 
-    unreachable: receives a line per set that the hub does not give; None: HubUnreachable is raised.
+    unreachable: receives one line per set that cannot be fetched from the hub. If it is None, HubUnreachable is raised.
     """
 
     def read(key: str, sets: str | list[str]) -> Rows:
@@ -211,7 +211,8 @@ def read_data(
         problems = drop_bad_golds(report.problems, cfg, info)
         return prompts_of(cfg, sets, problems, model, info) if model else [(each, []) for each in problems]
 
-    together = unreachable is None or isinstance(cfg.train_data, str)  # else each set by itself: some can be checked
+    # With `unreachable`, each set is read separately, so that reachable sets are checked.
+    together = unreachable is None or isinstance(cfg.train_data, str)
     parts = [read("train_data", sets) for sets in ([cfg.train_data] if together else cfg.train_data)]
     train = [row for part in parts for row in part]
     if all(parts) and len(train) < cfg.prompts_per_step:
@@ -242,10 +243,13 @@ def eval_sets(cfg: Config) -> list[str]:
 
 
 def prompts_of(cfg: Config, sets: str | list[str], problems: list[Problem], model: Model, info: Info) -> Rows:
-    """Problems with their prompts, without those longer than max_prompt_tokens. Raises ValueError."""
+    """Build the prompts of problems; drop those longer than max_prompt_tokens.
+
+    Raises ValueError for a token id outside the model's embedding.
+    """
     builder, rows = model.builder, model.config.get_text_config().vocab_size
-    kept, dropped = build_prompts(problems, builder, max_prompt_tokens=cfg.max_prompt_tokens)
-    largest = max(max(ids) for _, ids in kept)
+    pairs, dropped = build_prompts(problems, builder, max_prompt_tokens=cfg.max_prompt_tokens)
+    largest = max(max(ids) for _, ids in pairs)
     if largest >= rows:
         raise ValueError(
             f"model: prompts of {sets} have the token {model.tokenizer.decode(largest)!r} with the id {largest}, and "
@@ -253,17 +257,17 @@ def prompts_of(cfg: Config, sets: str | list[str], problems: list[Problem], mode
         )
     if dropped:
         info(f"{sets}: {dropped} prompts longer than max_prompt_tokens {cfg.max_prompt_tokens} dropped")
-    spelled = list(filter(None, (builder.control_tokens_in(problem) for problem, _ in kept)))
+    spelled = list(filter(None, (builder.control_tokens_in(problem) for problem, _ in pairs)))
     if spelled:
         tokens = ", ".join(sorted(set().union(*spelled)))
         info(f"warning: {sets}: {len(spelled)} problems spell control tokens ({tokens}); they are given as plain text")
-    return kept
+    return pairs
 
 
 def drop_bad_golds(problems: list[Problem], cfg: Config, info: Info) -> list[Problem]:
-    """The problems whose gold answer verifies against itself: no response to the others could be rewarded.
+    """Drop problems whose gold answer does not verify against itself, since no response to them could be rewarded.
 
-    A gold answer that exceeds the verifier's limits is an error: the speed of a machine must not choose the data.
+    Raises ValueError for a gold answer that exceeds the verifier's limits: the data must not depend on machine speed.
     """
     if cfg.reward != "math":
         return problems
@@ -298,7 +302,7 @@ def drop_bad_golds(problems: list[Problem], cfg: Config, info: Info) -> list[Pro
 
 @contextmanager
 def trying_reward(cfg: Config) -> Iterator[None]:
-    """Load a user's reward in a grading process while the block runs; raises ValueError at its end if that fails."""
+    """Load a user's reward in a grading process while the block runs. Raises ValueError at the end if that fails."""
     if cfg.reward in BUILT_IN:
         yield
         return
@@ -314,7 +318,7 @@ def one_verifier(cfg: Config) -> Verifier:
 
 
 def try_reward(cfg: Config, problem: Problem, prompt: str) -> None:
-    """Grade a synthetic response with a user's reward. Raises ValueError if that fails."""
+    """Grade a synthetic response with a user's reward. Raises ValueError if that fails or exceeds a limit."""
     if cfg.reward in BUILT_IN:
         return
     response = f"\\boxed{{{problem.gold}}}"
@@ -333,5 +337,5 @@ def try_reward(cfg: Config, problem: Problem, prompt: str) -> None:
 
 
 def shorten(text: str) -> str:
-    """At most one line of a text."""
+    """Shorten a text to at most one line."""
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"

@@ -1,6 +1,6 @@
-"""The data of a run: `Sample` (one response), `MicroBatch` (tensors of several), `State` (what a checkpoint keeps).
+"""Data of a run: `Sample` (one response), `MicroBatch` (tensors of n sequences), `State` (stored in each checkpoint).
 
-Axes: n sequences of a micro-batch, T their response tokens, flat, one sequence after another.
+Axes: n sequences of a micro-batch; T response tokens of these sequences, concatenated.
 """
 
 import json
@@ -17,14 +17,14 @@ from trainer.rollout import Completion
 
 @dataclass(frozen=True)
 class Sample:
-    """One response to one prompt. `advantage` is one number, or one per response token."""
+    """One response to one prompt. `advantage` is a scalar, or a list with one value per response token."""
 
     problem: Problem
     prompt: list[int]  # token ids
     completion: Completion  # token ids, rollout log-probs, finish reason, text
     grade: Grade
     reward: float
-    step: int  # completed steps of the policy that sampled it
+    step: int  # completed training steps of the policy that sampled it
     index: int  # position in its step's batch; group index // G, minibatch index // sequences_per_minibatch
     advantage: float | list[float] = math.nan
 
@@ -34,29 +34,29 @@ class Sample:
 
     @property
     def token_advantages(self) -> list[float]:
-        """One advantage per response token."""
+        """(T,) one advantage per response token."""
         tokens = len(self.completion.token_ids)
         return self.advantage if isinstance(self.advantage, list) else [self.advantage] * tokens
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Sequences that go through the model together; (T,) float32 unless stated, flat over their response tokens."""
+    """Sequences of one forward pass. Tensors are (T,) float32 over the response tokens unless noted."""
 
     samples: list[Sample]  # (n,)
     input_ids: Tensor  # (n, L) int64 right-padded, or (1, P) packed
     attention_mask: Tensor | None  # (n, L) int64, 1 = token; None when packed
-    position_ids: Tensor  # int64, of the shape of input_ids, from 0 in every sequence
+    position_ids: Tensor  # int64, same shape as input_ids; 0 at the start of each sequence
     predictors: Tensor  # (T,) int64, flat positions in input_ids whose output predicts each response token
     targets: Tensor  # (T,) int64, the response tokens
     sequence_ids: Tensor  # (T,) int64, index in `samples`
     rollout_logprobs: Tensor
     advantages: Tensor
-    loss_weights: Tensor  # of each token's loss in the loss of the update: the aggregation
-    old_logprobs: Tensor | None = None  # under the old policy; None: those of the update's own forward pass
+    loss_weights: Tensor  # weight of each token in the loss of the update (loss aggregation)
+    old_logprobs: Tensor | None = None  # under the old policy; None: on-policy, the update's own log-probs are reused
     ref_logprobs: Tensor | None = None  # under the reference policy; None: no KL term
     teacher_logprobs: Tensor | None = None  # under the teacher; None: no distillation
-    entropy: Tensor | None = None  # nats, of the pass that gave old_logprobs
+    entropy: Tensor | None = None  # nats, from the forward pass that recomputed old_logprobs
     sequences: Tensor | None = None  # (n, L) int64 packed positions of each sequence, for attention_by_sequence
     places: Tensor | None = None  # (P,) int64 flat position in `sequences` of each packed position
 
@@ -68,27 +68,27 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class State:
-    """Position of a run, saved with each checkpoint in addition to the weights and the optimizer.
+    """Position of a run, saved in each checkpoint next to the weights and the optimizer state.
 
-    A tweak that must remember something adds a field with a default, and sets it: run.state = replace(run.state, x=1).
-    A field holds numbers, strings, None, lists, dicts and samples.
+    To store custom state, add a field with a default and assign it: run.state = replace(run.state, x=1). Supported
+    values: numbers, strings, None, lists, dicts and samples.
     """
 
     step: int = 0  # completed steps
     prompts_drawn: int = 0  # position in the order of training prompts
-    tokens_seen: int = 0  # trained on, over all ranks
-    skipped_in_a_row: int = 0  # updates without a finite gradient
+    tokens_seen: int = 0  # response tokens trained on, over all ranks
+    skipped_in_a_row: int = 0  # consecutive updates without a finite gradient
     score: float | None = None  # mean@k of the latest evaluation, averaged over the evaluation sets
     score_step: int = -1  # step of that evaluation
     queue: list[list[Sample]] = field(default_factory=list)  # this rank's samples for the next `off_policy_steps` steps
-    pending_metrics: dict[str, float] = field(default_factory=dict)  # of the last step, until it is evaluated
+    pending_metrics: dict[str, float] = field(default_factory=dict)  # metrics of the last step until its evaluation
 
 
 KINDS = {kind.__name__: kind for kind in (State, Sample, Problem, Completion, Grade)}
 
 
 def to_text(state: State) -> str:
-    """JSON for `from_text`. Raises TypeError for a value that a field of State cannot hold."""
+    """Serialize a State to JSON for `from_text`. Raises TypeError for a field value of an unsupported type."""
 
     def plain(value: Any) -> Any:
         if is_dataclass(value) and type(value).__name__ in KINDS:
@@ -105,7 +105,7 @@ def to_text(state: State) -> str:
 
 
 def from_text(text: str) -> State:
-    """The inverse of `to_text`; fields that the text lacks get their defaults."""
+    """Inverse of `to_text`. Missing fields get their defaults."""
 
     def restored(value: dict[str, Any]) -> Any:
         kind = value.pop("kind")

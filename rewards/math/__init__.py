@@ -1,7 +1,10 @@
-"""Mathematics as text: is this final answer equal to the gold? Strings in, a verdict out, no process.
+"""Comparison of a final answer with the gold. Functions of strings, without processes.
 
-extract.py finds the final answers, normalize.py gives them one spelling, guards.py refuses what is too large, parts.py
-takes them apart (exact.py: numbers; units.py; regions.py: sets of reals), compare.py compares kind by kind,
-arithmetic.py finds work left undone, echo.py answers copied from the problem, symbolic.py compares expressions by
-computer algebra (imported only by a worker). golds.py checks gold answers, answer_line.py is the paper's strict rule.
+extract.py      finds the final answers of a completion       normalize.py    canonical spelling
+guards.py       size limits                                   parts.py        structure of an answer
+exact.py        exact numbers                                 units.py        units of measure
+regions.py      sets of real numbers                          compare.py      comparison by kind of value
+arithmetic.py   unevaluated arithmetic                        echo.py         answers copied from the problem
+symbolic.py     computer algebra, imported only by workers    golds.py        checks of gold answers
+grade.py        verdict and reward                            answer_line.py  the paper's strict rule
 """

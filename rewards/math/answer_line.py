@@ -1,9 +1,9 @@
-"""The paper's own grader: the strict "Answer:" rule. Pure, microseconds, no mathematics.
+"""Strict "Answer:" rule, the grader of the paper: compares strings after clean-up, in microseconds.
 
-Only the last 300 characters are read; the last "Answer:" in them (any case) announces the answer, which runs to the end
-of its line; both sides are cleaned of LaTeX dressing, units and everything up to the last "="; then the strings must be
-equal. So `Answer: 42.` and a box without "Answer:" are wrong, while `17=42` and `4,2` are paid as 42. Source: the rule
-of DAPO (arXiv 2503.14476) after Minerva's clean-up (arXiv 2206.14858, appendix); the order of its steps is part of it.
+The answer is the rest of the line after the last "Answer:" (any case) in the last 300 characters. Answer and gold are
+stripped of LaTeX formatting, units and everything up to the last "=". The results must be equal. So `Answer: 42.` and a
+box without "Answer:" are incorrect, while `17=42` and `4,2` are graded as 42. Source: the rule of DAPO (arXiv
+2503.14476) after Minerva's clean-up (arXiv 2206.14858, appendix). The order of the steps matters.
 """
 
 import re
@@ -23,7 +23,7 @@ _DROPPED = (
     "\\text{\ns}", "\\text{}^2", "\\text{}^3", "\\text{\n}", "\\text{}",
     *'\\mathrm{th} ^\\circ ^{\\circ} \\; ,\\! {,} " \\dots'.split(),
 )  # fmt: skip
-_UNWRAPPED = (  # one after another; only a box runs to the last brace
+_UNWRAPPED = (  # applied in this order; only a box extends to the last brace
     (re.compile(r".*?\$(.*?)\$.*"), r"$\1$"),
     (re.compile(r"\\text\{(.*?)\}"), r"\1"),
     (re.compile(r"\\textbf\{(.*?)\}"), r"\1"),
@@ -35,23 +35,23 @@ _UNWRAPPED = (  # one after another; only a box runs to the last brace
 
 
 def answer_line_reward(completion: str, gold: str) -> Grade:
-    """The strict verdict; reason match, mismatch or no_answer. An empty gold is never matched."""
+    """Grade with the strict rule; the reason is match, mismatch or no_answer. An empty gold matches nothing."""
     lines = _LINE.findall(completion[-TAIL_CHARS:])
     if not lines:
         return Grade(False, None, "no_answer")
-    answer, wanted = _cleaned(lines[-1]), _cleaned(gold)
+    answer, wanted = _clean(lines[-1]), _clean(gold)
     correct = bool(wanted) and answer == wanted
     return Grade(correct, answer, "match" if correct else "mismatch")
 
 
-def _cleaned(text: str) -> str:
+def _clean(text: str) -> str:
     text = text.rpartition("=")[2]
     for old, new in _REWRITTEN:
         text = text.replace(old, new)
     for word in _DROPPED:
         text = text.replace(word, "")
-    for pattern, kept in _UNWRAPPED:
-        text = pattern.sub(kept, text)
+    for pattern, spelling in _UNWRAPPED:
+        text = pattern.sub(spelling, text)
     text = text.replace("$", "")
     digits = text.replace(",", "")
     return (digits if digits.isdigit() else text).strip()

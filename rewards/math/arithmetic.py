@@ -1,11 +1,12 @@
-r"""Arithmetic that an answer leaves undone: `17\times23`, `40+\frac{4}{2}`, `2\cdot3!` for a number is the question.
+r"""Detection of unevaluated arithmetic in an answer: `17\times23`, `40+\frac{4}{2}`, `2\cdot3!` for a number.
 
-A sum, difference or product of two rational numbers is undone, wherever it stands in the answer. Fractions, powers,
-roots, factorials, binomials and functions alone are not, nor are mixed numbers, scientific notation and quotients of
-factorials. For a gold that is a fraction, only whole numbers and decimals count: `\frac12+\frac13` says 5/6.
+A sum, difference or product of two rational numbers is unevaluated, anywhere in the answer. Single fractions, powers,
+roots, factorials, binomials and functions are accepted, as are mixed numbers, scientific notation and quotients of
+factorials. For a gold that is a fraction, only integers and decimals count as operands: `\frac12+\frac13` is accepted
+for 5/6.
 
-Simple expressions are also evaluated at one point, which shows without computer algebra that most wrong answers are
-wrong. Both read an expression with Python's own parser; nothing is ever executed.
+Simple expressions are also evaluated at one point, which rejects most incorrect answers without computer algebra. Both
+parse an expression with Python's ast module and never execute it.
 """
 
 import ast
@@ -17,14 +18,14 @@ from fractions import Fraction
 from functools import lru_cache
 from math import isqrt
 
-_LARGE = Fraction(7)  # stands for a whole number that need not be computed
+_LARGE = Fraction(7)  # placeholder for an integer that need not be computed
 _MIXED = re.compile(r"(?<=\d) ?\\frac\{(\d+)\}\{(\d+)\}")
 _FUNCTION = (
     r"\\(?:(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln|exp|gcd|lcm|max|min|[lr](?:floor|ceil))"
     r"(?:_\{?\w+\}?)?(?:\^\{-?\w+\})? ?(?:(?:\d+(?:\.\d+)?|\\pi(?![a-z])|\\frac\{[^{}]*\}\{[^{}]*\}|[a-z](?![a-z]))*)"
 )
 _AS_PYTHON = [(re.compile(pattern), python) for pattern, python in (
-    (r"\*10\^\{-?\d+\}|%|\\degree", ""),  # ends a number, as the fraction of a mixed one does
+    (r"\*10\^\{-?\d+\}|%|\\degree", ""),  # part of a number, like the fraction of a mixed number
     (r"\\lfloor|\\lceil", "unknown("), (r"\\rfloor|\\rceil", ")"),
     (_FUNCTION, "unknown "), (r"unknown (?=[({])", "unknown"), (r"\\binom\{[^{}]*\}\{[^{}]*\}", "7"),
     (r"\|([^|]*)\|", r"(\1)"),
@@ -36,11 +37,11 @@ _AS_PYTHON = [(re.compile(pattern), python) for pattern, python in (
 )]  # fmt: skip
 _PYTHON = re.compile(
     r"(?:[a-zA-Z+\-*/() ,]|\d++(?:\.\d*+)?+(?![\w.])|\.\d++(?![\w.])|\.whole )*+"
-)  # what parses without warnings
-_NO_ARITHMETIC = (SyntaxError, ValueError, RecursionError, MemoryError)  # words, several values, something cut off
+)  # text that parses without warnings
+_NO_ARITHMETIC = (SyntaxError, ValueError, RecursionError, MemoryError)  # words, several values, truncated text
 
 
-def _parsed(text: str) -> ast.expr:
+def _parse(text: str) -> ast.expr:
     for pattern, python in _AS_PYTHON:
         text = pattern.sub(python, text)
     if not _PYTHON.fullmatch(text):
@@ -50,23 +51,26 @@ def _parsed(text: str) -> ast.expr:
 
 @lru_cache(maxsize=4096)
 def is_undone(text: str, *, whole: bool) -> bool:
-    """Whether a normalised answer to a gold that is a number (`whole`: a whole one) leaves arithmetic undone."""
+    """Return True if a normalised answer to a numeric gold has unevaluated arithmetic. whole: integer gold."""
     reader = _Reader(whole)
     try:
-        reader.read(_parsed(_MIXED.sub(lambda m: "" if int(m[1]) < int(m[2]) else m[0], text)), top=True)
+        reader.read(_parse(_MIXED.sub(lambda m: "" if int(m[1]) < int(m[2]) else m[0], text)), top=True)
     except _NO_ARITHMETIC:
         return False
     return reader.undone
 
 
 class _Reader:
-    """Reads an expression; its value is a fraction, None when it is not known to be rational."""
+    """Reader of an expression. Values are fractions, or None if not known to be rational."""
 
     def __init__(self, whole: bool):
         self.whole, self.undone = whole, False
 
     def read(self, node: ast.expr, *, top: bool = False, below: bool = False) -> Fraction | None:
-        """`top`: in no brackets or function. `below`: in a denominator, where factorials may stand side by side."""
+        """Return the value of a node. top: outside brackets and functions. below: in a denominator.
+
+        A product of factorials is accepted in a denominator.
+        """
         match node:
             case ast.Constant(value=int() | float()):
                 return Fraction(str(node.value))
@@ -108,19 +112,19 @@ def _is_plain(node: ast.expr, value: Fraction | None) -> bool:
 
 
 def _root(value: Fraction | None, index: int) -> Fraction | None:
-    """The square root (or `index` 1: the value itself) of a fraction, None if it is not rational or not looked for."""
+    """Return the root of a fraction for index 1 or 2; None if it is not rational or for any other index."""
     if index == 1 or value is None:
         return value
     top, bottom = (isqrt(part) if part >= 0 else 0 for part in value.as_integer_ratio())
     return Fraction(top, bottom) if index == 2 and Fraction(top * top, bottom * bottom) == value else None
 
 
-_SIMPLE = re.compile(  # what one reading is certain of: no functions, no f(x), no mixed numbers, nothing behind a/b
+_SIMPLE = re.compile(  # unambiguous expressions: no functions, no f(x), no mixed numbers, nothing after a/b
     r"(?:[-+*^{ ]|\}(?![(^])|\d++(?:\.\d++)?+(?! ?\\frac)|(?<![a-zA-Z}])\(|\)|/\d++(?![.a-zA-Z\\({^])|[a-zA-Z]"
     r"|\\frac(?=\{)|\\sqrt(?=\{)|\\pi(?![a-zA-Z]))++"
 )
 _LETTER = re.compile(r"\\[a-zA-Z]+|([a-df-hj-zA-Z])")
-_PRODUCT = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z]{2,}")  # of unknowns: xy^2
+_PRODUCT = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z]{2,}")  # product of unknowns: xy^2
 _CONSTANTS: dict[str, complex] = {"e": cmath.e, "i": 1j, "pi": cmath.pi}
 _OPERATIONS: dict[type, Callable[[complex, complex], complex]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -129,8 +133,9 @@ _OPERATIONS: dict[type, Callable[[complex, complex], complex]] = {
 
 
 def differ(a: str, g: str) -> bool:
-    """Whether two normalised expressions in the same letters have clearly different values for some numbers in place of
-    these. Another letter may be the same constant of integration.
+    """Return True if two normalised expressions in the same letters have clearly different values at one point.
+
+    Returns False for different letters, which may stand for the same constant of integration.
     """
     if {*_LETTER.findall(a), ""} != {*_LETTER.findall(g), ""}:
         return False
@@ -143,24 +148,24 @@ def _value(text: str) -> complex | None:
     if not _SIMPLE.fullmatch(text) or text.count("}{") != text.count("\\frac"):
         return None
     try:
-        return _evaluated(_parsed(_PRODUCT.sub(lambda m: " ".join(m[0]), text)))
+        return _evaluate(_parse(_PRODUCT.sub(lambda m: " ".join(m[0]), text)))
     except (*_NO_ARITHMETIC, ArithmeticError):
         return None
 
 
-def _evaluated(node: ast.expr) -> complex:
-    """The value at one point. Raises ValueError for what is no plain arithmetic, or too large to be exact enough."""
+def _evaluate(node: ast.expr) -> complex:
+    """Evaluate a node at one point. Raises ValueError for unsupported nodes and for values too large for float."""
     match node:
         case ast.Constant(value=int() | float() as number):
             value = complex(number)
         case ast.Name(id=name) if len(name) == 1 or name == "pi":
             value = _CONSTANTS.get(name) or 0.3 + ord(name) * 0.0170733
         case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=inner):
-            value = _evaluated(inner) * (-1 if isinstance(sign, ast.USub) else 1)
+            value = _evaluate(inner) * (-1 if isinstance(sign, ast.USub) else 1)
         case ast.Call(func=ast.Name(id="group" | "root" as name), args=[inner]):
-            value = cmath.sqrt(_evaluated(inner)) if name == "root" else _evaluated(inner)
+            value = cmath.sqrt(_evaluate(inner)) if name == "root" else _evaluate(inner)
         case ast.BinOp(left=left, op=kind, right=right) if type(kind) in _OPERATIONS:
-            x, y = _evaluated(left), _evaluated(right)
+            x, y = _evaluate(left), _evaluate(right)
             if isinstance(kind, ast.Pow) and y != round(y.real) and (x.real < 0 or x.imag):
                 raise ValueError("which root is meant?")
             value = _OPERATIONS[type(kind)](x, y)

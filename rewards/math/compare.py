@@ -1,10 +1,11 @@
-r"""Does an answer equal the gold? Structure and exact numbers here; single expressions are left to a `leaf` comparison.
+r"""Comparison of an answer with the gold by structure and exact numbers. A `leaf` compares single expressions.
 
-`equal` goes through one rule for each kind of value: texts, statements (`x=5`), matrices, bases, roundings, sets of
-reals, groups (lists, sets, tuples), units, ratios, expressions. The first rule whose kind either side is decides: by
-equal strings, then exact Fractions, then `leaf`. The verdict is True, False, or None for "not decided here". With
-`UNDECIDED` as the leaf no computer algebra is needed and most answers are settled in microseconds (pool/verifier.py
-tries this first, in the caller); in a worker the leaf is symbolic.equal_expressions. Policies: docs/verifier.md.
+`equal` has one rule per kind of value: texts, statements (`x=5`), matrices, bases, roundings, sets of reals, groups
+(lists, sets, tuples), units, ratios, expressions. The first rule that applies to either side decides: by equal strings,
+then exact Fractions, then `leaf`. The verdict is True, False, or None for undecided.
+
+With the leaf `UNDECIDED`, no computer algebra is needed, and most answers take microseconds. pool/verifier.py tries
+this first, in the caller. In a worker, the leaf is symbolic.equal_expressions. Grading policies: docs/verifier.md.
 """
 
 import re
@@ -24,10 +25,10 @@ Verdict = bool | None
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """How single expressions are compared where structure and exact numbers leave off.
+    """Comparison of single expressions, after structure and exact numbers.
 
-    `expressions`: (answer, gold), both normalised -> whether they are equal; None: not decided.
-    `trust_spelling`: equal strings are equal. Off when a gold is tested against itself (golds.py).
+    `expressions`: (answer, gold), both normalised -> whether they are equal; None: undecided.
+    `trust_spelling`: equal strings are equal. Off when a gold is compared with itself (golds.py).
     """
 
     expressions: Callable[[str, str], Verdict]
@@ -35,13 +36,14 @@ class Leaf:
 
 
 UNDECIDED = Leaf(lambda answer, gold: None)
-"""The leaf that leaves every expression to somebody else."""
+"""Leaf that decides no expression."""
 
 
 def compare(answers: Sequence[str], gold: str, leaf: Leaf) -> tuple[Verdict, str]:
-    """Judge the final answers of one completion (usually one) as (verdict, reason); None: `leaf` could not decide.
+    """Compare the final answers of one completion (usually one) with the gold; return (verdict, reason).
 
-    Several different final answers must all equal the gold, or together be the list that the gold is.
+    The verdict is None if `leaf` cannot decide. Several answers must each equal the gold, or together equal it as a
+    list.
     """
     try:
         if len(answers) == 1:
@@ -70,7 +72,7 @@ def _guarded_equal(answer: str, gold: str, leaf: Leaf) -> Verdict:
 
 
 def equal(a: str, g: str, leaf: Leaf) -> Verdict:
-    """Whether normalised answer `a` equals normalised gold `g`; None when a leaf could not decide."""
+    """Return whether normalised answer `a` equals normalised gold `g`; None if `leaf` cannot decide."""
     a, g = parts.plain(a), parts.plain(g)
     if not a or not g or (a == g and leaf.trust_spelling):
         return bool(a) and a == g
@@ -91,7 +93,7 @@ _CHOICE_AND_VALUE = re.compile(
 
 
 def _texts(a: str, g: str, leaf: Leaf):
-    """Words equal the same words; a choice letter equals itself in any dress, also with its value beside it."""
+    """Words: equal to the same words. Choice letters: equal in any formatting, also with the value of the choice."""
     letter, gold_letter = _CHOICE.fullmatch(a), _CHOICE.fullmatch(g)
     if letter and gold_letter:
         return {a, g} != {"e", "E"} and letter[1].upper() == gold_letter[1].upper()
@@ -106,7 +108,7 @@ def _texts(a: str, g: str, leaf: Leaf):
 
 
 def _statements(a: str, g: str, leaf: Leaf):
-    """`x=5` says 5 and is said by 5; an equation still to be solved says nothing, unless the gold is a curve."""
+    """Statements: `x=5` equals 5. An unsolved equation equals nothing, unless the gold is a curve."""
     x, y = statement(a), statement(g)
     if x is None and y is None:
         return NotImplemented
@@ -128,19 +130,20 @@ def _statements(a: str, g: str, leaf: Leaf):
     return _expressions(a, g, leaf) if y.is_curve and two_sides else False
 
 
-def _claims(found: Statement, g: str, leaf: Leaf) -> Verdict:
-    r"""Whether the value and each link are the gold: 6*7=42 and 42=6*7 are right, 17=42 is not. A formula in other
-    letters claims nothing: A=\pi r^2=9\pi.
+def _claims(claim: Statement, g: str, leaf: Leaf) -> Verdict:
+    r"""Return whether the value and each link equal the gold: 6*7=42 and 42=6*7 are correct, 17=42 is not.
+
+    A formula in other letters is not compared: A=\pi r^2=9\pi.
     """
-    links = [link for link in found.links if not found.names or unknowns(link) <= unknowns(g)]
-    value = equal(parts.ordered_value(found), g, leaf)
-    if value is False and links and not found.names:
-        value, links = equal(links[0], g, leaf), [*links[1:], found.value]
+    links = [link for link in claim.links if not claim.names or unknowns(link) <= unknowns(g)]
+    value = equal(parts.ordered_value(claim), g, leaf)
+    if value is False and links and not claim.names:
+        value, links = equal(links[0], g, leaf), [*links[1:], claim.value]
     return _all_of((value, *(_holds(link, g, leaf) for link in links)))
 
 
 def _holds(link: str, g: str, leaf: Leaf) -> Verdict:
-    """A link may be arithmetic not carried out, or digits in another base; it must be true."""
+    """Return whether a link equals the gold. It may be unevaluated arithmetic or digits in another base."""
     x, y = (_value_in_base(text) if number(text) is None else number(text) for text in (link, g))
     if x is not None and y is not None:
         return x == y
@@ -151,10 +154,10 @@ def _holds(link: str, g: str, leaf: Leaf) -> Verdict:
 
 
 def _matrices(a: str, g: str, leaf: Leaf):
-    """Matrices entry by entry, whatever their brackets; functions by cases piece by piece, in any order."""
+    """Matrices: compared entry by entry, with any brackets. Functions by cases: piece by piece, in any order."""
     p, q, x, y = parts.pieces_of(a), parts.pieces_of(g), parts.rows_of(a), parts.rows_of(g)
     if p and q:
-        return _matched(p, q, lambda m, n: _in_order(m, n, leaf))
+        return _match_all(p, q, lambda m, n: _in_order(m, n, leaf))
     if not x and not y or (not x and "\\begin" in a) or (not y and "\\begin" in g):
         return NotImplemented
     return len(x) == len(y) and _all_of(_in_order(p, q, leaf) for p, q in zip(x, y, strict=True))
@@ -168,13 +171,13 @@ _BASE_NAMES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "
 
 
 def _bases(a: str, g: str, leaf: Leaf):
-    """Digits in a base equal the same digits in the same base, nothing else: the question asked for that base."""
+    """Digits in a base: equal only to the same digits in the same base, since the question asks for that base."""
     x, y = _digits_and_base(a), _digits_and_base(g)
     if x and y:
         return x == y
-    for found, other in ((x, g), (y, a)):
-        if found:
-            return found[1] == "10" and number(found[0]) == number(other)
+    for digits, other in ((x, g), (y, a)):
+        if digits:
+            return digits[1] == "10" and number(digits[0]) == number(other)
     return NotImplemented
 
 
@@ -191,7 +194,7 @@ def _value_in_base(text: str) -> int | None:
 
 
 def _roundings(a: str, g: str, leaf: Leaf):
-    r"""`x \approx 3.14` is right for a decimal gold, not for an exact one; `\pi \approx 3.14` says \pi."""
+    r"""Roundings: `x \approx 3.14` is correct only for a decimal gold. `\pi \approx 3.14` equals \pi."""
     if "\\approx" not in a:
         return NotImplemented
     exact, _, rounded = a.partition("\\approx")
@@ -199,12 +202,12 @@ def _roundings(a: str, g: str, leaf: Leaf):
         return equal(a.rpartition("\\approx")[2], g.rpartition("\\approx")[2], leaf)
     p, q = number(rounded), number(g)
     far = p is not None and q is not None and abs(p - q) * 20 > abs(q)
-    said = exact and not parts.is_name(exact)
-    return not far and equal(exact, g, leaf) if said else "." in g and equal(rounded, g, leaf)
+    named = exact and not parts.is_name(exact)
+    return not far and equal(exact, g, leaf) if named else "." in g and equal(rounded, g, leaf)
 
 
 def _regions(a: str, g: str, leaf: Leaf):
-    r"""Sets of real numbers: an inequality, an interval, `x\neq0`; in another unknown they are another answer."""
+    r"""Sets of real numbers: inequalities, intervals, `x\neq0`. Sets in different unknowns are not equal."""
     if not regions.MARKS.search(a + g):
         return NotImplemented
     x, y = regions.region(a), regions.region(g)
@@ -214,27 +217,28 @@ def _regions(a: str, g: str, leaf: Leaf):
         return False if regions.SIGNS.search(a + g) or x or y else NotImplemented
     return _all_of((
         not x.name or not y.name or x.name == y.name,
-        _matched(x.spans, y.spans, lambda p, q: p[2:] == q[2:] and _in_order(p[:2], q[:2], leaf)),
+        _match_all(x.spans, y.spans, lambda p, q: p[2:] == q[2:] and _in_order(p[:2], q[:2], leaf)),
         _unordered(x.holes, y.holes, leaf), _unordered(x.points, y.points, leaf),
     ))  # fmt: skip
 
 
 def _groups(a: str, g: str, leaf: Leaf):
-    """Sets and bare lists are unordered, a set's repeated elements count once; tuples, points and named values are in
-    order. The brackets of two items must be the same: (3,4] is not [3,4].
+    """Groups: sets and bare lists are unordered, tuples, points and named values are ordered.
+
+    Repeated elements of a set count once. Brackets around two items must be the same: (3,4] does not equal [3,4].
     """
     x, y = parts.group(a), parts.group(g)
-    found, other = (x, g) if x else (y, a)
-    if found is None:
+    first, other = (x, g) if x else (y, a)
+    if first is None:
         return NotImplemented
     if x is None or y is None:
-        if found.opening or not re.fullmatch(r"\d{3}(,\d{3})+" if found is x else r"\d{1,3}(,\d{3})+", other):
-            return False if len(found.items) > 1 or found.opening in ("[", "\\{") else NotImplemented
-        thousands = parts.Group("", tuple(other.split(",")), "")  # beside a list 100,200 may be one too
+        if first.opening or not re.fullmatch(r"\d{3}(,\d{3})+" if first is x else r"\d{1,3}(,\d{3})+", other):
+            return False if len(first.items) > 1 or first.opening in ("[", "\\{") else NotImplemented
+        thousands = parts.Group("", tuple(other.split(",")), "")  # compared with a list, 100,200 may be a list
         x, y = x or thousands, y or thousands
     heads = [item.partition("=")[0] for item in x.items if "=" in item]
     if y.opening == "(" and len(set(heads)) < len(heads):
-        return False  # two values of one unknown are no point
+        return False  # two values of one unknown are not a point
     (names, items), (gold_names, golds) = parts.assigned(x.items), parts.assigned(y.items)
     if names and gold_names and set(names) != set(gold_names):
         return False
@@ -253,7 +257,7 @@ _COMPOUND = re.compile(r"(\d[\d.,]*\\text\{[^{}]*\})[ ,]*")
 
 
 def _units(a: str, g: str, leaf: Leaf):
-    """The same unit on both sides, or a unit on one side alone; degrees also as radians; 2 hours 3 minutes in parts."""
+    """Units: the same, or on one side only. Degrees may be radians. 2 hours 3 minutes is compared by part."""
     if len(measures := _COMPOUND.findall(g)) > 1 and not _COMPOUND.sub("", g):
         return not _COMPOUND.sub("", a) and _in_order(_COMPOUND.findall(a), measures, leaf)
     x, y = split_unit(a), split_unit(g)
@@ -262,7 +266,7 @@ def _units(a: str, g: str, leaf: Leaf):
     if "degree" in (x.unit, y.unit) and not (x.unit and y.unit) and "\\pi" in x.core + y.core:
         radians = [f"\\frac{{({m.core})*\\pi}}{{180}}" if m.unit else m.core for m in (x, y)]
         return _expressions(radians[0], radians[1], leaf)
-    percent = (x.core[-1:] == "%") != (y.core[-1:] == "%") and (x.unit or y.unit)  # a unit as well, and another one
+    percent = (x.core[-1:] == "%") != (y.core[-1:] == "%") and (x.unit or y.unit)  # percent and another unit
     bare = not y.unit or (not x.unit and y.unit not in NOT_OPTIONAL)
     return not percent and (bare or x.unit == y.unit) and equal(x.core, y.core, leaf)
 
@@ -271,7 +275,7 @@ _TIME = re.compile(r"\d{1,2}:[0-5]\d")
 
 
 def _ratios(a: str, g: str, leaf: Leaf):
-    """1:2 is 2:4 and 1/2, 1:2:3 is 2:4:6; times of day are compared as they stand, a whole number is no ratio."""
+    """Ratios: 1:2 equals 2:4 and 1/2, 1:2:3 equals 2:4:6. Times of day must be identical. An integer is not a ratio."""
     x, y = parts.split(a, ":"), parts.split(g, ":")
     if len(x) == 1 and len(y) == 1:
         return NotImplemented
@@ -294,9 +298,7 @@ _NOT_MATHS = re.compile(
 
 
 def _expressions(a: str, g: str, leaf: Leaf) -> Verdict:
-    """One expression against another. Refused here: work left undone (17*23 for 391 is the question), stray words,
-    blanks between digits, primes.
-    """
+    """Compare two expressions. Rejects unevaluated arithmetic (17*23 for 391), words, blanks between digits, primes."""
     left = number(g)
     undone = any(head in a and head not in g for head in _UNEVALUATED)
     if undone or (left is not None and arithmetic.is_undone(a, whole=left.denominator == 1)):
@@ -313,7 +315,7 @@ _RULES: tuple[Callable[[str, str, Leaf], Verdict], ...] = (
 
 
 def _all_of(verdicts: Iterable[Verdict]) -> Verdict:
-    """Three-valued `all`: False wins, then None."""
+    """Three-valued `all`: False if any is False, else None if any is None."""
     outcome: Verdict = True
     for verdict in verdicts:
         if verdict is False:
@@ -327,11 +329,11 @@ def _in_order(answers: Sequence[str], golds: Sequence[str], leaf: Leaf) -> Verdi
 
 
 def _unordered(answers: Sequence[str], golds: Sequence[str], leaf: Leaf) -> Verdict:
-    return _matched(answers, sorted(golds, key=lambda item: number(item) is None), lambda a, g: equal(a, g, leaf))
+    return _match_all(answers, sorted(golds, key=lambda item: number(item) is None), lambda a, g: equal(a, g, leaf))
 
 
-def _matched(answers: Sequence[Any], golds: Sequence[Any], same: Callable[[Any, Any], Verdict]) -> Verdict:
-    """Whether the two are the same but for order: each gold takes one equal answer."""
+def _match_all(answers: Sequence[Any], golds: Sequence[Any], same: Callable[[Any, Any], Verdict]) -> Verdict:
+    """Return whether answers and golds are equal in any order: each gold is matched to one equal answer."""
     left, outcome = list(answers), len(answers) == len(golds)
     for gold in golds if outcome else ():
         verdicts = [same(answer, gold) for answer in left]

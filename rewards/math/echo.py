@@ -1,8 +1,8 @@
-r"""An answer copied from the problem: `\cos 1050^\circ` for "Find $\cos 1050^\circ$" is true, yet no work.
+r"""Detection of echoes, answers copied from the problem: `\cos 1050^\circ` for "Find $\cos 1050^\circ$".
 
-Such an answer stands in the problem as a formula or as one side of it, and is not written like the gold in any order of
-its terms. Plain numbers, single symbols and choice letters are never echoes, alone or in a list: a problem may
-well name its answer. A fraction that can be reduced, a power and a repeating decimal are no plain numbers.
+An echo is a formula of the problem or one side of it, and differs from the gold by more than the order of its terms.
+Plain numbers, single symbols and choice letters are never echoes, alone or in a list, because a problem may contain its
+answer. Reducible fractions, powers and repeating decimals do not count as plain numbers.
 """
 
 import re
@@ -20,17 +20,17 @@ _WORD = re.compile(r"\S*[^\sA-Za-z.,?]\S*")  # a formula without delimiters
 _RELATION = re.compile(r"=|\\[lgn]eq(?![a-z])|[<>,;]|\\equiv|\\approx|\\text\{[^{}]*\}")
 _DRESS = re.compile(r"\\frac|\\cdot|[{}()*\s]|\[(?=\D)")
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\d+|\S")
-_WORK = re.compile(r"\\(?:overline|bar|dot)|^-?10\^|\(\d+\)$")  # left in a number: cycles, bare powers of ten
+_WORK = re.compile(r"\\(?:overline|bar|dot)|^-?10\^|\(\d+\)$")  # unevaluated numbers: cycles, bare powers of ten
 _MIXED = re.compile(r"-?\d+ ?\\frac")
 
 
 def is_echo(answers: Sequence[str], gold: str, problem: str) -> bool:
-    """Whether each of the final answers, which equal the gold, is copied from the problem."""
+    """Return True if all final answers are copied from the problem. They must already equal the gold."""
     try:
         return all(
             not _is_plain(a) and _is_copied(a, _value(normalize(gold)), problem) for a in map(normalize, answers)
         )
-    except (TooLarge, RecursionError):  # a gold so large that only the same spelling equals it
+    except (TooLarge, RecursionError):  # such a large gold equals only the same spelling
         return False
 
 
@@ -43,8 +43,8 @@ def _is_copied(answer: str, gold: str, problem: str) -> bool:
 
 def _is_plain(text: str) -> bool:
     value = _value(text)
-    found = group(value)
-    items = [_value(item) for item in found.items] if found else [value]
+    items_group = group(value)
+    items = [_value(item) for item in items_group.items] if items_group else [value]
     return all(len(_TOKEN.findall(item.lstrip("+-"))) == 1 or _is_plain_number(item) for item in items)
 
 
@@ -56,19 +56,19 @@ def _is_plain_number(text: str) -> bool:
 
 
 def _value(text: str) -> str:
-    """What a normalised answer says: without its name and unit."""
-    found = statement(text)
-    return split_unit(found.value if found and found.names and not found.links else text).core
+    """Return the value of a normalised answer, without its name and unit."""
+    claim = statement(text)
+    return split_unit(claim.value if claim and claim.names and not claim.links else text).core
 
 
 def _bare(text: str) -> str:
-    """A normalised text without brackets and product signs; a fraction with a slash."""
+    """Remove brackets and product signs of a normalised text, and write fractions with a slash."""
     return _DRESS.sub("", text.replace("}{", "/"))
 
 
 @lru_cache(maxsize=1024)
 def _formulas(problem: str) -> frozenset[str]:
-    """The formulas of a problem and their sides, without brackets and product signs."""
-    formulas = [normalize(found[2]) for found in _FORMULA.finditer(problem)]
+    """Return the formulas of a problem and their sides, without brackets and product signs."""
+    formulas = [normalize(match[2]) for match in _FORMULA.finditer(problem)]
     formulas += [normalize(word.rstrip(".,;:?")) for word in _WORD.findall(_FORMULA.sub(" ", problem))]
     return frozenset(_bare(part) for formula in formulas for part in [formula, *_RELATION.split(formula)])

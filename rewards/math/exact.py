@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-MAX_DIGITS = 400  # of a number read exactly; also bounds the decimal exponent
+MAX_DIGITS = 400  # longest number that is read exactly; also limits the decimal exponent
 
 _DIGITS = r"(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+|\d+)(?:\.\d*)?|\.\d+"
 _SCIENTIFIC = re.compile(
@@ -19,7 +19,7 @@ _PARENTHESES = re.compile(r"([+-]?)\(([^(),]*)\)")
 
 @lru_cache(maxsize=1 << 16)
 def number(text: str) -> Fraction | None:
-    """The exact value of a normalised string that is one number; None when it is anything else, or too long."""
+    """Return the exact value of a normalised string that is one number; None for other or too long strings."""
     if not text or len(text) > MAX_DIGITS:
         return None
     if text.isdecimal():
@@ -36,7 +36,10 @@ def number(text: str) -> Fraction | None:
 
 
 def same_number(a: str, g: str) -> bool | None:
-    """Whether two numbers are equal, None unless both are; a percent sign on one of them is a hundredth or a unit."""
+    """Return whether two numbers are equal; None unless both are numbers.
+
+    A percent sign on one side may mean 1/100 or be a unit.
+    """
     p, q = number(a), number(g)
     if p is None or q is None:
         return None
@@ -44,7 +47,7 @@ def same_number(a: str, g: str) -> bool | None:
 
 
 def value_or_text(text: str) -> Fraction | str:
-    """A key that is equal for equal numbers."""
+    """Return a key that is equal for equal numbers: the value of a number, else the text."""
     value = number(text)
     return text if value is None else value
 
@@ -54,20 +57,20 @@ def _decimal(digits: str) -> Fraction:
 
 
 def _unsigned(text: str) -> Fraction | None:
-    if found := _SCIENTIFIC.fullmatch(text):
-        head, exponent = _decimal(found[1] or "1"), found[2] or found[3] or "0"
+    if match := _SCIENTIFIC.fullmatch(text):
+        head, exponent = _decimal(match[1] or "1"), match[2] or match[3] or "0"
         return head * Fraction(10) ** int(exponent) if len(exponent) < 5 and abs(int(exponent)) <= MAX_DIGITS else None
-    if found := _FRACTION.fullmatch(text):
-        sign, top, other_sign, bottom = (group for group in found.groups() if group is not None)
+    if match := _FRACTION.fullmatch(text):
+        sign, top, other_sign, bottom = (group for group in match.groups() if group is not None)
         negative = (sign == "-") != (other_sign == "-")
         return _decimal(top) / _decimal(bottom) * (-1 if negative else 1) if _decimal(bottom) else None
-    if found := _MIXED.fullmatch(text):
-        whole, upper, lower = (int(group) for group in found.groups() if group)
+    if match := _MIXED.fullmatch(text):
+        whole, upper, lower = (int(group) for group in match.groups() if group)
         return whole + Fraction(upper, lower) if 0 < upper < lower else None  # 3\frac{5}{2} is no mixed number
-    if found := _REPEATING.fullmatch(text):
-        return _with_cycle(found[1], found[2], "".join(part for part in found.groups()[2:] if part))
-    whole, digits = found.groups() if (found := _ELLIPSIS.fullmatch(text)) else ("", "")
-    for length in range(1, len(digits) // 2 + 1):  # the shortest cycle that is written out twice, three times one digit
+    if match := _REPEATING.fullmatch(text):
+        return _with_cycle(match[1], match[2], "".join(part for part in match.groups()[2:] if part))
+    whole, digits = match.groups() if (match := _ELLIPSIS.fullmatch(text)) else ("", "")
+    for length in range(1, len(digits) // 2 + 1):  # the shortest cycle written at least twice (one digit: three times)
         for start in range(len(digits) - max(3, 2 * length) + 1):
             tail = digits[start:]
             if (tail[:length] * len(tail))[: len(tail)] == tail:

@@ -1,7 +1,7 @@
-"""Is a gold fit to be a gold? Checked when data is loaded, for a gold that cannot be matched teaches only noise.
+"""Checks of gold answers when data is loaded: a gold that cannot be matched gives only incorrect rewards.
 
-It must survive extraction from a box, stay inside the size limits, and be readable: a number, words, or mathematics
-that equals itself when it is compared without the shortcut of equal strings.
+A gold must survive extraction from a box, satisfy the size limits, and be readable: a number, words, or an expression
+that equals itself without the shortcut for equal strings.
 """
 
 from dataclasses import replace
@@ -12,11 +12,11 @@ from .extract import final_answers
 from .normalize import normalize
 
 NOT_CHECKED = ("timeout", "crash")
-"""Said of a gold that used up the limits of its check: no verdict, since another machine may come to one."""
+"""Reasons of a gold that exceeded the limits of its check: no verdict, since a faster machine may reach one."""
 
 
 def trouble_with(gold: str, leaf: compare.Leaf) -> str | None:
-    """Why this gold must not be used; None when it is fine. Raises Undecided when `leaf` cannot tell."""
+    """Return why this gold must not be used; None if it is valid. Raises Undecided if `leaf` cannot decide."""
     if len(gold) > guards.MAX_CHARS:
         return "over a size limit (docs/verifier.md)"
     text = normalize(gold)
@@ -35,4 +35,4 @@ def trouble_with(gold: str, leaf: compare.Leaf) -> str | None:
 
 
 class Undecided(Exception):
-    """Computer algebra is needed to tell."""
+    """Raised if a check needs computer algebra."""

@@ -1,17 +1,16 @@
-"""The verdict on one completion, the only thing that leaves this package, and the reward that is made of it.
+"""Grade of one completion, and the reward computed from it.
 
-`correct` is what accuracy, pass@k and the reward read; `extracted` is the answer that was judged, None when there was
-none; `reason` says why, so that a run can count its time-outs apart from its wrong answers.
+`correct` is used by accuracy, pass@k and the reward. `extracted` is the graded answer, None if there is none. `reason`
+explains the verdict, so that a run can count timeouts separately from incorrect answers.
 """
 
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Reason = Literal["match", "mismatch", "no_answer", "contradiction", "echo", "guard", "timeout", "crash"]
-"""match: equal to the gold. mismatch: an answer, but another one. no_answer: none, or an empty or cut-off one.
-contradiction: several different final answers. echo: equal to the gold, but copied from the problem. guard: refused
-before any computer algebra, too large to be honest. timeout: the item used up its processor time. crash: it ended its
-worker (memory, a fault)."""
+"""match: equal to the gold. mismatch: not equal. no_answer: no answer, or an empty or truncated one. contradiction:
+several different final answers. echo: equal to the gold, but copied from the problem. guard: over a size limit,
+rejected before computer algebra. timeout: exceeded its CPU time. crash: its worker ended (memory, a fault)."""
 
 REASONS: tuple[str, ...] = get_args(Reason)
 NOT_COMPARED = tuple(reason for reason in REASONS if reason not in ("match", "mismatch"))  # logged as reward/REASON
@@ -19,7 +18,7 @@ NOT_COMPARED = tuple(reason for reason in REASONS if reason not in ("match", "mi
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """One verdict. `own_score` and `own_parts` are set by a user's own reward alone."""
+    """Verdict on one completion. Only a user's reward sets `own_score` and `own_parts`."""
 
     correct: bool
     extracted: str | None
@@ -29,12 +28,12 @@ class Grade:
 
     @property
     def score(self) -> float:
-        """The reward before any shaping; 1.0 or 0.0 of the built-in ones."""
+        """Reward before shaping; 1.0 or 0.0 for the built-in graders."""
         return float(self.correct) if self.own_score is None else self.own_score
 
     @property
     def parts(self) -> dict[str, float]:
-        """Further numbers by name that are worth logging, as reward/NAME."""
+        """Additional numbers by name, logged as reward/NAME."""
         return self.own_parts or {}
 
 
@@ -48,11 +47,12 @@ def shape_reward(
     overlong_buffer_tokens: int,
     max_response_tokens: int,
 ) -> float:
-    """The reward of one response.
+    """Compute the reward of one response.
 
-    right, wrong: the value of a verdict (the paper: +1, -1); a score in between (a user's own grader) is interpolated.
+    right, wrong: reward of a correct and an incorrect response (the paper: +1, -1). Other scores (a user's reward) are
+    interpolated linearly.
     overlong_buffer_tokens: length of DAPO's soft overlong punishment (arXiv 2503.14476, equation 13; 0: off). It grows
-    linearly from 0 to 1 over that many tokens before `max_response_tokens`, and is 1 for a truncated response.
+    linearly from 0 to 1 over the last N tokens before `max_response_tokens`, and is 1 for a truncated response.
     """
     reward = wrong + (right - wrong) * grade.score
     if overlong_buffer_tokens > 0:

@@ -1,7 +1,7 @@
-"""What is refused before any work is done on it: answers that could cost computer algebra far more than honest ones do.
+"""Size limits that reject answers whose computer algebra could cost far more than that of ordinary answers.
 
-Deterministic and linear in the length, so that the same answer is refused on every machine and under every load; the
-workers' deadline is only the second line. Over a limit the verdict is wrong, with the reason "guard".
+The checks are deterministic and linear in the length, so the verdict does not depend on machine or load. The workers'
+time limit is only the second line of defence. Over a limit, an answer is incorrect with the reason "guard".
 """
 
 import re
@@ -9,28 +9,28 @@ from functools import lru_cache
 from itertools import accumulate
 
 MAX_CHARS = 2000
-MAX_DEPTH = 12  # brackets; the LaTeX grammar's time doubles with each further level
-MAX_DIGITS = 400  # in one run of digits
+MAX_DEPTH = 12  # nested brackets; parsing time of the LaTeX grammar doubles with each level
+MAX_DIGITS = 400  # consecutive digits
 MAX_EXPONENT = 1000
-MAX_POWER_DIGITS = 5000  # of a whole number's power, whose exponent may be larger: 2^{2024}
+MAX_POWER_DIGITS = 5000  # digits of an integer power, whose exponent may be larger: 2^{2024}
 MAX_FACTORIAL = 2500
 MAX_BINOMIAL_DIGITS = 4
 MAX_OPERATORS = 150
 MAX_FUNCTIONS = 20
 MAX_BARS = 12
-MAX_ITEMS = 400  # of a list; compared pairwise
-MAX_ALGEBRA_ITEMS = 12  # of a list whose items are not plain numbers
+MAX_ITEMS = 400  # items of a list, compared pairwise
+MAX_ALGEBRA_ITEMS = 12  # items of a list that contains other values than numbers
 
 
 class TooLarge(Exception):
-    """An answer over one of the limits above: refused before any work is done on it."""
+    """Raised for an answer over one of the limits above, before any computer algebra."""
 
 
 _EXPONENT = re.compile(r"((?<![\w.])\d+)?\^\{?(?:[+-]|\()?(\d+)")
 _DIGITS = re.compile(r"\d+")
-_TOWER = re.compile(r"\^\{[^{}a-zA-Z]*\^|\^\{?[^{}^a-zA-Z]*\}?\^|\^\{[^{}]*!|\^\{\{|(?:\^\{[^{}]*){5}")  # or 5 deep
+_TOWER = re.compile(r"\^\{[^{}a-zA-Z]*\^|\^\{?[^{}^a-zA-Z]*\}?\^|\^\{[^{}]*!|\^\{\{|(?:\^\{[^{}]*){5}")  # or 5 levels
 _SMALL_TOWER = re.compile(r"\^\{(\d{1,2})\^\{(\d|[a-z])\}\}")
-_FACTORIAL = re.compile(r"\^\{?\d+[)}]*(?=!)|!(?=[)}\s]*!)|(\d+)[)}]*(?=!)")  # of a power, a factorial, a number
+_FACTORIAL = re.compile(r"\^\{?\d+[)}]*(?=!)|!(?=[)}\s]*!)|(\d+)[)}]*(?=!)")  # of a power, factorial or number
 _OPERATOR = re.compile(r"[+\-*/^_&]|\\frac|\\sqrt")
 _FUNCTION = re.compile(
     r"\\(?:a?r?c?sin|a?r?c?cos|a?r?c?tan|cot|sec|csc|log|ln|exp|lg|sinh|cosh|tanh|det|gcd|lcm|max|min|binom)"
@@ -44,7 +44,7 @@ def _small_tower(match: re.Match[str]) -> str:
 
 @lru_cache(maxsize=4096)
 def check_size(text: str) -> None:
-    """Raise TooLarge when an expression could cost the algebra much more than an honest answer does. Linear time."""
+    """Raise TooLarge if an expression exceeds a limit of this module. Linear time."""
     depths = accumulate((char in "({[") - (char in ")}]") for char in text)
     powers = _EXPONENT.findall(text) if "^" in text else ()
     too_large = (

@@ -1,16 +1,18 @@
-r"""One spelling for one answer: LaTeX, Unicode and plain-text variants become the same short string.
+r"""Canonical spelling of answers: LaTeX, Unicode and plain-text variants become the same short string.
 
-`normalize` is cosmetic: it never changes a value; what a spelling means is for parts.py and compare.py.
-Normalised form: no blanks but between two letters or digits; `\frac{a}{b}`, `*` for products, `^{..}`, `\{ \}`, `|`,
-`%`, `\degree`, `\leq \geq \neq`, `\emptyset`, `\infty`, `\pmod{n}`; `¶` between the rows of an environment; words,
-units and their like inside `\text{...}`; a text answer is one `\text{...}` in lower case.
+`normalize` never changes a value. parts.py and compare.py interpret the result. Normalised form:
+
+- blanks only between two letters or digits
+- `\frac{a}{b}`, `*` for products, `^{..}`, `\{ \}`, `|`, `%`, `\degree`, `\leq \geq \neq`, `\emptyset`, `\infty`,
+  `\pmod{n}`, `¶` between the rows of an environment
+- words and units inside `\text{...}`; a text answer is one `\text{...}` in lower case
 """
 
 import re
 from collections.abc import Callable
 from functools import lru_cache
 
-ROW = "¶"  # stands for the row separator of a matrix, so that it is not mistaken for a backslash
+ROW = "¶"  # row separator of a matrix, to distinguish it from a backslash
 
 _CHARACTERS = {
     "-": "−–—‐‑﹣－", "+": "＋", "=": "＝", "*": "×⋅·∙∗", "/": "÷⁄∕", "\\pi ": "π", "\\infty ": "∞", "\\leq ": "≤⩽",
@@ -57,7 +59,7 @@ _ARGUMENTS = re.compile(r"\\(?:frac|binom)(?![a-zA-Z])")
 _SPACING = re.compile(r"\\[,;:> ]|~|\\\n|\s+|\\hspace\*?\{[^{}]*\}")
 _EDGE = r"(?:[ \t\r\n,;~]|\\[,;:!> ]|\\\\(?![a-zA-Z])|\\q?quad(?![a-zA-Z])|\\(?:blacks|s)quare|\\checkmark)+"
 _EDGES = re.compile(rf"^{_EDGE}|(?<![ \t\r\n,;~]){_EDGE}$")
-_PRAISE = re.compile(r"(?:\s|[✅✔✓☑✨⭐🎉🎊🏆👍💯🔥🌟🙂😀😊😄])+$")  # at the end; a cross is left there and refused
+_PRAISE = re.compile(r"(?:\s|[✅✔✓☑✨⭐🎉🎊🏆👍💯🔥🌟🙂😀😊😄])+$")  # removed at the end; a cross stays and is rejected
 _TEXT_COMMAND = re.compile(r"\\text(?=\s*\{)")
 _PLAIN_JOINER = re.compile(r"(?<=[ )\]}])(and|or)(?=[ (\[])")
 _SEVERAL_EACH = re.compile(r"=[^;=]*,[^;=]*=.* or .*=[^;=]*,[^;=]*=", re.DOTALL)  # x=1,y=2 or x=3,y=4
@@ -70,7 +72,7 @@ def _rules(*rows: tuple[str, str, str]) -> list[tuple[str, re.Pattern[str], str]
 
 
 _INFIX = r"(\{)?((?:[^{}\\]|\\(?!NAME))*+)\\NAME(?![a-zA-Z])((?:[^{}\\]|\\(?!NAME))*+)(?(1)\}|$)"
-# (a text that must be there, pattern, spelling), applied in this order.
+# (text that must occur, pattern, spelling), applied in this order.
 _BEFORE_COMMANDS = _rules(
     ("\\!", r"\\!\s*", ""), ("{", r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d{3}(?!\d))", ""), ("{,}", r"\{,\}", ","),
     ("\\%", r"\\%", "%"), ("**", r"\*\*", "^"), ("...", r"\.\.\.", r"\\ldots "),
@@ -90,7 +92,7 @@ _BEFORE_BRACES = _rules(
     ("infinity", r"(?<![\\a-zA-Z])infinity(?![a-zA-Z])", r"\\infty "),
     ("", r"(?<![\\a-zA-Z])(pi|sqrt|sin|cos|tan|cot|sec|csc|ln|log|exp)(?![a-zA-Z])", r"\\\1 "),
     ("\\over", _INFIX.replace("NAME", "over"), r"\\frac{\2}{\3}"),
-    ("C(", r"(?<![a-zA-Z\\])C\((\d*[nmkN](?:[+-]\d+)?),\s*(\w+)\)", r"\\binom{\1}{\2}"),  # with numbers, a point
+    ("C(", r"(?<![a-zA-Z\\])C\((\d*[nmkN](?:[+-]\d+)?),\s*(\w+)\)", r"\\binom{\1}{\2}"),  # C(1,2) is a point
     ("\\choose", _INFIX.replace("NAME", "choose"), r"\\binom{\2}{\3}"),
     ("\\sqrt", r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"), ("^", r"(\d)\s*[xX]\s*(10\s*\^)", r"\1*\2"),
     ("<=", "<=", r"\\leq "), (">=", ">=", r"\\geq "), ("!=", r"(?<![\d)}\]!])!=", r"\\neq "),
@@ -101,8 +103,8 @@ _AT_LAST = _rules(
     ("to", r"(\d)\s*(?:\\text\{to\}|to)\s*(\d)", r"\1:\2"),  # 3 to 2
     ("", r"(\d)\s*\^?\{?(?:\\text\{)?(st|nd|rd|th)\}*$", r"\1\2"),  # 5th
     ("", r"([\^_])\s*(-?\d+|-?[a-zA-Z]|\\[a-zA-Z]+)(?!\{)", r"\1{\2}"),
-    ("{", r"(?<![\w}\\^_\])])\{(-?[\w.,]+)\}", r"\1"),  # {42}, what a dropped \bf leaves
-    ("+", r"(?<![\w})\]!|%])\+(?=\\infty|\d|\\frac)", ""),  # a plus sign that only says "positive"
+    ("{", r"(?<![\w}\\^_\])])\{(-?[\w.,]+)\}", r"\1"),  # {42}, after removing \bf
+    ("+", r"(?<![\w})\]!|%])\+(?=\\infty|\d|\\frac)", ""),  # unary plus
 )  # fmt: skip
 _MATHS_IN_TEXT = re.compile(
     r"\s*[-+\\$]|\s*\(?[-+]?\d[\d,.:/]*\)?%?(?:\s|$)|[^=\\]*[=\\]|\s*\d+[A-F]|\s*\(?[A-Za-z]\)?\s*$"
@@ -112,7 +114,7 @@ _AFTER_NUMBER = re.compile(r"[\w}%)][ ,]*$|\\text\{[^{}]*\}(?:\^\{?-?\d\}?)?[*/ 
 _LOOSE_BLANK = re.compile(r"(?<![\w.,]) |(?<=,) (?!\d{3}(?!\d))|(?<!\d,)(?<=,) | (?![\w.])")
 _ROOT = re.compile(r"√(\d+)")
 _UNIT_OUTSIDE = re.compile(r"^\$([^$]+)\$\s*([A-Za-z][A-Za-z ./]*)$")  # $5$ cm
-_LEAD = re.compile(  # what a sentence says before its value: "The value of $n$ is", "There are", "Domain:"
+_LEAD = re.compile(  # text of a sentence before its value: "The value of $n$ is", "There are", "Domain:"
     r"(?i)(?:(?:so|thus|hence|therefore|then|finally)[,\s]+)?(?:there (?:are|is)(?=\s)"
     r"|(?:the|my|our|its|it|this|answer|result|solution)\b[^=<>.;?!]*?\s(?:is|are|equals)(?=[\s$:*]|\\)"
     r"|(?:(?:the|my|our|final)\s+)*(?:answer|result|solution)\s*[=:]|[a-z]{4,}\s*:(?=\s)):?\s*"
@@ -143,19 +145,19 @@ _SYNONYMS = re.compile(
     r"^((?:the \w+ )?does not exist$)|^(no (?:\w+ )?solution)s$|^((?:all |the )?real(?: number)?s(?: x)?)$"
 )
 _NOT_TEXT = FUNCTIONS | frozenset(("sqrt", "infinity", "frac"))
-_PRICE = re.compile(r"\$\d[\d,.]*(?:/[a-z]+| [a-z].*)")  # $15/hour, whose sign closes no formula
+_PRICE = re.compile(r"\$\d[\d,.]*(?:/[a-z]+| [a-z].*)")  # $15/hour: a currency sign, not a delimiter
 _WRAPPERS = (("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("$", "$"), ("*", "*"), ("`", "`"), ("__", "__"), ('"', '"'))
 
 
 @lru_cache(maxsize=1 << 16)
 def normalize(answer: str) -> str:
-    """The one spelling of an answer (see the file's head); "" when nothing is left."""
+    """Return the canonical spelling of an answer (see the module docstring); "" if nothing is left."""
     text = answer.strip().replace("\x00", " ").replace("US$", "\\$")
     if text.isdecimal() and text.isascii():
         return text
     text = _unwrap(text if text.isascii() else _PRAISE.sub("", _ROOT.sub(r"\\sqrt{\1}", text).translate(_TRANSLATION)))
     text = _UNIT_OUTSIDE.sub(r"\1\\text{\2}", text)
-    if "\\\\" in text and ("\\begin" not in text or _DOUBLED.search(text)):  # as JSON writes one; no row separator
+    if "\\\\" in text and ("\\begin" not in text or _DOUBLED.search(text)):  # escaped backslash, not a row separator
         text = _unwrap(text.replace("\\\\", "\\"))
     text = without_lead(text)
     words = _as_words(text)
@@ -163,7 +165,7 @@ def normalize(answer: str) -> str:
 
 
 def without_lead(text: str) -> str:
-    """The value that a sentence states (see _LEAD and _SENTENCE); any other text as it is."""
+    """Return the value in a sentence (see _LEAD and _SENTENCE); other text is unchanged."""
     plain = _TEXT.sub(r"\1", text) if text.startswith("\\text") else text
     plain = _NEEDED.sub(r"\1", plain)
     lead = _LEAD.match(plain)
@@ -178,7 +180,7 @@ def without_lead(text: str) -> str:
 
 
 def _unwrap(text: str) -> str:
-    """Strip blanks, the final full stop, and delimiters that enclose the whole."""
+    """Strip blanks, the final full stop, and delimiters around the whole text."""
     for _ in range(20):
         before, text = text, _EDGES.sub("", text).removesuffix("\\")
         if text.endswith(".") and not text.endswith(".."):
@@ -197,7 +199,10 @@ def _unwrap(text: str) -> str:
 
 
 def closing_brace(text: str, opening: int, stop: int | None = None) -> int:
-    """Index of the brace that closes the one at `opening`, -1 when none before `stop` does. Skips escaped ones."""
+    """Return the index of the brace that closes the one at `opening`, -1 if there is none before `stop`.
+
+    Escaped braces are skipped.
+    """
     depth = 0
     for token in _BRACE.finditer(text, opening, len(text) if stop is None else stop):
         depth += (token[0] == "{") - (token[0] == "}")
@@ -207,7 +212,7 @@ def closing_brace(text: str, opening: int, stop: int | None = None) -> int:
 
 
 def _as_words(text: str) -> str:
-    """The text answer that `text` is, in lower case; "" when it is mathematics."""
+    """Return a text answer in lower case; "" if `text` is mathematics."""
     if any(map(str.isdigit, text)):
         return ""
     bare = _TEXT.sub(r"\1", _TEXT_COMMANDS.sub(r"\\text", text))
@@ -221,52 +226,53 @@ def _as_words(text: str) -> str:
 
 
 def _normalize_math(text: str) -> str:
-    text = _respelled(text, _BEFORE_COMMANDS)
+    text = _apply_rules(text, _BEFORE_COMMANDS)
     text = _COMMAND.sub(_one_command, text) if "\\" in text else text
-    text = _respelled(text, _BEFORE_TEXTS)
+    text = _apply_rules(text, _BEFORE_TEXTS)
     if "\\text" in text:
-        text = _rewritten(text, _TEXT_COMMAND, 1, lambda inner, before: _one_text(inner[0].strip(), before))
-    both = " \\land " if _INEQUALITY.search(text) else " , "  # "and" between inequalities means both at once
+        text = _rewrite(text, _TEXT_COMMAND, 1, lambda inner, before: _one_text(inner[0].strip(), before))
+    both = " \\land " if _INEQUALITY.search(text) else " , "  # "and" between inequalities is an intersection
     either = " ; " if " or " in text and _SEVERAL_EACH.search(text) else " , "
     text = _PLAIN_JOINER.sub(lambda m: both if m[1] == "and" else either, text)
-    text = _respelled(text, _BEFORE_BRACES)
+    text = _apply_rules(text, _BEFORE_BRACES)
     text = _in_braces(text) if "\\frac" in text or "\\binom" in text else text
-    text = _squeeze(_respelled(text, _AT_LAST))
+    text = _squeeze(_apply_rules(text, _AT_LAST))
     if text.startswith("{") and closing_brace(text, 0) == len(text) - 1:
         text = text[1:-1]
     return "\\emptyset" if text in ("\\{\\}", "\\{\\emptyset\\}") else text
 
 
-def _respelled(text: str, rules: list[tuple[str, re.Pattern[str], str]]) -> str:
+def _apply_rules(text: str, rules: list[tuple[str, re.Pattern[str], str]]) -> str:
     for needed, pattern, spelling in rules:
         if needed in text:
             text = pattern.sub(spelling, text)
     return text
 
 
-def _rewritten(text: str, commands: re.Pattern[str], count: int, rewrite: Callable[[list[str], str], str]) -> str:
-    """Each command and its arguments replaced by `rewrite(arguments, text before)`. As TeX reads them, an argument is
-    a group in braces or one token.
+def _rewrite(text: str, commands: re.Pattern[str], count: int, rewrite: Callable[[list[str], str], str]) -> str:
+    """Replace each command and its arguments by `rewrite(arguments, text before)`.
+
+    As in TeX, an argument is a group in braces or one token.
     """
     pieces, position = [""], 0
-    for found in commands.finditer(text):
-        arguments, end = [], found.end()
+    for match in commands.finditer(text):
+        arguments, end = [], match.end()
         while len(arguments) < count and (token := _TOKEN.match(text, end)):
             braces = token[1] == "{"
             end = closing_brace(text, token.end() - 1) + 1 if braces else token.end()
             if end == 0:
                 return text
             arguments.append(text[token.end() : end - 1] if braces else token[1])
-        if found.start() >= position and len(arguments) == count:
-            before = text[position : found.start()]
-            pieces += [before, rewrite([found[0], *arguments][-count - (count > 1) :], pieces[-1] + before)]
+        if match.start() >= position and len(arguments) == count:
+            before = text[position : match.start()]
+            pieces += [before, rewrite([match[0], *arguments][-count - (count > 1) :], pieces[-1] + before)]
             position = end
     return "".join([*pieces, text[position:]])
 
 
 def _in_braces(text: str) -> str:
-    r"""`\frac12`, `\frac1{72}`, `\binom n2` with both arguments in braces."""
-    return _rewritten(text, _ARGUMENTS, 2, lambda p, _: f"{p[0]}{{{_in_braces(p[1])}}}{{{_in_braces(p[2])}}}")
+    r"""Put both arguments of `\frac12`, `\frac1{72}`, `\binom n2` in braces."""
+    return _rewrite(text, _ARGUMENTS, 2, lambda p, _: f"{p[0]}{{{_in_braces(p[1])}}}{{{_in_braces(p[2])}}}")
 
 
 def _one_command(match: re.Match[str]) -> str:
@@ -275,7 +281,7 @@ def _one_command(match: re.Match[str]) -> str:
 
 
 def _one_text(inner: str, before: str) -> str:
-    r"""Mathematics leaves its `\text{}`, unless it follows a number, where it is a unit; words stay inside."""
+    r"""Remove `\text{}` around mathematics. Words keep it, and so do units after a number."""
     after_number = _AFTER_NUMBER.search(before) is not None
     if inner in FUNCTIONS and not (after_number and inner == "min"):
         return f"\\{inner} "
@@ -290,8 +296,9 @@ def _one_text(inner: str, before: str) -> str:
 
 
 def _squeeze(text: str) -> str:
-    """Drop blanks that carry nothing. One stays between two letters or digits and in `2, 100`, a list of two numbers;
-    none before `\\text{`.
+    """Remove redundant blanks, and those before `\\text{`.
+
+    A blank between two letters or digits stays, as does the one in `2, 100`, a list of two numbers.
     """
     text = re.sub(r"(\\[a-zA-Z]+) (?![a-zA-Z])", r"\1", " ".join(text.split()))
     parts = re.split(r"(\\text\{[^{}]*\})", text)

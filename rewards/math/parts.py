@@ -1,7 +1,7 @@
-r"""Take a normalised answer apart: bare lists, brackets, environments, conditions, and what is said of what.
+r"""Structure of a normalised answer: bare lists, brackets, environments, conditions and statements.
 
-`x=\frac{10}{2}=5` has the name x, the link \frac{10}{2} and the value 5; `17=42` has no name; `2x=10` is still to be
-solved. Pure string code; which parts may equal which is compare.py's business.
+`x=\frac{10}{2}=5` has the name x, the link \frac{10}{2} and the value 5. `17=42` has no name. `2x=10` is unsolved. All
+functions work on strings. compare.py compares the parts.
 """
 
 import re
@@ -26,7 +26,7 @@ _INTEGER = re.compile(r"(.+?)(?:,|\\text\{[^{}]*\}|\()+([a-z])\\in ?\\mathbb\{([
 
 
 class Group(NamedTuple):
-    """Items between one pair of brackets that encloses the whole, or of a bare list (then without brackets)."""
+    """Items inside one pair of brackets, or of a bare list (then without brackets)."""
 
     opening: str
     items: tuple[str, ...]
@@ -38,14 +38,14 @@ class Group(NamedTuple):
 
 
 def split(text: str, separator: str) -> list[str]:
-    """Split at a separator that stands outside all brackets."""
+    """Split at a separator outside all brackets."""
     if separator not in text:
         return [text]
     pieces, depth, last, index, is_word = [], 0, 0, 0, separator[-1].isalpha()
     while index < len(text):
         end = index + len(separator)
         if depth == 0 and text.startswith(separator, index) and not (is_word and text[end : end + 1].isalpha()):
-            pieces.append(text[last:index])  # \in is not the head of \infty
+            pieces.append(text[last:index])  # \in is not a prefix of \infty
             index = last = end
             continue
         char = text[index]
@@ -59,7 +59,7 @@ def split(text: str, separator: str) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def bracket(text: str) -> Group | None:
-    """The group that one pair of brackets makes of the whole text; the brackets of an interval may differ."""
+    """Parse a group in brackets that enclose the whole text; None if there is none. Interval brackets may differ."""
     opening = next((mark for mark in _PAIRS if text.startswith(mark)), "")
     closing = next((mark for mark in _PAIRS.get(opening, ()) if text.endswith(mark)), "")
     inner, depth = text[len(opening) : len(text) - len(closing)], 0
@@ -72,17 +72,17 @@ def bracket(text: str) -> Group | None:
 
 @lru_cache(maxsize=4096)
 def listed(text: str) -> tuple[str, ...]:
-    """The items of a bare list, () when `text` is none: 1,000 and n=1,000 and $32,348 are one value."""
+    """Return the items of a bare list; () for other text. 1,000 and n=1,000 and $32,348 are single values."""
     if "," not in text and ";" not in text:
         return ()
     if ";" not in text and all("," not in p or number(split_unit(p).core) is not None for p in split(text, "=")):
         return ()
-    found = tuple(item for item in _items(text) if item)
-    return found if len(found) > 1 else ()
+    items = tuple(item for item in _items(text) if item)
+    return items if len(items) > 1 else ()
 
 
 def _items(text: str) -> tuple[str, ...]:
-    """The items between semicolons, which may be lists themselves, else between commas."""
+    """Split at semicolons, whose items may be lists, else at commas. Raises TooLarge over MAX_ITEMS."""
     items = split(text, ";")
     return _few(items if len(items) > 1 else split(text, ","))
 
@@ -100,35 +100,35 @@ def group(text: str) -> Group | None:
 
 @lru_cache(maxsize=4096)
 def plain(text: str) -> str:
-    r"""Stacked equations as a bare list, `\pm x` as its two values, (5) and \{5\} as 5."""
+    r"""Simplify: stacked equations to a bare list, `\pm x` to its two values, (5) and \{5\} to 5."""
     match = _ENVIRONMENT.fullmatch(text) if "\\begin" in text else None
     if match and match[1] in _STACKS and (match[1] != "array" or text.startswith("\\{") or "=" in text):
         rows = [re.sub(r"&(?==)|(?<==)&|^&", "", row.strip()).strip(" ,.") for row in match[2].split(ROW)]
         text = text if any("&" in row for row in rows) else ",".join(row for row in rows if row).replace(",=", "=")
-    found = bracket(text)
+    outer = bracket(text)
     if _EITHER_SIGN.search(text) and "\\neq" not in text:
-        items = found.items if found and found.is_set else listed(text) or (text,)
+        items = outer.items if outer and outer.is_set else listed(text) or (text,)
         signed = ",".join(signed for item in items for signed in both_signs(item))
-        text = f"\\{{{signed}\\}}" if found and found.is_set else signed
-        found = bracket(text)
-    if found and len(found.items) == 1 and found.opening in ("(", "\\{") and found.closing in (")", "\\}"):
-        inner = found.items[0]
+        text = f"\\{{{signed}\\}}" if outer and outer.is_set else signed
+        outer = bracket(text)
+    if outer and len(outer.items) == 1 and outer.opening in ("(", "\\{") and outer.closing in (")", "\\}"):
+        inner = outer.items[0]
         return text if re.match(r"[a-z](?:\\in|[|:])|[^<>=]*\\[lgn]eq|.*[<>]", inner) or not inner else plain(inner)
     return text
 
 
 def both_signs(text: str) -> list[str]:
-    """`1\\pm2` as -1 and 3; a text without the sign as it is."""
+    """Return the values of `1\\pm2`: -1 and 3. Text without the sign is unchanged."""
     if not _EITHER_SIGN.search(text):
         return [text]
     first = "p" if "\\pm" in text else "m"  # \mp alone means the same
     marked = _EITHER_SIGN.sub(lambda m: "±" if m[1] == first else "∓", text)
-    said = [marked.translate(str.maketrans("±∓", signs)).replace("{+", "{").removeprefix("+") for signs in ("+-", "-+")]
-    return [_SIGNED_SUM.sub(lambda m: str(Fraction(m[1]) + Fraction(m[2])), normalize(item)) for item in said]
+    both = [marked.translate(str.maketrans("±∓", signs)).replace("{+", "{").removeprefix("+") for signs in ("+-", "-+")]
+    return [_SIGNED_SUM.sub(lambda m: str(Fraction(m[1]) + Fraction(m[2])), normalize(item)) for item in both]
 
 
 def without_conditions(a: str, g: str) -> tuple[str, str]:
-    r"""Both without their last "k an integer", the answer's k under the gold's name: k\pi for n\pi, n an integer."""
+    r"""Remove a final "k an integer" from both sides; rename the answer's k as in the gold: k\pi for n\pi."""
     x, y = _INTEGER.fullmatch(a), _INTEGER.fullmatch(g)
     if x and y and x[3] == y[3] and not re.search(rf"(?<![a-zA-Z]){y[2]}(?![a-zA-Z])", x[1]):
         return re.sub(rf"(?<![a-zA-Z]){x[2]}(?![a-zA-Z])", y[2], x[1]), y[1]
@@ -138,7 +138,7 @@ def without_conditions(a: str, g: str) -> tuple[str, str]:
 
 
 def rows_of(text: str, kinds: frozenset[str] = _MATRICES) -> tuple[tuple[str, ...], ...]:
-    """The entries of a matrix, () when `text` is none; a determinant is a number, not a matrix."""
+    """Return the entries of a matrix; () for other text. A determinant is a number, not a matrix."""
     match = _ENVIRONMENT.fullmatch(text.strip("()[]")) if "\\begin" in text else None
     if not match or match[1] not in kinds:
         return ()
@@ -148,7 +148,7 @@ def rows_of(text: str, kinds: frozenset[str] = _MATRICES) -> tuple[tuple[str, ..
 
 
 def pieces_of(text: str) -> tuple[tuple[str, str], ...]:
-    """(value, condition) of each row of a function given by cases, () when `text` is none."""
+    """Return (value, condition) of each row of a function given by cases; () for other text."""
     rows = rows_of(text, frozenset(("cases", "array")))
     if not rows or any(len(row) != 2 for row in rows):
         return ()
@@ -189,11 +189,11 @@ _CONSTANTS = frozenset(("e", "i", "\\pi", "\\infty", "\\emptyset"))
 _NEIGHBOURS = ("xyz", "abcd", "pqr", "mn", "uvw", "st", "kl", "rs", "ef", "fgh", "hk", "ijk", "αβγδ", "λμν", "φψω")
 _GREEK_LETTERS: dict[str, str] = dict(
     zip("alpha beta gamma delta lambda mu nu phi psi omega".split(), "αβγδλμνφψω", strict=True)
-)  # the others are no neighbours
+)  # the other letters are not in _NEIGHBOURS
 
 
 class Statement(NamedTuple):
-    """names = links = value, perhaps modulo something. `solved`: no side holds the unknown that it is about."""
+    """Statement names = links = value, optionally modulo `modulus`. solved: no side contains the named unknown."""
 
     names: tuple[str, ...]
     links: tuple[str, ...]
@@ -203,7 +203,7 @@ class Statement(NamedTuple):
 
     @property
     def is_curve(self) -> bool:
-        """Whether it is an equation that may be written in other forms, rather than the value of an unknown."""
+        """True for an equation that has other equivalent forms, False for the value of an unknown."""
         if not self.names or not self.solved or not names_a_value(self.names[0], self.value):
             return True
         others = unknowns(self.value) - unknowns(self.names[0])
@@ -212,7 +212,7 @@ class Statement(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def statement(text: str) -> Statement | None:
-    """`text` as a statement; None for a bare value or a list."""
+    """Parse a statement; None for a bare value or a list."""
     modulus = re.search(r"\\pmod\{([^{}]+)\}$", text)
     body = (text[: modulus.start()] if modulus else text).replace("\\equiv", "=")
     if ("=" not in body and "\\in" not in body and not modulus) or listed(body):
@@ -238,20 +238,24 @@ def is_variable(text: str) -> bool:
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` names what is asked for (x, f(2), AB, m+n, "the area"). A multiple, a power or a product of one
-    unknown does not: 2x=42 is still to be solved.
+    """Return True if `text` names the requested quantity: x, f(2), AB, m+n, "the area".
+
+    A multiple, power or product of one unknown is not a name: 2x=42 is unsolved.
     """
     if not text or text in _CONSTANTS or text[0] in "+-*/" or re.fullmatch(r"[a-z](?:_\{\w+\})?\^\{-1\}", text):
         return False
     if "\\text" in text:
         return _WORDS.fullmatch(text) is not None and not _DENIAL.search(text.lower())
     if _NAME.fullmatch(text) or tuple_names(text):
-        return True  # else a combination of at least two unknowns: m+n, xy, 100m+n, a:b, AB^2
+        return True  # otherwise a combination of at least two unknowns: m+n, xy, 100m+n, a:b, AB^2
     return len(unknowns(text)) > 1 and not re.search(r"[=<>,!]|\\(?!frac|sqrt|cdot|pi)|\(.*\(", text)
 
 
 def names_a_value(name: str, value: str) -> bool:
-    """Whether a bare `value` says as much as `name=value`: f(2)=5, AB=5; not a+c=2b, ab=1 or PV=nRT, which relate."""
+    """Return True if `value` alone is equivalent to `name=value`: f(2)=5, AB=5.
+
+    Returns False for relations: a+c=2b, ab=1, PV=nRT.
+    """
     return _NAME.fullmatch(name) is not None or bool(
         tuple_names(name) or "\\text" in name or (re.fullmatch("[A-Z]{2,3}", name) and not unknowns(value))
     )
@@ -259,14 +263,14 @@ def names_a_value(name: str, value: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def unknowns(text: str) -> frozenset[str]:
-    """The letters of an expression, Greek ones included, commands and words and e, i, \\pi aside."""
+    """Return the Latin and Greek letters of an expression, except in commands and words, and except e, i and \\pi."""
     latin = re.sub(r"\\text\{[^{}]*\}|\\begin\{\w*\}|\\end\{\w*\}|\\[a-zA-Z]+", " ", text)
     return frozenset([*re.findall(_GREEK + "(?![a-z])", text), *re.findall("[a-zA-Z]", latin)]) - _CONSTANTS
 
 
 @lru_cache(maxsize=4096)
 def _canonical(name: str) -> tuple[str, int, str]:
-    """(base, order of the derivative, argument): f'(2) is (f, 1, 2); y, y(x) are (y, 0, "")."""
+    """Return (base, order of the derivative, argument): f'(2) is (f, 1, 2); y and y(x) are (y, 0, "")."""
     derivative, simple = _DERIVATIVE.fullmatch(name), _SIMPLE.fullmatch(name)
     if derivative:
         return derivative[2], int(derivative[1] or 1), "" if derivative[3] in "xt" else f"/{derivative[3]}"
@@ -277,7 +281,7 @@ def _canonical(name: str) -> tuple[str, int, str]:
 
 
 def same_name(first: str, second: str) -> bool:
-    """Whether two names may name one thing: words go with anything, y(x) with y, f(x) with y, but y' never with y."""
+    """Return True if two names may be the same: words and any name, y(x) and y, f(x) and y, but not y' and y."""
     if "\\text" in first + second or (tuple_names(first) and set(tuple_names(first)) == set(tuple_names(second))):
         return True
     (p, order, argument), (q, other, at) = _canonical(first), _canonical(second)
@@ -285,20 +289,20 @@ def same_name(first: str, second: str) -> bool:
 
 
 def tuple_names(name: str) -> tuple[str, ...]:
-    """`(x,y)` as (x, y); () for any other name."""
+    """Return (x, y) for the name `(x,y)`; () for any other name."""
     match = _NAMED_TUPLE.fullmatch(name)
     names = tuple(re.split("[,;]", match[1])) if match else ()
     return names if len(set(names)) == len(names) else ()
 
 
 def _letter(name: str) -> str:
-    r"""The letter that a name is about: x of x_{1}, α of \alpha; a backslash for any other command."""
+    r"""Return the letter of a name: x of x_{1}, α of \alpha; a backslash for any other command."""
     command = re.match(r"\\([a-z]+)", name)
     return _GREEK_LETTERS.get(command[1], "\\") if command else name[0].lower()
 
 
 def in_name_order(names: tuple[str, ...], values: tuple[str, ...]) -> tuple[str, ...]:
-    """Values in a tuple's order: by the names where these are neighbours (x, y; a, b; x_1, x_2), r before an angle."""
+    """Sort values by name if the names are in one series (x, y; a, b; x_1, x_2). r precedes an angle."""
     letters = [_letter(name) for name in names]
     family = any(set(letters) <= set(row) for row in _NEIGHBOURS) or (len(set(letters)) == 1 and "\\" not in letters)
     if not family and not ("r" in names and {"\\theta", "\\phi", "\\varphi"}.intersection(names)):
@@ -308,16 +312,16 @@ def in_name_order(names: tuple[str, ...], values: tuple[str, ...]) -> tuple[str,
 
 
 def assigned(items: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(names, values) of `x=1, y=2`, the values in the order of the names; names () unless each item has its own."""
-    found = [statement(item) for item in items]
-    named = [part if part and len(part.names) == 1 and not part.links and part.solved else None for part in found]
+    """Return (names, values) of `x=1, y=2`, values in the order of the names. names: () unless all are distinct."""
+    statements = [statement(item) for item in items]
+    named = [part if part and len(part.names) == 1 and not part.links and part.solved else None for part in statements]
     names = tuple(part.names[0] for part in named if part)
     values = tuple(part.value if part else item for part, item in zip(named, items, strict=True))
     return (names, in_name_order(names, values)) if len(set(names)) == len(items) else ((), values)
 
 
 def ordered_value(found: Statement) -> str:
-    """The value, a named tuple's in the order of its names: (y,x)=(1,2) says (2,1)."""
+    """Return the value, sorted by name for a named tuple: (y,x)=(1,2) gives (2,1)."""
     names, values = tuple_names(found.names[0]) if found.names else (), bracket(found.value)
     if not names or values is None or len(values.items) != len(names):
         return found.value

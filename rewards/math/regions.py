@@ -1,7 +1,7 @@
-r"""Sets of real numbers: intervals, unions, inequalities in one unknown, and what is left out of them.
+r"""Sets of real numbers: intervals, unions, inequalities in one unknown, and excluded points.
 
 `x\neq0`, `\mathbb{R}\setminus\{0\}`, `(-\infty,0)\cup(0,\infty)` and `x<0 or x>0` become the same Region: the real line
-with a hole at 0. Ends are kept as text; compare.py says which are equal.
+with a hole at 0. Endpoints stay text, which compare.py compares.
 """
 
 import re
@@ -12,13 +12,13 @@ from .exact import number, value_or_text
 from .parts import both_signs, bracket, is_variable, listed, split
 
 SIGNS = re.compile(r"\\leq|\\geq|\\neq|<|>")
-MARKS = re.compile(SIGNS.pattern + r"|\\cup|\\setminus|\\mathbb\{R\}")  # only regions have; (1,2) may be a point
+MARKS = re.compile(SIGNS.pattern + r"|\\cup|\\setminus|\\mathbb\{R\}")  # only in regions; (1,2) may be a point
 _MIRRORED = {"<": ">", ">": "<", "\\leq": "\\geq", "\\geq": "\\leq"}
 _BUILDER = re.compile(r"\\\{[a-z](?:\\in ?\\mathbb\{R\})?[|:](.*)\\\}|[a-z]\\in ?([^<>]*)")
 
 
 class Span(NamedTuple):
-    """An interval: its ends as text, and whether they belong to it."""
+    """Interval: its endpoints as text, and whether they belong to it."""
 
     low: str
     high: str
@@ -27,7 +27,7 @@ class Span(NamedTuple):
 
 
 class Region(NamedTuple):
-    """A union of spans and single points, without the holes; `name` is the unknown it speaks of, if it does."""
+    """Union of spans and single points, minus the holes. `name` is its unknown, "" if there is none."""
 
     spans: tuple[Span, ...]
     points: tuple[str, ...] = ()
@@ -40,9 +40,9 @@ _LINE = Region((Span("-\\infty", "\\infty", False, False),))
 
 @lru_cache(maxsize=4096)
 def region(text: str) -> Region | None:
-    """The region that a normalised text describes, its spans joined where they touch; None when it is none."""
-    found = _read(text)
-    return None if found is None else _joined(found)
+    """Parse a region from normalised text, with touching spans joined; None if it is not a region."""
+    parsed = _read(text)
+    return None if parsed is None else _join_spans(parsed)
 
 
 def _read(text: str) -> Region | None:
@@ -50,32 +50,32 @@ def _read(text: str) -> Region | None:
         return _LINE if text == "\\mathbb{R}" else Region(())
     both, items, unions = split(text, "\\land"), listed(text), split(text, "\\cup")
     if len(both) > 1:
-        return _combined(both, union=False)
+        return _combine(both, union=False)
     if items:
         name = re.match(r"[a-z]\\neq", items[0])  # x\neq 2,3
-        said = [item if SIGNS.search(item) or not name else name[0] + item for item in items]
-        return _combined(said, union="\\neq" not in text)
+        texts = [item if SIGNS.search(item) or not name else name[0] + item for item in items]
+        return _combine(texts, union="\\neq" not in text)
     if len(unions) > 1:
-        return _combined(unions, union=True)
+        return _combine(unions, union=True)
     base, *without = split(text.replace("\\mathbb{R}-", "\\mathbb{R}\\setminus"), "\\setminus")
     if without:
-        kept, holes = _read(base), bracket(without[0])
-        return kept._replace(holes=kept.holes + holes.items) if kept and holes and holes.is_set else None
+        whole, holes = _read(base), bracket(without[0])
+        return whole._replace(holes=whole.holes + holes.items) if whole and holes and holes.is_set else None
     built = _BUILDER.fullmatch(text)
     if built:
         return _read(built[1] or built[2])
-    found = bracket(text)
-    if found is None:
+    group = bracket(text)
+    if group is None:
         return _inequality(text) if SIGNS.search(text) else None
-    if found.is_set:
-        return None if SIGNS.search(text) else Region((), points=found.items)
-    if len(found.items) != 2 or found.opening not in "([" or found.closing not in ")]":
+    if group.is_set:
+        return None if SIGNS.search(text) else Region((), points=group.items)
+    if len(group.items) != 2 or group.opening not in "([" or group.closing not in ")]":
         return None
-    return Region((Span(*found.items, found.opening == "[", found.closing == "]"),))
+    return Region((Span(*group.items, group.opening == "[", group.closing == "]"),))
 
 
 def _inequality(text: str) -> Region | None:
-    r"""`2>x\geq1`, `x<3`, `x\neq\pm1`, `|x|<2`."""
+    r"""Parse an inequality: `2>x\geq1`, `x<3`, `x\neq\pm1`, `|x|<2`."""
     sides, signs = [side.strip() for side in SIGNS.split(text)], SIGNS.findall(text)
     if signs == ["\\neq"] and is_variable(sides[0]):
         return _LINE._replace(holes=tuple(both_signs(sides[1])), name=sides[0])
@@ -97,8 +97,11 @@ def _inequality(text: str) -> Region | None:
     return Region((Span(sides[0], sides[2], closed[0], closed[1]),), name=sides[1]) if is_variable(sides[1]) else None
 
 
-def _combined(texts: list[str] | tuple[str, ...], *, union: bool) -> Region | None:
-    """The union of regions that speak of one unknown, or their intersection if it has one lower and one upper end."""
+def _combine(texts: list[str] | tuple[str, ...], *, union: bool) -> Region | None:
+    """Return the union of regions in one unknown, or their intersection if it has one lower and one upper endpoint.
+
+    Returns None for other texts.
+    """
     regions = [part for part in map(_read, texts) if part]
     names = {part.name for part in regions if part.name}
     spans = [span for part in regions for span in part.spans]
@@ -116,10 +119,10 @@ def _combined(texts: list[str] | tuple[str, ...], *, union: bool) -> Region | No
     return Region(tuple(spans), tuple(points), tuple(holes), "".join(names))
 
 
-def _joined(found: Region) -> Region:
-    """Spans that touch become one, with a hole where both leave their common end out: (1,2) and (2,3) have one at 2."""
-    spans, holes, points = list(found.spans), list(found.holes), {value_or_text(point): point for point in found.points}
-    for _ in found.spans:
+def _join_spans(area: Region) -> Region:
+    """Join touching spans, with a hole at an endpoint that both exclude: (1,2) and (2,3) have a hole at 2."""
+    spans, holes, points = list(area.spans), list(area.holes), {value_or_text(point): point for point in area.points}
+    for _ in area.spans:
         pair = next(
             ((p, q) for p in spans for q in spans if p is not q and value_or_text(p.high) == value_or_text(q.low)), None
         )
@@ -130,4 +133,4 @@ def _joined(found: Region) -> Region:
         spans.append(Span(left.low, right.high, left.has_low, right.has_high))
         if not left.has_high and not right.has_low and not points.pop(value_or_text(left.high), None):
             holes.append(left.high)
-    return found._replace(spans=tuple(spans), points=tuple(points.values()), holes=tuple(holes))
+    return area._replace(spans=tuple(spans), points=tuple(points.values()), holes=tuple(holes))

@@ -1,9 +1,10 @@
-r"""Single expressions compared by computer algebra: math-verify, with its verdict on numbers checked again exactly.
+r"""Comparison of single expressions by computer algebra: math-verify with an exact comparison of numbers.
 
-Runs only inside a worker process (worker.py): a hostile expression may take any amount of time and memory here.
-math-verify treats numbers as equal below an absolute tolerance (1/30! = 1/31!), so numbers are decided by their exact
-difference: nonzero to some precision means different, not distinguishable from zero at 1,000 digits means equal.
-What math-verify calls equal and holds variables must also agree at a few rational points.
+Runs only in worker processes (worker.py), because an adversarial expression may take unlimited time and memory.
+
+math-verify treats numbers as equal below an absolute tolerance (1/30! = 1/31!). Here, numbers are compared by their
+exact difference: nonzero at some precision means different, indistinguishable from zero at 1,000 digits means equal.
+Expressions with variables that math-verify considers equal must also agree at a few rational points.
 """
 
 import logging
@@ -26,29 +27,29 @@ _READING = ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fraction
 _DEGREES = re.compile(r"(\d+|\\frac\{\d+\}\{\d+\})\\degree")
 _DECIMAL = re.compile(r"(\d*)\.(\d+)")
 _MIXED = re.compile(r"(?<![\d}^.)])(\d+)\\frac\{(\d+)\}\{(\d+)\}")
-_CONSTANT_ELSEWHERE = re.compile(  # letters that latex2sympy reads as constants, functions or differentials
+_CONSTANT_ELSEWHERE = re.compile(  # letters that latex2sympy parses as constants, functions or differentials
     r"\\int.*|\\(?:math[a-z]+|begin|end)\{\w+\}|\\frac\{d[^{}]*\}\{d\w+\}|_\{\w+\}|\\Gamma(?=\()|\\(?!(?:gamma|Gamma)(?![a-zA-Z]))[a-zA-Z]+"
     r"|\\?(gamma|Gamma|[EId]|e(?=_))(?:_\{(\w+)\})?"
 )
 _POINTS = tuple(map(sympy.Rational, "17/11 23/7 5/13 29/19 41/17 3/31 53/23 8/37".split()))
-_CONSTANTS = frozenset(("C", "c", "K", "k", "C_{1}", "c_{1}"))  # of integration
+_CONSTANTS = frozenset(("C", "c", "K", "k", "C_{1}", "c_{1}"))  # constants of integration
 
 
 def equal_expressions(answer: str, gold: str) -> bool:
-    """Whether two normalised expressions are equal; what cannot be read is equal to nothing. Raises MemoryError."""
+    """Return True if two normalised expressions are equal; False if one cannot be parsed. Raises MemoryError."""
     try:
         return _equal(answer, gold)
     except MemoryError:
         raise
-    except Exception:  # latex2sympy and sympy raise anything, bare Exception included, on what they cannot handle
+    except Exception:  # latex2sympy and sympy raise any exception for unsupported input, including bare Exception
         logger.error("not readable", exc_info=True)
         return False
 
 
 def _equal(answer: str, gold: str) -> bool:
     a, g = _parse(answer), _parse(gold)
-    if isinstance(a, sympy.Eq) and isinstance(g, sympy.Eq):  # the same up to a factor, all on one side
-        if not (a.free_symbols and g.free_symbols):  # \sqrt{3}=1.732 says what its sides say
+    if isinstance(a, sympy.Eq) and isinstance(g, sympy.Eq):  # equal up to a factor, with all terms on one side
+        if not (a.free_symbols and g.free_symbols):  # \sqrt{3}=1.732: compare both sides
             return a.free_symbols == g.free_symbols and _same_number(a.lhs, g.lhs) and _same_number(a.rhs, g.rhs)
         ratio: Any = sympy.simplify((a.lhs - a.rhs) / (g.lhs - g.rhs))  # type: ignore[operator]  (sympy types sides as Basic)
         return bool(ratio.is_number and ratio.is_nonzero and ratio.is_finite)
@@ -63,9 +64,9 @@ def _equal(answer: str, gold: str) -> bool:
 
 
 def _with_constant_of(a: Any, g: Any) -> Any:
-    """Constants of integration under the names that the gold gives them: x^2+K for x^2+C, c_1e^x for C_1e^x."""
+    """Rename constants of integration as in the gold: x^2+K for x^2+C, c_1e^x for C_1e^x."""
     ours, theirs = a.free_symbols - g.free_symbols, g.free_symbols - a.free_symbols
-    solves = ours and theirs and any(symbol.name in "xyt" for symbol in g.free_symbols)  # no angle of a triangle
+    solves = ours and theirs and any(symbol.name in "xyt" for symbol in g.free_symbols)  # not an angle of a triangle
     if solves and {symbol.name.lower()[0] for symbol in ours | theirs} == {"c"}:
         return a.subs({symbol: sympy.Symbol(symbol.name.swapcase()) for symbol in ours})
     if len(ours) == len(theirs) == 1:
@@ -76,7 +77,10 @@ def _with_constant_of(a: Any, g: Any) -> Any:
 
 
 def _same_where_real(a: Any, g: Any) -> bool:
-    r"""Equal for positive values, and for negative ones where roots and logarithms are real: \ln x^2=2\ln x, |x|≠x."""
+    r"""Return True if equal for positive values, and for negative ones where roots and logarithms are real.
+
+    Examples: \ln x^2=2\ln x, |x|≠x.
+    """
     symbols = sorted(a.free_symbols | g.free_symbols, key=str)
     inner = [part.args[0] for part in a.atoms(sympy.log) | g.atoms(sympy.log)]
     inner += [part.base for part in a.atoms(sympy.Pow) | g.atoms(sympy.Pow) if not part.exp.is_Integer]
@@ -88,12 +92,15 @@ def _same_where_real(a: Any, g: Any) -> bool:
     return bool(sympy.simplify(sympy.expand_log(a.subs(positive) - g.subs(positive))) == 0)
 
 
-@lru_cache(maxsize=1024)  # reading costs more than comparing, and a group of samples shares its gold
+@lru_cache(maxsize=1024)  # parsing costs more than comparing, and a group of samples shares its gold
 def _parse(text: str) -> Any:
-    """A sympy object with exact numbers: decimals and mixed numbers as fractions, degrees as radians, i imaginary."""
+    """Parse to a sympy object with exact numbers.
+
+    Decimals and mixed numbers become fractions, degrees become radians, i is the imaginary unit.
+    """
     text = _DECIMAL.sub(lambda m: f"\\frac{{{int(m[1] + m[2])}}}{{{10 ** len(m[2])}}}", text)
     text = _MIXED.sub(_improper, text)
-    text = re.sub(r"(?<=[\d)])\(|(?<=\\pi)\(", "*(", text)  # read as a mixed number otherwise: 2(3) would be 5
+    text = re.sub(r"(?<=[\d)])\(|(?<=\\pi)\(", "*(", text)  # otherwise a mixed number: 2(3) would be 5
     text = _DEGREES.sub(r"(\\frac{\1*\\pi}{180})", text)
     text = _CONSTANT_ELSEWHERE.sub(lambda m: f"\\Xi_{{{m[1]}{m[2] or ''}}}" if m[1] else m[0], text)
     text = text.replace(ROW, "\\\\").replace("*", "\\cdot ").replace("%", "\\cdot \\frac{1}{100}")
@@ -111,7 +118,7 @@ def _improper(match: re.Match[str]) -> str:
 
 
 def _is_odd_root_of_negative(part: Any) -> bool:
-    """The cube root of -8 is -2 for everybody but sympy, which takes the complex principal root."""
+    """Match odd roots of negative numbers: the cube root of -8 is -2, but sympy takes the complex principal root."""
     return bool(part.is_Pow and part.exp.is_Rational and part.exp.p == 1 and part.exp.q % 2 and part.base.is_negative)
 
 
@@ -134,12 +141,12 @@ def _same_real(x: Any, y: Any) -> bool:
     try:
         return bool(difference.evalf(5, maxn=1000, strict=True) == 0)
     except PrecisionExhausted:
-        # zero as far as so many digits show: equal, unless sympy cannot evaluate it at all (the cosine of 10^300)
+        # Zero to 1,000 digits means equal, unless sympy cannot evaluate it at all (the cosine of 10^300).
         return bool(abs(x.evalf(20) - y.evalf(20)) <= sympy.Rational(1, 10**15) * max(1, abs(y.evalf(20))))
 
 
 def _agree_at_points(a: Any, g: Any) -> bool:
-    """False when two expressions differ at some rational point; a cheap test before the algebra and a check upon it."""
+    """Return False if two expressions differ at some rational point: a cheap test before and a check of the algebra."""
     symbols = sorted(a.free_symbols | g.free_symbols, key=str)
     for shift in range(3):
         point = {symbol: _POINTS[(index + shift) % len(_POINTS)] + index for index, symbol in enumerate(symbols)}

@@ -1,8 +1,8 @@
-r"""Units of measure at the end (or a currency sign at either end) of a normalised answer.
+r"""Units of measure at the end of a normalised answer, or a currency sign at either end.
 
-The rule (docs/verifier.md): both sides carry the same unit, or one side carries none. A unit is a product of powers of
-known units and of things counted (plural nouns), inside `\text{}` or after a blank. Words that are or hold a number or
-an operation (pairs, sixteenths, reciprocals) are no units. A letter glued to a number is a variable: 6s is not 6.
+Rule (docs/verifier.md): both sides have the same unit, or one side has none. A unit is a product of powers of known
+units and of counted things (plural nouns), inside `\text{}` or after a blank. Words for numbers or operations (pairs,
+sixteenths, reciprocals) are not units. A letter directly after a number is a variable: 6s is not 6.
 """
 
 import re
@@ -37,10 +37,10 @@ _SLASHED = {"mph": "mi/h", "kmh": "km/h", "kph": "km/h", "kmph": "km/h", "bps": 
 _RATES = re.compile(rf"\b(?:{'|'.join(_SLASHED)})\b")
 _SYMBOL = re.compile(r"[GMTkhdcmμn]?(?:[mgslLWJVANΩ]|Pa|Hz|eV|mol|cal)|[GMTkmμn][KCTBb]")
 _SPELLED = re.compile(rf"({'|'.join(_PREFIXES)})?({'|'.join(_BASES)})s?")
-_GLUED = re.compile(r"(?:mm|cm|km|kg|mg|ml|mL|lbs?|oz|ft|mph|kmh|[hH]z)(?![a-zA-Z])|[a-zA-Z]{4}")  # no product
+_GLUED = re.compile(r"(?:mm|cm|km|kg|mg|ml|mL|lbs?|oz|ft|mph|kmh|[hH]z)(?![a-zA-Z])|[a-zA-Z]{4}")  # cannot be a product
 _FACTOR = re.compile(r"([^\s*^\d{}]+)(?:\^?\{?(-?\d)\}?)?(?:[\s*]+|$)")
 _PER = re.compile(r" ?/ ?| per | an? (?=[a-z]{3})")
-_ASIDE = re.compile(  # what follows a unit without changing it: 20 years old, 3 cups of sugar
+_ASIDE = re.compile(  # words after a unit that do not change it: 20 years old, 3 cups of sugar
     r" (?:each|apiece|long|tall|old|wide|deep|high|thick|away|ago|apart|left|remaining|altogether|overall"
     r"|(?:in )?total|in (?:all|length|height|width|area|volume|weight))$|(?<=[a-z]) of (?:the )?[a-z]+(?: [a-z]+)?$"
 )
@@ -50,7 +50,7 @@ _NUMBER_WORD = re.compile(  # also as an adjective: 42 six sevenths, 42 twenty s
     rf"(?:illion|illionth|teenth|ieth|enth|tuple|uplet|teen)s?\b|\b{_TENS}t(?:y|ies)\b|\b(?:quar|quin|sex|sep|oc|non)tets\b"
     r"|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b"
 )
-_NO_NOUNS = frozenset(  # numbers and operations (42 sixteenths is not 42), and what is no noun at all
+_NO_NOUNS = frozenset(  # numbers and operations (42 sixteenths is not 42), and words that are not nouns
     """lakhs crores myriads googols grosses minuses pluses duos
     halves thirds quarters fourths fifths sixths sevenths eighths ninths tenths twelfths hundredths thousandths
     ones twos threes fours fives sixes sevens eights nines tens hundreds thousands dozens zeros zeroes percents
@@ -64,8 +64,8 @@ _NO_ADJECTIVES = _NO_NOUNS | frozenset(
     to of by half third quarter hundred thousand dozen double triple twice else times negative factorial choose
     squared cubed""".split()
 )
-MAX_WORDS = 12  # of a unit with what follows it
-NOT_OPTIONAL = frozenset(("am", "pm"))  # in a gold: 3:45 may be either
+MAX_WORDS = 12  # words of a unit and of the text after it
+NOT_OPTIONAL = frozenset(("am", "pm"))  # required if in the gold: 3:45 may be either
 _MULTIPLIERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
 
 _POWER = r"(?:\^\{?-?\d\}?)?"
@@ -79,7 +79,7 @@ _DEGREE = re.compile(r"(.+)\\degree(?:\\text\{ ?([CFK])\}| ?([CFK]))?", re.DOTAL
 
 
 class Measure(NamedTuple):
-    """A normalised answer without its unit, and the unit's one name ("" for none)."""
+    """Normalised answer without its unit, and the canonical name of the unit ("" for none)."""
 
     core: str
     unit: str
@@ -87,7 +87,7 @@ class Measure(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def split_unit(text: str) -> Measure:
-    """Cut the unit off a normalised answer; the unit is "" when there is none or when the words are no unit."""
+    """Split a normalised answer into value and unit. The unit is "" if there is none or if the words are not a unit."""
     if text[-1:].isdigit() and text[:1].isdigit():
         return Measure(text, "")
     sign = text[:1] if text[:1] in ("+", "-") else ""
@@ -101,10 +101,10 @@ def split_unit(text: str) -> Measure:
 
 
 def _tails(text: str) -> Iterator[tuple[str, str]]:
-    """(core, words) of each way in which a text may end in words."""
-    found = _IN_TEXT.fullmatch(text)
-    if found:
-        yield found[1], re.sub(r"\\text\{([^{}]*)\}", r" \1", found[2])
+    """Yield (core, words) for each way to split words off the end of a text."""
+    match = _IN_TEXT.fullmatch(text)
+    if match:
+        yield match[1], re.sub(r"\\text\{([^{}]*)\}", r" \1", match[2])
     elif chinese := _CHINESE.fullmatch(text):
         yield chinese[1], chinese[2]
     elif sign := _SIGN_BEHIND.fullmatch(text):
@@ -118,7 +118,7 @@ def _tails(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _money(text: str, sign: str, currency: str, amount: str) -> Measure:
-    """`$5`, `-$5`, `$5 per day`, `$5 dollars`, `$70K`, `$48,000/year`."""
+    """Split an amount of money: `$5`, `-$5`, `$5 per day`, `$5 dollars`, `$70K`, `$48,000/year`."""
     unit = _CANONICAL[re.sub(r"\\text|[\\{}.]", "", currency).lower()]
     if scaled := _SCALED.fullmatch(amount):
         exponent = {"K": 3, "M": 6, "B": 9}[scaled[2] or scaled[3]]
@@ -133,7 +133,7 @@ def _money(text: str, sign: str, currency: str, amount: str) -> Measure:
 
 
 def _measured(core: str, words: str) -> Measure | None:
-    """`core` with the unit that the words are; None when they are none, or not such a unit."""
+    """Return `core` with the unit of `words`; None if they are not a unit."""
     words = " ".join(words.strip(" .,;:").replace("-", " ").split()) if "^" not in words else words.strip()
     words = words.removesuffix(" and")  # 2 hours and 30 minutes
     first, _, rest = words.partition(" ") if words.isascii() else (words[:1], "", words[1:])
@@ -149,7 +149,7 @@ def _measured(core: str, words: str) -> Measure | None:
 
 
 def _factors_of(words: str) -> Counter[str] | None:
-    """The powers of the units in `m/s^2`, ` miles per hour`, ` an hour`, ` cups of sugar each`; None: no unit."""
+    """Return the powers of units in `m/s^2`, ` miles per hour`, ` an hour`, ` cups of sugar each`; None: not a unit."""
     while (shorter := _ASIDE.sub("", words)) != words:
         words = shorter
     total: Counter[str] = Counter()
@@ -188,7 +188,7 @@ def _product(words: str) -> Counter[str] | None:
 
 
 def _known(word: str) -> str:
-    """The one name of a unit, symbols as they are written (mW is not MW), words in any case; "" when it is none."""
+    """Return the canonical name of a unit; "" if it is unknown. Symbols are case-sensitive (mW, MW), words are not."""
     lower = word.lower() if len(word) > 1 else word
     for spelled in (word, lower, lower.rstrip("."), lower.removesuffix("s") if len(lower) > 3 else lower):
         if spelled in _CANONICAL:

@@ -1,3 +1,5 @@
-"""Grading in worker processes that can be stopped: verifier.py owns them, process.py is one of them as its owner sees
-it, worker.py what runs inside, own.py a user's function there.
+"""Grading in worker processes with time and memory limits.
+
+verifier.py: process pool. process.py: handle of one worker process. worker.py: main program of a worker. own.py: a
+user's reward function in a worker.
 """

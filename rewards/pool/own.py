@@ -1,7 +1,7 @@
-"""A user's reward, `FILE.py:FUNCTION`, loaded and called inside a worker.
+"""User-defined reward, `FILE.py:FUNCTION`, loaded and called inside a worker.
 
 Arguments are passed by name (`NAMES`). A function with the parameter `completions` is a batch reward: it takes lists
-and returns a list. Either kind may be `async def`. A result is a number, or a dict of numbers in which `score` is the
+and returns a list. Both kinds may be `async def`. A result is a number, or a dict of numbers in which `score` is the
 reward.
 """
 
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 
-MAX_THREADS = 256  # of asyncio.to_thread; the default, a few per core, would be less than the calls in flight
+MAX_THREADS = 256  # for asyncio.to_thread; its default, a few per core, is fewer than the concurrent calls
 
 NAMES = {
     **{name: f"{name}s" for name in ("completion", "gold", "answer", "problem", "row", "prompt")},
@@ -29,11 +29,11 @@ NAMES = {
     "truncated": "truncated",
     "completion_with_special_tokens": "completions_with_special_tokens",
 }
-"""The parameters a reward may have -> those of a batch reward. `answer` is the gold, `row` the row of the dataset."""
+"""Parameter of a reward -> parameter of a batch reward. `answer` is the gold, `row` the row of the dataset."""
 
 
 class OwnReward(NamedTuple):
-    """A loaded function. parameters: name of NAMES -> the function's parameter."""
+    """Loaded reward function. parameters: name in NAMES -> the function's parameter."""
 
     function: Callable[..., Any]
     path: str
@@ -46,7 +46,10 @@ class OwnReward(NamedTuple):
         return inspect.iscoroutinefunction(self.function)
 
     def grade(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """A reply per item: value, reason and parts, or the error. Only batch and async rewards get several items."""
+        """Return one reply per item: value, reason and parts, or the error.
+
+        Only batch and async rewards receive several items.
+        """
         calls: list[dict[str, Any]] = items
         if self.is_batch:
             calls = [{self.parameters[name].name: [item[name] for item in items] for name in items[0]}]
@@ -77,17 +80,17 @@ async def _gather(calls: list[Any]) -> list[Any]:
 
 
 def load(grader: str) -> OwnReward:
-    """The function of "path/to/file.py:function".
+    """Load the function of "path/to/file.py:function".
 
-    Raises what the file raises, ImportError for a file that is no Python, AttributeError for a missing name, TypeError
-    for something that is no function or whose parameters are not in NAMES.
+    Raises any exception of the file, ImportError for a file that is not Python, AttributeError for a missing name,
+    TypeError for an object that is not a function or has parameters that are not in NAMES.
     """
     path, _, name = grader.rpartition(":")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.path.append(str(Path(path).resolve().parent))  # so that the file may import its neighbours
+    sys.path.append(str(Path(path).resolve().parent))  # so that the file can import modules from its folder
     spec.loader.exec_module(module)
     function = getattr(module, name)
     if not callable(function):
@@ -102,7 +105,7 @@ def load(grader: str) -> OwnReward:
         if part.kind in (part.POSITIONAL_ONLY, part.VAR_POSITIONAL)
         or (part.name not in known and part.default is part.empty and part.kind is not part.VAR_KEYWORD)
     ]
-    if "answer" in given and ("gold" in given or "completion" not in given):  # not the gold, but the response?
+    if "answer" in given and ("gold" in given or "completion" not in given):  # may mean the response
         unknown.append("answer")
     if unknown or not given:
         raise TypeError(
@@ -115,21 +118,21 @@ def load(grader: str) -> OwnReward:
 
 
 def scores_of(returned: object) -> dict[str, float]:
-    """The numbers that a reward returned, `score` among them. Raises TypeError for anything else."""
+    """Convert the result of a reward to numbers by name, including `score`. Raises TypeError for invalid results."""
     scores = returned if isinstance(returned, Mapping) else {"score": returned}
     if "score" not in scores or not all(isinstance(name, str) for name in scores):
-        raise TypeError(f"returned {_shown(returned)}; a dict needs names, and 'score' among them")
-    found = {}
+        raise TypeError(f"returned {_short_repr(returned)}; a dict needs names, and 'score' among them")
+    floats = {}
     for name, value in scores.items():
-        found[name] = _number(value)
-        if not math.isfinite(found[name]):
-            what = f"{type(value).__name__} {_shown(value)}"
+        floats[name] = _number(value)
+        if not math.isfinite(floats[name]):
+            what = f"{type(value).__name__} {_short_repr(value)}"
             raise TypeError(f"returned {what} as {name}; a finite number, or a dict of them with 'score', is needed")
-    return found
+    return floats
 
 
 def _number(value: Any) -> float:
-    """A bool, an int, a float, a Fraction, or a scalar of numpy or torch as a float; NaN for anything else."""
+    """Convert a bool, int, float, Fraction, or scalar of numpy or torch to a float; NaN for other types."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()
     try:
@@ -138,8 +141,8 @@ def _number(value: Any) -> float:
         return math.inf
 
 
-def _shown(value: object) -> str:
-    """A value, shortened; Python refuses to write out a whole number of more than 4,300 digits."""
+def _short_repr(value: object) -> str:
+    """Return a shortened repr. Python raises ValueError for an integer of more than 4,300 digits."""
     try:
         return reprlib.repr(value)
     except ValueError:
@@ -147,7 +150,7 @@ def _shown(value: object) -> str:
 
 
 def describe(error: BaseException, path: str) -> str:
-    """An error with the line of the user's file that it came from, where there is one."""
+    """Format an error with its line in the user's file, if there is one."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     line = f":{frames[-1].lineno}" if frames else ""
     return f"{path}{line}: {type(error).__name__}: {error}".removeprefix(": ")

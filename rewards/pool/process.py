@@ -1,8 +1,8 @@
-"""A grading process as its owner sees it: start it, send items, learn how it ended. The other end: worker.py.
+"""Handle of one grading process: start it, send items, and determine how it ended. worker.py runs in the process.
 
-Why not multiprocessing, or a pool built on it: a process that it starts afresh imports the main script first, here
-train.py and with it torch; its limits go by the clock, which a loaded machine stretches; and one that was killed looks
-like one that broke.
+multiprocessing and its pools are not used, for three reasons. A spawned process imports the main script first, here
+train.py and torch. Time limits are wall-clock time, which depends on the load. A killed process cannot be distinguished
+from a crashed one.
 """
 
 import contextlib
@@ -16,15 +16,17 @@ from multiprocessing.connection import Pipe
 from pathlib import Path
 from typing import Any
 
-START_S = 60.0  # a fresh worker has this long to import and report; half a second is usual
-TICK_S = 0.1  # between two looks whether the process still runs
+START_S = 60.0  # time limit for a new worker to import and send its first message; 0.5 s is usual
+TICK_S = 0.1  # interval between checks that the process is running
 FROM_OUTSIDE = frozenset((signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT))
-"""Sent by people, schedulers and the kernel's memory killer; an exit or another signal is the item's own doing."""
+"""Signals sent by users, schedulers and the kernel's OOM killer. The item causes an exit or any other signal."""
 
 
 class WorkerEnded(Exception):
-    """No reply. reason: start (no process comes up), killed (from outside), crash (by itself), timeout (the item used
-    up its processor time) or stalled (nothing within wait_s: it sleeps, waits for something, or was stopped).
+    """Raised if a worker ends without a reply.
+
+    reason: start (it does not start), killed (by a signal from outside), crash (by itself), timeout (the item exceeded
+    its CPU time) or stalled (no reply within wait_s: it sleeps, waits or was stopped).
     """
 
     def __init__(self, reason: str, why: str):
@@ -33,9 +35,9 @@ class WorkerEnded(Exception):
 
 
 class Worker:
-    """One process running rewards.pool.worker. wait_s: limit on the clock for a reply.
+    """One process running rewards.pool.worker. wait_s: wall-clock limit for a reply.
 
-    hello: its first message. Raises WorkerEnded with the reason start, or killed when it is killed before it is ready.
+    hello: its first message. Raises WorkerEnded with the reason start, or killed if it is killed before it is ready.
     """
 
     def __init__(self, grader: str, timeout_s: float, memory_gib: float, wait_s: float):
@@ -50,7 +52,7 @@ class Worker:
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
-                start_new_session=True,  # Ctrl-C is for the trainer, which then closes us
+                start_new_session=True,  # Ctrl-C reaches only the trainer, which then closes this worker
             )
         except OSError as error:
             raise WorkerEnded("start", f"no process could be started: {error}") from error
@@ -68,9 +70,9 @@ class Worker:
             raise WorkerEnded("start", self.hello["why"])
 
     def ask(self, call: str, items: list[Any]) -> list[dict[str, Any]]:
-        """The replies to some items (worker.py). Raises WorkerEnded."""
+        """Send items and return their replies (worker.py). Raises WorkerEnded if the process ends."""
         self.items += len(items)
-        with contextlib.suppress(OSError):  # it has ended; `_receive` says how
+        with contextlib.suppress(OSError):  # it has ended; `_receive` determines how
             self._channel.send((call, items))
         replies = self._receive(self._wait_s)
         if replies is None:
@@ -85,17 +87,17 @@ class Worker:
                     return self._channel.recv()
             except (EOFError, OSError):
                 ended = True
-            if ended:  # a process that it started may still hold its end of the channel
+            if ended:  # a child process may still hold its end of the channel
                 status = self._process.wait()
                 killed = "killed" if -status in FROM_OUTSIDE else "crash"
                 raise WorkerEnded("timeout" if status == -signal.SIGPROF else killed, f"exit status {status}")
-            wait_s -= min(time.monotonic() - begun, TICK_S)  # a longer tick: all of us were stopped, and go on now
+            wait_s -= min(time.monotonic() - begun, TICK_S)  # a longer tick means that all processes were suspended
         raise WorkerEnded("stalled", "no reply in time")
 
     def kill(self) -> None:
-        """SIGKILL to the process and to all that it started, and reap. Safe to call twice and from another thread."""
+        """Send SIGKILL to the process and its children, and reap it. Idempotent and thread-safe."""
         if not self._killed:
             self._killed = True
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody is left
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # the group has ended
                 os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()

@@ -1,18 +1,18 @@
-"""Grade many completions at once, in worker processes that can be stopped.
+"""Process pool that grades completions with time and memory limits.
 
     with Verifier(workers=2, timeout_s=2.0, memory_gib=2.0, grader="math") as verifier:
-        tickets = [verifier.submit(completion, gold) for completion, gold in pairs]     # at once, from any thread
+        tickets = [verifier.submit(completion, gold) for completion, gold in pairs]     # non-blocking, thread-safe
         grades = verifier.collect(tickets)                                              # in order
 
-`submit` settles in the caller what needs no computer algebra (microseconds); the rest goes to a queue. One daemon
-thread owns one worker process each: it sends an item and waits for the reply. The kernel ends a process whose item has
-used up its processor time, and it is replaced. Load and time in the queue change no reward. The first worker is started
-when the Verifier is made, the others when an item needs one.
+`submit` grades in the caller if no computer algebra is needed (microseconds), otherwise it queues the item. Each daemon
+thread owns one worker process: it sends an item and waits for the reply. The kernel ends a process whose item exceeds
+its CPU time, and the thread starts a new one. Rewards do not depend on load or queueing time. The constructor starts
+the first worker. Other workers start when an item needs one.
 
 An item whose worker ends gets strikes and is graded again, alone, until it has MAX_STRIKES.
 
-Works from any thread, in a forked child (with workers of its own), in several processes at once, and while the
-interpreter shuts down. Workers are killed by `close`, at exit, and by the kernel when their parent dies (Linux).
+A Verifier works from any thread, in a forked child (with new workers), in several processes, and during interpreter
+shutdown. Workers are killed by `close`, at exit, and by the kernel when their parent dies (Linux).
 """
 
 import atexit
@@ -41,22 +41,22 @@ logger = logging.getLogger(__name__)
 BUILT_IN = ("math", "answer_line")
 MAX_STRIKES = 10
 STRIKES = {"timeout": 10, "crash": 5, "killed": 1, "stalled": 1}  # by WorkerEnded.reason
-MAX_KILLED_STARTS = 100  # in a row; then this machine lets no worker start
-WAITING = 10  # times the limit of processor time may pass on the clock for algebra, which never waits
+MAX_KILLED_STARTS = 100  # consecutive killed starts after which no worker can start on this machine
+WAITING = 10  # wall-clock limit of computer algebra, as a multiple of its CPU time limit
 MAXIMUM = {"workers": 4096, "timeout_s": 86_400, "memory_gib": 1_000_000}
 MAXIMUM |= {"concurrency": 4096, "reward_timeout_s": 86_400}
-ITEMS_PER_WORKER = 5000  # then it is replaced, so that the algebra's caches cannot grow without end
-MAX_KNOWN = 50_000  # tickets kept by what they are about: the samples of a group repeat their answers
-WATCHED = ("timeout", "crash", "guard", "no_answer")  # a warning if the share of one of these reasons ...
+ITEMS_PER_WORKER = 5000  # items after which a worker is replaced, to limit the caches of computer algebra
+MAX_KNOWN = 50_000  # cached tickets by (answers, gold, problem): samples of a group repeat their answers
+WATCHED = ("timeout", "crash", "guard", "no_answer")  # warn if the share of one of these reasons ...
 WARN_SHARE, WARN_ITEMS = 0.02, 200  # ... is above WARN_SHARE and has doubled; checked after WARN_ITEMS grades
 
 
 class GraderError(RuntimeError):
-    """Grading cannot go on: a user's reward failed, or no worker comes up."""
+    """Raised if grading cannot continue: a user's reward failed, or no worker starts."""
 
 
 class Judged(NamedTuple):
-    """What a verdict of the grader "math" is about."""
+    """Input of the grader "math", the key of its cache."""
 
     answers: tuple[str, ...]
     gold: str
@@ -69,14 +69,14 @@ class Judged(NamedTuple):
 
 
 class Ticket(Future[dict[str, Any]]):
-    """A future of the reply to one item (worker.py). Pass it to `Verifier.collect`."""
+    """Future for the reply to one item (worker.py). Pass it to `Verifier.collect`."""
 
     def __init__(self, call: str, item: Any, judged: Judged | None = None):
         super().__init__()
         self.call, self.item, self.judged, self.strikes = call, item, judged, 0
 
     def settle(self, reason: str, value: Any = None, parts: dict[str, float] | None = None, error: str = "") -> None:
-        if self.done():  # by `close`, or by a caller who saw that no thread is left
+        if self.done():  # settled by `close`, or by a caller after all threads ended
             return
         if reason == "error":
             self.set_exception(GraderError(error))
@@ -92,18 +92,18 @@ class Ticket(Future[dict[str, Any]]):
 
 
 class Verifier:
-    """Grades (completion, gold) pairs: see the head of this file.
+    """Process pool that grades (completion, gold) pairs.
 
-    workers: processes. timeout_s: seconds of processor time for one item, so that no verdict depends on the load.
+    workers: number of processes. timeout_s: CPU time per item, so that verdicts do not depend on the load.
     memory_gib: address space of a worker.
-    grader: "math" (extract, compare, computer algebra), "answer_line" (the paper's strict rule, never a process), or
-    "path/to/file.py:function", a user's own, run in the workers: see own.py.
-    while_waiting: called at least once a second while `collect` waits; what it raises ends the waiting.
-    concurrency: items at once in an async or batch reward, over all workers.
-    reward_timeout_s: limit on the clock for a call of a user's reward; one that exceeds it is a GraderError.
+    grader: "math" (extraction, comparison, computer algebra), "answer_line" (the paper's strict rule, without
+        processes), or "path/to/file.py:function" (a user's reward, run in the workers: own.py).
+    while_waiting: called at least once per second while `collect` waits; its exception ends the wait.
+    concurrency: concurrent items in an async or batch reward, over all workers.
+    reward_timeout_s: wall-clock limit per call of a user's reward; above it, `collect` raises GraderError.
 
     Raises ValueError for an invalid argument, for a user's function that cannot be loaded or has unknown parameters,
-    and when no worker comes up within its limits.
+    and if no worker starts within its limits.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Verifier:
         for (name, most), value in zip(MAXIMUM.items(), limits, strict=True):
             if not 0 < value <= most:
                 raise ValueError(f"{name}: must be above 0 and at most {most} (got {value})")
-        self.grader, self._closed, self._while_waiting = _checked_grader(grader), False, while_waiting
+        self.grader, self._closed, self._while_waiting = _check_grader(grader), False, while_waiting
         wait_s = WAITING * timeout_s if self.grader == "math" else reward_timeout_s
         self._limits = (self.grader, timeout_s, memory_gib, wait_s)
         self._asked: dict[str, bool] = {}
@@ -135,7 +135,7 @@ class Verifier:
         _OPEN.add(self)
 
     def _start_first(self) -> dict[str, Any]:
-        """Start a worker and check that it can work within its limits; returns its first message."""
+        """Start a worker, check that it works within its limits, and return its first message."""
         _, timeout_s, memory_gib, _ = self._limits
         try:
             worker = self._start()
@@ -153,7 +153,7 @@ class Verifier:
         return worker.hello
 
     def _reset(self) -> None:
-        """Empty, as at first and in a forked child."""
+        """Clear queue, threads and workers: in the constructor and in a forked child."""
         self._queue: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
@@ -170,10 +170,10 @@ class Verifier:
         self.close()
 
     def submit(self, completion: str, gold: str, about: Mapping[str, Any] | None = None) -> "Ticket | Grade":
-        """Start grading; returns at once. Callable from any thread, also while others submit or collect.
+        """Start grading without blocking. Thread-safe.
 
         about: values for the other parameters of a user's reward (own.NAMES). `problem` is a Problem as a dict, whose
-        "row" is the row; a callable is called when the reward has its parameter. Raises ValueError when one is missing.
+        "row" is the row. A callable is called if the reward has its parameter. Raises ValueError if one is missing.
         """
         about = about or {}
         if self.grader == "answer_line":
@@ -184,8 +184,8 @@ class Verifier:
             missing = [name for name, optional in self._asked.items() if not optional and name not in given]
             if missing:
                 raise ValueError(f"reward: {self.grader} has the parameters {', '.join(missing)}, not available here")
-            asked = {name: given[name] for name in self._asked if name in given}
-            item = {name: value() if callable(value) else value for name, value in asked.items()}
+            arguments = {name: given[name] for name in self._asked if name in given}
+            item = {name: value() if callable(value) else value for name, value in arguments.items()}
             return self._enqueue(Ticket("own", item))
         answers = final_answers(completion)
         if not answers:
@@ -203,9 +203,9 @@ class Verifier:
         return known.grade() if known.done() else known
 
     def collect(self, tickets: "Sequence[Ticket | Grade]") -> list[Grade]:
-        """The grades in the order of the tickets. Waits, but each item has its limit, so never for ever.
+        """Wait for the grades and return them in the order of the tickets. Each item has a time limit.
 
-        Raises GraderError at the first item that a user's reward failed on, or that no worker could be started for.
+        Raises GraderError for the first item for which a user's reward failed or no worker could be started.
         """
         grades = [ticket if isinstance(ticket, Grade) else self._done(ticket).grade() for ticket in tickets]
         self._counts.update(grade.reason for grade in grades)
@@ -219,13 +219,13 @@ class Verifier:
         return grades
 
     def grade(self, completion: str, gold: str, about: Mapping[str, Any] | None = None) -> Grade:
-        """`submit` and `collect` for one pair."""
+        """Grade one pair: `submit` and `collect`."""
         return self.collect([self.submit(completion, gold, about)])[0]
 
     def check_golds(self, golds_to_check: list[str]) -> list[str | None]:
-        """For each gold the reason why it must not be used, None when it is fine."""
+        """Return for each gold the reason why it must not be used, or None if it is valid."""
         tickets: dict[str, Ticket | str | None] = {}
-        for gold in dict.fromkeys(golds_to_check):  # many problems have the same number
+        for gold in dict.fromkeys(golds_to_check):  # many problems have the same gold
             try:
                 tickets[gold] = golds.trouble_with(gold, compare.UNDECIDED)
             except golds.Undecided:
@@ -237,7 +237,7 @@ class Verifier:
         return [tickets[gold] for gold in golds_to_check]  # type: ignore[misc]  (no ticket is left)
 
     def close(self) -> None:
-        """Kill the workers; what is still unanswered becomes a crash. Idempotent."""
+        """Kill the workers. Pending items get the reason crash. Idempotent."""
         self._closed = True
         _OPEN.discard(self)
         for _ in self._threads:
@@ -262,7 +262,7 @@ class Verifier:
         return ticket
 
     def _done(self, ticket: Ticket) -> Ticket:
-        """The ticket once its reply, or its error, is there."""
+        """Wait until a ticket has its reply or its error, and return it."""
         while not ticket.done():
             self._while_waiting()
             if not wait([ticket], timeout=1.0).done and not any(thread.is_alive() for thread in self._threads):
@@ -270,7 +270,7 @@ class Verifier:
         return ticket
 
     def _take(self) -> list[Ticket]:
-        """The next item, and more for a reward that takes several; one with strikes goes alone. [] at the end."""
+        """Return the next item, or several for a batch or async reward; [] at the end. Items with strikes are alone."""
         first = self._queue.get()
         batch = [first] if first else []
         with contextlib.suppress(queue.Empty):
@@ -283,7 +283,7 @@ class Verifier:
         return batch
 
     def _serve(self) -> None:
-        """One thread: owns one worker at a time and takes items until None."""
+        """Main loop of a thread: own one worker at a time and process items until None."""
         worker: Worker | None = None
         while batch := self._take():
             replies: list[dict[str, Any]] = []
@@ -299,7 +299,7 @@ class Verifier:
                 worker = None
             if ended and not (replies := self._replies_to(ended, batch)):
                 for ticket in batch:
-                    self._queue.put(ticket)  # behind the others
+                    self._queue.put(ticket)  # retry at the end of the queue
                 continue
             for ticket, reply in zip(batch, replies, strict=True):
                 if ticket.judged and reply["reason"] in ("crash", "error"):
@@ -309,7 +309,7 @@ class Verifier:
             worker.kill()
 
     def _replies_to(self, ended: WorkerEnded, batch: list[Ticket]) -> list[dict[str, Any]]:
-        """The replies to items whose worker has ended; none when they are graded again."""
+        """Return the replies to items whose worker has ended; [] if they are graded again."""
         for ticket in batch:
             ticket.strikes += STRIKES.get(ended.reason, 0) if len(batch) == 1 else 1
         if ended.reason == "start":
@@ -324,7 +324,7 @@ class Verifier:
         return [reply] * len(batch)
 
     def _start(self) -> Worker:
-        """A worker that is ready. One killed while it starts is replaced: it had no item yet that could be to blame."""
+        """Return a worker that is ready. Retry if it is killed during its start, since no item can be the cause."""
         with contextlib.suppress(IndexError):
             return self._idle.pop()
         for _ in range(MAX_KILLED_STARTS):
@@ -335,19 +335,19 @@ class Verifier:
                     raise
                 continue
             self._live.add(worker)
-            if self._closed:  # `close` came while it was starting, and could not see it
+            if self._closed:  # `close` ran during the start and did not see this worker
                 worker.kill()
             return worker
         raise WorkerEnded("start", f"{MAX_KILLED_STARTS} in a row were killed from outside")
 
 
-def _checked_grader(grader: str) -> str:
+def _check_grader(grader: str) -> str:
     if grader == "math" and importlib.util.find_spec("math_verify") is None:
         raise ValueError("grader='math' needs the package math-verify: pip install 'math-verify[antlr4_13_2]'")
     if grader in BUILT_IN:
         return grader
-    path, found, name = grader.rpartition(":")
-    if not found or not name.isidentifier():
+    path, colon, name = grader.rpartition(":")
+    if not colon or not name.isidentifier():
         raise ValueError(f"grader={grader!r}: allowed are 'math', 'answer_line' and 'path/to/file.py:function'")
     if not Path(path).is_file():
         raise ValueError(f"grader={grader!r}: there is no file {Path(path).resolve()}")

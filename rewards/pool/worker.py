@@ -1,15 +1,15 @@
-"""One grading process: receives items, sends replies, and dies with its parent.
+"""Main program of a grading process: receives items, sends replies, and ends with its parent.
 
     python -m rewards.pool.worker '[PARENT_PID, MEMORY_BYTES, TIMEOUT_S, "math"]'
 
 File descriptor 0 is a multiprocessing Connection.
     first message out   {"asked": {name: has a default}, "many": takes several items at once} or {"why": "..."}
     in                  ("compare" | "check" | "own", [item, ...])
-    out                 [{"value": ..., "reason": "..."}, ...], with "parts" or "error" of a user's; None: no memory
+    out                 [{"value": ..., "reason": "..."}, ...], "parts" or "error" for a user's reward; None: no memory
 
-Started by process.py alone. The kernel ends this process with SIGPROF when an item has used up its processor time,
-also inside C code; the parent looks at the clock, for an item that only waits. The module is started by name with
-a plain interpreter and imports neither torch nor the trainer, so a respawn costs half a second.
+Only process.py starts it. The kernel ends this process with SIGPROF if an item exceeds its CPU time, also inside C
+code. The parent enforces the wall-clock limit for an item that waits. The module runs in a new interpreter and imports
+neither torch nor the trainer, so a restart takes 0.5 s.
 """
 
 import contextlib
@@ -37,12 +37,12 @@ def main() -> None:
     _die_with(parent)
     path, own, _ = grader.rpartition(":")
     if own:
-        _take_along()
+        _start_watchdog()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     channel = Connection(os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)  # what a grader prints goes to stderr
+    os.dup2(2, 1)  # a grader's output goes to stderr
     hello: dict[str, Any] = {}
     try:
         if own:
@@ -58,37 +58,39 @@ def main() -> None:
     channel.send(hello)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
-    with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent has ended
         while True:
             call, items = channel.recv()
             signal.setitimer(signal.ITIMER_PROF, timeout_s * len(items))
             try:
                 replies = calls[call](items)
             except MemoryError:
-                return channel.send(None)  # what is left of the heap is not worth keeping
+                return channel.send(None)  # end: the heap may be exhausted
             signal.setitimer(signal.ITIMER_PROF, 0)
             channel.send(replies)
 
 
 def _die_with(parent: int) -> None:
-    """Ask the kernel for SIGKILL when the parent's thread that started us ends; leave at once when it already has."""
+    """Request SIGKILL when the parent thread that started this process ends. Exit if the parent has already ended."""
     with contextlib.suppress(OSError, AttributeError):  # not Linux: the closed channel ends an idle worker
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(0)
 
 
-def _take_along() -> None:
-    """Leave a process behind that kills our group once we have ended, however we did: what a user's reward has started
-    must not outlive a trainer that was killed. It is nobody's child, since that code may wait for its own.
+def _start_watchdog() -> None:
+    """Start a watchdog process that kills this process group after this process ends for any reason.
+
+    Children of a user's reward must not outlive a killed trainer. A double fork detaches the watchdog, because the
+    reward may wait for its own children.
     """
-    if not hasattr(os, "pidfd_open"):  # not Linux: the group ends with a worker that its owner ends
+    if not hasattr(os, "pidfd_open"):  # not Linux: only Worker.kill ends the group
         return
     ours = os.pidfd_open(os.getpid())
     if os.fork() == 0:
         if os.fork() == 0:
-            os.closerange(0, ours)  # the channel, above all
-            select.select([ours], [], [])  # readable when we have ended
+            os.closerange(0, ours)  # mainly the channel
+            select.select([ours], [], [])  # readable when the worker has ended
             os.killpg(0, signal.SIGKILL)
         os._exit(0)
     os.wait()
@@ -98,8 +100,8 @@ def _take_along() -> None:
 def _math_calls() -> dict[str, Callable[[list[Any]], list[dict[str, Any]]]]:
     from ..math import compare, golds, symbolic
 
-    logging.disable(logging.CRITICAL)  # math-verify and sympy would log the model's whole text when they cannot read it
-    symbolic.equal_expressions("\\sqrt{2}+x^{2}", "x^{2}+\\sqrt{2}")  # builds the grammar now, not on an item's time
+    logging.disable(logging.CRITICAL)  # math-verify and sympy log the whole text that they cannot parse
+    symbolic.equal_expressions("\\sqrt{2}+x^{2}", "x^{2}+\\sqrt{2}")  # builds the grammar outside an item's CPU time
     leaf = compare.Leaf(symbolic.equal_expressions)
 
     def judge(items: list[tuple[list[str], str]]) -> list[dict[str, Any]]:
