@@ -116,13 +116,13 @@ def findings(grpo: Record, band: Record) -> str:
 
     def reached(run: Record, level: float) -> str:
         steps, rewards = run.series("reward/mean")
-        return f"step {steps[rewards >= level][0]}" if max(rewards) >= level else "not reached"
+        return str(steps[rewards >= level][0]) if max(rewards) >= level else "not reached"
 
     entropies = [run.series("train/entropy")[1][-1] for run in (grpo, band)]
     return (
-        "Mechanism: of the tokens with positive advantage and old probability below 1 %, the update was clipped\n"
-        f"  for: fixed clip {mean(grpo, RAREST)}, Band {mean(band, RAREST)} (mean over steps).\n"
-        f"Speed: mean reward 0.5 was reached at: fixed clip {reached(grpo, 0.5)}, Band {reached(band, 0.5)}.\n"
+        "Mechanism: clipped share of tokens with positive advantage and old probability below 1 % (mean over steps):\n"
+        f"  fixed clip {mean(grpo, RAREST)}, Band {mean(band, RAREST)}.\n"
+        f"Speed: first step with mean reward 0.5: fixed clip {reached(grpo, 0.5)}, Band {reached(band, 0.5)}.\n"
         f"Entropy after the last step: fixed clip {entropies[0]:.3f}, Band {entropies[1]:.3f} nats per token.\n"
         "One seed each; docs/results.md has several seeds and what does not hold."
     )

@@ -3,21 +3,21 @@
     accelerate launch train.py --config qwen3b_band.yaml [--key value ...]     # --help lists every key
 
 BandPO (arXiv 2603.04918) replaces the fixed clip bounds of GRPO by the projection of an f-divergence trust region on
-each token: wide for rare tokens, narrow for confident ones, with one radius delta. GRPO here differs from the papers:
-the clipping rule is a function (`rule`), advantages are exactly 0 in a group of equal rewards, the denominators of the
-loss are those of the whole minibatch over all processes, and a model's backward pass is skipped where every gradient is
-0. Read `main`, then the phases of `train_step` in the order in which it calls them. Where to change what:
+each token: wide for rare tokens, narrow for confident ones, with one radius delta. Differences from the papers: The
+clipping rule is a function (`rule`). Groups of equal rewards have advantages of exactly 0. Loss denominators are those
+of the whole minibatch over all processes. Backward passes are skipped where every gradient is 0.
+Read `main`, then the phases of `train_step` in call order. Where to change what:
 
     another advantage         group_advantages         another clipping rule       rule: my_file.py:my_rule
     another loss              grpo_loss                another reward              reward: my_file.py:my_reward
-    which samples are kept    rollout                  a metric of tokens          `stats` in grpo_loss
-    another optimizer         trainer/start.py         what a resume restores      trainer/types.py
+    sample selection          rollout                  per-token metric            `stats` in grpo_loss
+    another optimizer         trainer/start.py         state that a resume loads   trainer/types.py
     a new option              configs/schema.py        examples of all             docs/tweaks.md
 
-Left out: critics, reward models, asynchronous rollouts, tensor parallelism of the trainer.
+Not supported: critics, reward models, asynchronous rollouts, tensor parallelism of the trainer.
 
-Axes: B prompts per step, G samples per prompt, N = B*G sequences, T response tokens of a micro-batch, flat.
-Three log-probs, three names: `rollout_logprobs` (the engine's), `old_logprobs` (old policy), `logprobs` (current).
+Shapes: B prompts per step, G samples per prompt, T response tokens per micro-batch (concatenated).
+Log-probs: `rollout_logprobs` (of the engine), `old_logprobs` (of the old policy), `logprobs` (of the current policy).
 """
 
 import math
@@ -59,9 +59,10 @@ from trainer.types import MicroBatch, Sample, State
 
 
 def main(argv: list[str]) -> int:
-    """Train with the configuration of `argv`; returns the exit code: 0, 130 after Ctrl-C, 1 when a launcher died.
+    """Train with the configuration of `argv`.
 
-    Invalid config or data: one-line error, exit code 2. A failure during training: exit code 1.
+    Returns exit code 0, 130 after Ctrl-C, or 1 if a launcher died. Invalid config or data: one-line error, exit code 2.
+    A failure during training: exit code 1.
     """
     set_parent_death_signal()
     with exit_on_error(ValueError, OSError, code=2):
@@ -77,28 +78,28 @@ def main(argv: list[str]) -> int:
             return dry_run(cfg, plan.processes, say)
     with start(cfg, plan, say, Clock()) as run:
         try:
-            # The start policy is evaluated, or a step whose evaluation was interrupted.
+            # Evaluate the initial policy, or repeat an interrupted evaluation.
             if run.step == 0 or run.state.pending_metrics:
                 finish_step(run, run.state.pending_metrics)
             while run.step < cfg.max_steps:
                 finish_step(run, train_step(run))
-        except Interrupted:  # SIGTERM or Ctrl-C, on all ranks; an interrupted step leaves no trace
+        except Interrupted:  # SIGTERM or Ctrl-C, on all ranks; an interrupted step is discarded
             pass
         save(run)
-        if run.ranks.is_main and not run.signals.number:  # an interrupted run draws no plots
+        if run.ranks.is_main and not run.signals.number:  # an interrupted run writes no report
             write_report([run.folder], run.folder / "report.html")
             run.tracker.artifact([run.folder / "report.html", *plot_run(run.folder)], "report")
         return run.exit_code()
 
 
 def train_step(run: Run) -> dict[str, float]:
-    """One step of the algorithm, one line per phase; returns its metrics.
+    """Run one step of the algorithm, one line per phase; return its metrics.
 
     Raises Interrupted (before the first update only), GraderError, EngineError, EngineMismatch, FloatingPointError.
     """
     started_s = time.perf_counter()
-    run.seed(seed_of(run.cfg.seed, run.step, run.plan.rank))  # all global RNGs: a checkpoint stores none
-    with run.phase("rollout"):  # responses are graded while others are still being sampled
+    run.seed(seed_of(run.cfg.seed, run.step, run.plan.rank))  # reseed all global RNGs: checkpoints store none
+    with run.phase("rollout"):  # grades responses while others are still sampled
         samples, state = rollout(run)
     with run.phase("advantage"):
         samples = add_advantages(run.cfg, samples)
@@ -124,7 +125,7 @@ def train_step(run: Run) -> dict[str, float]:
 
 
 def finish_step(run: Run, metrics: dict[str, float]) -> None:
-    """Evaluate, log and save when due. If the evaluation is interrupted, the checkpoint keeps the pending metrics."""
+    """Evaluate, log and save if due. If the evaluation is interrupted, the checkpoint keeps the pending metrics."""
     cfg = run.cfg
     run.state = replace(run.state, pending_metrics=metrics)
     if run.is_due(cfg.eval_every) or (cfg.eval_every and run.step == cfg.max_steps):
@@ -143,9 +144,9 @@ def finish_step(run: Run, metrics: dict[str, float]) -> None:
 
 
 def rollout(run: Run) -> tuple[list[Sample], State]:
-    """This rank's samples to train on in this step, and the state after sampling. Raises Interrupted.
+    """Return this rank's training samples of this step, and the state after sampling. Raises Interrupted.
 
-    A step samples what is trained on `off_policy_steps` later; the first step samples for all steps up to then.
+    Each step samples the batch used `off_policy_steps` later; the first step fills the queue.
     """
     state, batches = run.state, list(run.state.queue)
     while len(batches) <= run.cfg.off_policy_steps:
@@ -156,15 +157,15 @@ def rollout(run: Run) -> tuple[list[Sample], State]:
 
 
 def sample_batch(run: Run, step: int, drawn: int) -> tuple[list[Sample], int]:
-    """This rank's samples for a step, group by group, and the number of prompts drawn so far (`drawn` before).
+    """Return this rank's samples for a step, group by group, and the updated number of prompts drawn.
 
-    With dynamic sampling (DAPO) a group whose responses all have the same score, before shaping, is replaced by the
-    next prompt of the training order, in up to `dynamic_sampling` rounds. Raises Interrupted.
+    With dynamic sampling (DAPO), the next prompts of the training order replace groups with equal scores (before
+    shaping), for up to `dynamic_sampling` rounds. Raises Interrupted.
     """
     cfg, order = run.cfg, {"n": len(run.task.train), "per_step": run.cfg.prompts_per_step, "seed": run.cfg.seed}
     slots = run.plan.slots(run.plan.rank)  # this rank's positions in the batch of prompts
     picks, drawn = next_problems(drawn, cfg.prompts_per_step, **order, taken=())
-    used, wanted = set(picks), dict(enumerate(picks))  # slot -> index of its problem, on all ranks
+    used, wanted = set(picks), dict(enumerate(picks))  # slot -> problem index, on all ranks
     groups: dict[int, list[Sample]] = {}
     for refill in range(cfg.dynamic_sampling + 1):
         with run.interruptible():
@@ -182,7 +183,7 @@ def sample_batch(run: Run, step: int, drawn: int) -> tuple[list[Sample], int]:
 
 
 def sample_groups(run: Run, wanted: dict[int, int], when: tuple[int, int]) -> dict[int, list[Sample]]:
-    """A graded group per slot of `wanted` (slot -> index of its problem). when: step, refill. Raises Interrupted."""
+    """Return a graded group per slot of `wanted` (slot -> problem index). when: step, refill. Raises Interrupted."""
     cfg, G, rows = run.cfg, run.cfg.samples_per_prompt, [run.task.train[i] for i in wanted.values()]
     seeds = [[seed_of(cfg.seed, *when, slot, j) for j in range(G)] for slot in wanted]
     about = [{"problem": asdict(problem), "prompt": run.task.tokenizer.decode(prompt)} for problem, prompt in rows]
@@ -210,7 +211,7 @@ def sample_groups(run: Run, wanted: dict[int, int], when: tuple[int, int]) -> di
 
 
 def reward_of(cfg: Config, completion: Completion, grade: Grade) -> float:
-    """The reward of a response: its score between reward_incorrect and reward_correct, less the overlong penalty."""
+    """Return the reward: score, scaled to reward_incorrect..reward_correct, minus the overlong penalty."""
     return shape_reward(
         grade,
         response_tokens=len(completion.token_ids),
@@ -226,19 +227,19 @@ def reward_of(cfg: Config, completion: Completion, grade: Grade) -> float:
 
 
 def add_advantages(cfg: Config, samples: list[Sample]) -> list[Sample]:
-    """The samples with their advantages; a group is `samples_per_prompt` consecutive samples."""
+    """Add advantages to the samples; a group is `samples_per_prompt` consecutive samples."""
     rewards = torch.tensor([s.reward for s in samples], dtype=torch.float64).view(-1, cfg.samples_per_prompt)  # (B, G)
     values = group_advantages(rewards, cfg.advantage).flatten().tolist()
     return [replace(sample, advantage=value) for sample, value in zip(samples, values, strict=True)]
 
 
 def group_advantages(rewards: Tensor, kind: str) -> Tensor:
-    """(B, G) advantages of (B, G) rewards, one group per row; exactly 0 in a group of equal rewards.
+    """Return (B, G) advantages of (B, G) rewards, one group per row; exactly 0 in a group of equal rewards.
 
     group_std:  (r - mean) / (std + 1e-6), std with G - 1: GRPO, arXiv 2402.03300
     group_mean: r - mean: Dr. GRPO, arXiv 2503.20783
     rloo:       r - mean of the others: arXiv 2402.14740
-    maxrl:      (r - mean) / mean, 0 where the mean is 0, for rewards from 0: arXiv 2602.02710, algorithm 1
+    maxrl:      (r - mean) / mean, 0 if the mean is 0; rewards must not be negative: arXiv 2602.02710, algorithm 1
 
     Raises ValueError for an unknown kind, GraderError for maxrl with a reward below 0.
     """
@@ -264,10 +265,10 @@ def group_advantages(rewards: Tensor, kind: str) -> Tensor:
 
 @torch.no_grad()
 def add_old_logprobs(run: Run, minibatches: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
-    """The micro-batches with log-probs under the old policy, and under the reference model and the teacher if there.
+    """Add log-probs of the old policy, and of reference model and teacher if any, to the micro-batches.
 
-    old_policy: trainer recomputes them under the current policy. A step of one update needs no pass: its own forward
-    pass gives them (`old_logprobs` stays None). old_policy: rollout takes the engine's.
+    old_policy: trainer recomputes them with the current policy. With one update per step, the forward pass of the
+    update provides them (`old_logprobs` stays None). old_policy: rollout uses those of the engine.
     """
     if run.cfg.old_policy == "rollout":
         minibatches = [[replace(b, old_logprobs=b.rollout_logprobs) for b in minibatch] for minibatch in minibatches]
@@ -283,7 +284,7 @@ def add_old_logprobs(run: Run, minibatches: list[list[MicroBatch]]) -> list[list
 def forward_all(
     run: Run, policy: Policy | StartModel, minibatches: list[list[MicroBatch]], *names: str
 ) -> list[list[MicroBatch]]:
-    """The micro-batches with the policy's log-probs and entropy under these names."""
+    """Add the policy's log-probs, then its entropy, to the micro-batches as `names`."""
     with run.tracker.progress(sum(map(len, minibatches)), f"step {run.step + 1} {names[0]}", "micro-batches") as bar:
 
         def forward(batch: MicroBatch) -> MicroBatch:
@@ -300,11 +301,11 @@ def forward_all(
 def grpo_loss(
     cfg: Config, rule: Rule, batch: MicroBatch, logprobs: Tensor, entropy: Tensor
 ) -> tuple[Tensor, TokenStats]:
-    """The loss of a micro-batch, a scalar, and statistics of its tokens: (T,) values to be averaged, or (values, mask).
+    """Return the scalar loss of a micro-batch and token statistics: (T,) values to average, or (values, mask).
 
     logprobs, entropy: (T,), of the current policy, with gradient. The policy term of a token is the PPO clip with the
-    rule's bounds, max(-r A, -clip(r, lower, upper) A), at most -dual_clip A for A < 0 (arXiv 1912.09729). For a rule
-    that gives a gradient weight w it is -w A logprob, 0 for A < 0 and w > dual_clip. Tokens with |ln r| > 20 get no
+    rule's bounds, max(-r A, -clip(r, lower, upper) A), at most -dual_clip A for A < 0 (arXiv 1912.09729). For a
+    gradient weight w, the term is -w A logprob, but 0 for A < 0 and w > dual_clip. Tokens with |ln r| > 20 get no
     gradient.
     """
     A = batch.advantages
@@ -348,7 +349,7 @@ def grpo_loss(
 
 
 def importance_weight(cfg: Config, old_logprobs: Tensor, batch: MicroBatch) -> Tensor:
-    """(T,) importance weight of old policy over rollout policy, per token, or of the whole sequence at each token.
+    """Return (T,) importance weights old policy / rollout policy, per token, or per sequence repeated for its tokens.
 
     *_truncate: at most tis_cap (TIS, Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL
     training"). token_mask: 0 outside [tis_floor, tis_cap] (IcePop, arXiv 2510.18855). sequence_mask: likewise per
@@ -364,7 +365,7 @@ def importance_weight(cfg: Config, old_logprobs: Tensor, batch: MicroBatch) -> T
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """(T,) k3 estimates of KL(policy || reference), nats: e^d - 1 - d, d = ref_logprobs - logprobs; at most 10.
+    """Return (T,) k3 estimates of KL(policy || reference), nats: e^d - 1 - d (at most 10), d = ref_logprobs - logprobs.
 
     Unbiased for tokens sampled from the policy, never negative (J. Schulman, "Approximating KL Divergence", 2020).
     """
@@ -373,7 +374,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 
 def update_policy(run: Run, minibatches: list[list[MicroBatch]]) -> Stats:
-    """`epochs` passes over the minibatches, one optimizer update each.
+    """Train for `epochs` passes over the minibatches, with one optimizer update per minibatch.
 
     Raises EngineMismatch before the first update, FloatingPointError after several updates without finite gradient.
     """
@@ -387,11 +388,11 @@ def update_policy(run: Run, minibatches: list[list[MicroBatch]]) -> Stats:
             with run.policy.accumulating(last):
                 logprobs, entropy = run.policy(batch)  # (T,), (T,)
                 loss, of_tokens = grpo_loss(cfg, run.rule, batch, logprobs, entropy)
-                # DDP and FSDP average gradients over processes; the weights already divide by global counts.
+                # DDP and FSDP average gradients over processes; loss_weights already use global counts.
                 run.policy.backward(loss * run.plan.processes, logprobs, entropy, always=last)
             stats.add(batch, loss, logprobs, entropy, of_tokens)
             before.append(logprobs.detach())
-            del logprobs, entropy, loss, of_tokens  # activations that a skipped backward pass did not free
+            del logprobs, entropy, loss, of_tokens  # frees the activations of a skipped backward pass
         if stats.updates == 0:
             stats.rollout_gap = check_rollout_logprobs(run, minibatches, before)
         apply_update(run, stats, minibatch)
@@ -399,7 +400,7 @@ def update_policy(run: Run, minibatches: list[list[MicroBatch]]) -> Stats:
 
 
 def apply_update(run: Run, stats: Stats, minibatch: list[MicroBatch]) -> None:
-    """One optimizer update; skipped on all ranks when the gradient is not finite, since they share its norm."""
+    """Apply one optimizer update; skip it on all ranks if the all-reduced gradient norm is not finite."""
     norm = run.policy.clip_gradients(run.cfg.grad_clip).item()
     if math.isfinite(norm):
         run.optimizer.step()
@@ -412,4 +413,4 @@ def apply_update(run: Run, stats: Stats, minibatch: list[MicroBatch]) -> None:
 if __name__ == "__main__":
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    hard_exit(lambda: record(main)(sys.argv[1:]))  # a launcher's summary shows the first error of several processes
+    hard_exit(lambda: record(main)(sys.argv[1:]))  # launcher summary: first error of all processes

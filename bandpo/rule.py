@@ -122,7 +122,7 @@ def _signature(function: Callable[..., object]) -> list[inspect.Parameter]:
     return list(inspect.signature(function).parameters.values())
 
 
-TYPE_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "text", type(None): "null"}
+TYPE_NAMES: dict[type, str] = {int: "an integer", float: "a number", str: "a string", type(None): "null"}
 
 
 def _allowed_types(function: Callable[..., object], name: str, default: object) -> tuple[type, ...]:

@@ -59,7 +59,7 @@ def fixed(ratio: Tensor, *, low: float = 0.2, high: float = 0.2) -> Result:
 
 @register
 def none(ratio: Tensor) -> Result:
-    """No clip except the dual clip.
+    """Only the dual clip.
 
     w = r
     Source: PPO, arXiv 1707.06347, equation 6
@@ -166,10 +166,10 @@ def bapo(
     high_to: float = 3.0,
     high_step: float = 0.05,
 ) -> Result:
-    """One pair of bounds per micro-batch; the upper bound rises until A > 0 has its share of the loss.
+    """One pair of bounds per micro-batch; the upper bound rises until tokens with A > 0 reach `target`.
 
-    w = r in [low_from, c], c the first of high_from, ..., high_to at which A > 0 has the share `target` of the sum of
-        abs(min(r A, clip(r) A)); without such a c, r in [low_to, high_to]
+    w = r in [low_from, c]; c: first of high_from, high_from + high_step, ..., high_to at which tokens with A > 0 have
+        the share `target` of the sum of abs(min(r A, clip(r) A)). If there is none: r in [low_to, high_to]
     Source: BAPO, arXiv 2510.18927, equation 8 and algorithm 1, without the factor pi_rollout; the authors' code differs
     Checked: paper; authors' code, which raises the lower bound first, in other ranges
     """
@@ -196,7 +196,7 @@ def acpo(
     clip_max: float = 3.0,
     groups: int = 5,
 ) -> Result:
-    """Bounds per interval of probabilities, from the spread of its ratios.
+    """Bounds per probability interval, from the spread of the ratios in it.
 
     w = r in [1 - c, 1 + c], c = base + alpha s within [clip_min, clip_max], s the standard deviation of r in the
         token's interval, one of `groups` equal parts of [0, 1]
@@ -271,7 +271,7 @@ def dppo_tv(
     delta_high: float = 0.2,
     ratio_cap: float | None = None,
 ) -> Result:
-    """Mask on the total variation of two events: the token, all others.
+    """Mask on binary total variation: the token versus all others.
 
     w = r, but 0 if p abs(r - 1) is above delta_high (A > 0, r > 1) or delta_low (A < 0, r < 1); at most ratio_cap
     Source: DPPO, arXiv 2602.04879, equations 12-13 (appendix E: cap 5); delta from prime-rl
@@ -292,7 +292,7 @@ def dppo_kl(
     delta_high: float = 0.05,
     ratio_cap: float | None = None,
 ) -> Result:
-    """Mask on KL(old, current) of two events: the token, all others.
+    """Mask on binary KL(old, current): the token versus all others.
 
     w = as dppo_tv, with KL(p, r p) in place of p abs(r - 1)
     Source: DPPO, arXiv 2602.04879, equations 12, 14 (appendix E: cap 5); delta from a reimplementation
@@ -315,7 +315,7 @@ def cppo(
     weight_floor: float = 0.8,
     ratio_cap: float | None = None,
 ) -> Result:
-    """Mask on total variation, tighter early in a response and after a prefix that has drifted.
+    """Mask on total variation, tighter early in a response and after an off-policy prefix.
 
     w = r, but 0 if A ln r > 0 and v_t D_t > min(delta, delta + sum over j < t of v_j (prefix_delta - D_j)); at most
         ratio_cap. D = p abs(r - 1), v falls from 1 to weight_floor along the response
@@ -343,7 +343,7 @@ def abc(
     low_loss: float = 0.2,
     high_loss: float = 0.2,
 ) -> Result:
-    """Two bounds per sign of A; a token outside them is clipped on either side.
+    """Two bounds per sign of A; tokens outside either bound are clipped.
 
     w = r within 1 - low_gain to 1 + high_gain for A > 0, 1 - low_loss to 1 + high_loss for A < 0; else 0
     Source: ABC-GRPO, arXiv 2601.03895, section 5
@@ -355,7 +355,7 @@ def abc(
 
 @register
 def up(ratio: Tensor, advantages: Tensor, *, low: float = 0.2) -> Result:
-    """No ratio and no clip for A > 0; PPO's lower bound for A < 0.
+    """Ratio 1 and no clip for A > 0; PPO's lower bound for A < 0.
 
     w = 1 for A > 0; else r, but 0 below 1 - low
     Source: UP-GRPO, arXiv 2607.06987, equation 15
@@ -419,7 +419,7 @@ def ce_gppo(
 def dgpo(
     ratio: Tensor, advantages: Tensor, *, n: float = 1.0, m: float = 2.0, low: float = 0.2, high: float = 0.2
 ) -> Result:
-    """Clipped tokens keep a gradient that fades as r falls and grows slower than r as r rises.
+    """Clipped tokens keep a gradient that shrinks with r and grows more slowly than r.
 
     w = r^(n+1) / (1 - low)^n below 1 - low (A < 0), (1 + high)^(1/m) r^(1 - 1/m) above 1 + high (A > 0), else r
     Source: DGPO, arXiv 2603.14389; its W weights the gradient of the probability: w = W p r
@@ -484,8 +484,8 @@ def clip_cov(
 ) -> Result:
     """Drops random tokens among those whose log-prob and advantage are strongly correlated.
 
-    w = 0 for `share` of all tokens, at least one, drawn from those with cov_low < (ln pi - mean)(A - mean) < cov_high;
-        else as fixed
+    w = 0 for `share` of all tokens (at least one), drawn from those with
+        cov_low < (ln pi - mean)(A - mean) < cov_high; else as fixed
     Source: Clip-Cov, arXiv 2505.22617, equations 10-12; low and high from verl's recipes
     Checked: paper, verl
     """
@@ -502,7 +502,7 @@ def kl_cov(
 ) -> Result:
     """Penalty abs(ln r) on the tokens whose log-prob and advantage are most correlated.
 
-    w = r, minus coefficient sign(ln r) / A for the `share` of all tokens, at least one, with the largest
+    w = r, minus coefficient sign(ln r) / A for the `share` of all tokens (at least one) with the largest
         (ln pi - mean)(A - mean)
     Source: KL-Cov, arXiv 2505.22617, equations 10, 13-14; no penalty where A = 0 (ours); share is for 32B, 2e-3 for 7B
     Checked: paper, verl (coefficient 0.1)

@@ -202,7 +202,10 @@ FIRST, LAST = "<!-- written by python -m bench.plot_rules --list -->\n", "<!-- e
 
 def rule_list() -> str:
     """Format a Markdown table of all rules from their docstrings and published values."""
-    lines = ["| rule, published values | effect, gradient weight w | source (arXiv), our reading |", "|---|---|---|"]
+    lines = [
+        "| rule, published values | effect, gradient weight w | source (arXiv), our interpretation |",
+        "|---|---|---|",
+    ]
     for name, rule in RULES.items():
         effect, _, rest = " ".join((rule.function.__doc__ or "").split()).partition(" w = ")
         w, _, source = rest.partition(" Checked: ")[0].partition(" Source: ")

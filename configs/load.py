@@ -49,7 +49,7 @@ RESERVED = ("config", "help", "inherit")
 NULLS = ("", "~", "null", "Null", "NULL")
 NUMBER = re.compile(r"[-+.\d][-+.\d_eE]*")  # texts that may be parsed as a number
 TEXT_TYPES = (NoneType, bool, int, float, str)  # types to try, in order, for a value without a declared type
-TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+TYPES = {int: "an integer", float: "a number", bool: "true or false", str: "a string", NoneType: "null"}
 LIMITS = {  # limits of a number: text, and the comparison of value and limit
     "low": ("from", operator.ge),
     "above": ("above", operator.gt),
@@ -370,10 +370,11 @@ def _allowed(hint: Any, about: Mapping[str, Any]) -> str:
         origin, arguments = typing.get_origin(member), typing.get_args(member)
         kinds = {Literal: f"one of {' | '.join(map(str, arguments))}", dict: "a mapping {name: value}"}
         if origin is list:
-            kinds[list] = f"a list [a, b] of {TYPES[arguments[0]].removeprefix('a ')}s"
+            kinds[list] = f"a list [a, b] of {TYPES[arguments[0]].split()[-1]}s"
         words.append(kinds[origin] if origin else TYPES[member])
     limits = [f"{word} {_dump(about[name])}" for name, (word, _) in LIMITS.items() if about[name] is not None]
-    return " or ".join([f"{words[0]} {' and '.join(limits)}".strip(), *words[1:]])
+    limit = re.sub(r"^from (\S+) and up to", r"from \1 to", " and ".join(limits))
+    return " or ".join([f"{words[0]} {limit}".strip(), *words[1:]])
 
 
 def _nearest(name: str, known: Iterable[str], otherwise: str, most: int = 1) -> str:

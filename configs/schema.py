@@ -35,11 +35,9 @@ class Config:
 
     run_name: str = knob("run", "name of the run's folder; the same name resumes the run", section="Run")
     output_dir: str = knob("runs", "parent folder of the run folders")
-    seed: int = knob(0, "seed of sampling, data order and initialized weights", low=0, high=2**32 - 1)
-    deterministic: bool = knob(False, "bit-identical runs from the same seed on a GPU, slower; CPU runs always are")
-    max_steps: int = knob(
-        1020, "training steps, each one rollout and its updates; default: 10 epochs", source=PAPER, low=1
-    )
+    seed: int = knob(0, "seed of sampling, data order and LoRA initialization", low=0, high=2**32 - 1)
+    deterministic: bool = knob(False, "bit-identical GPU runs from the same seed, slower; on a CPU always on")
+    max_steps: int = knob(1020, "training steps, one rollout each; default: 10 epochs", source=PAPER, low=1)
     dry_run: bool = knob(False, "preflight checks and the configuration only; no model is loaded")
     wandb: Literal["auto", "online", "offline", "disabled"] = knob(
         "auto", "wandb mode; auto: online with an API key and a network, else offline"
@@ -51,7 +49,7 @@ class Config:
         "auto", "dtype of compute and engine (master weights: float32); auto: bfloat16 on a GPU that supports it"
     )
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = knob(
-        "auto", "attention kernel; auto: packed if the model allows it; flash_attention_*: packed; eager, sdpa: padded"
+        "auto", "attention kernel and layout; auto: packed if possible; flash_attention_*: packed; eager, sdpa: padded"
     )
     gradient_checkpointing: bool = knob(
         True, "recomputation of activations in backward: less memory, a third more compute"
@@ -60,9 +58,9 @@ class Config:
         "auto", "sharding of the policy; auto: none for one process, ddp up to 1B parameters, else fsdp2"
     )
     lora_rank: int = knob(
-        0, "rank of LoRA adapters, which are then the only trained weights; 0: off", symbol="r", low=0
+        0, "rank of LoRA adapters, which are then the only trained weights (use a higher lr); 0: off", symbol="r", low=0
     )
-    lora_alpha: float = knob(32.0, "LoRA adapters are scaled by lora_alpha / lora_rank", above=0)
+    lora_alpha: float = knob(32.0, "numerator of the LoRA scale, lora_alpha / lora_rank", above=0)
     lora_targets: str | list[str] = knob("all-linear", "layers with adapters, such as [q_proj, v_proj]")
     trust_remote_code: bool = knob(
         False, "permission for Python code that comes with the model; only if you trust its author"
@@ -76,14 +74,14 @@ class Config:
     )
     eval_data: str | list[str] = knob(["aime24", "aime25", "amc23"], "evaluation sets, as train_data", source=PAPER)
     prompt_column: str | None = knob(
-        None, "column of the problem or conversation, in sets that have no name of their own; null: detected"
+        None, "column of the problem or conversation, in sets outside data/registry.py; null: detected"
     )
     answer_column: str | None = knob(
         None, "column of the reference answer, or STRUCT.FIELD, in the same sets; null: detected"
     )
     prompt_template: str = knob("dapo", "instruction around the problem, a name of data/prompts.py", source=PAPER)
     system_prompt: str = knob(
-        "default", "system turn; default: that of the chat template; none: no turn; other: its text"
+        "default", "system turn; default: the prompt or chat template's; none: no turn; other: its text"
     )
     chat_template: bool = knob(True, "prompts in the model's chat template; false: the bare text")
     chat_template_kwargs: dict[str, Any] = knob(
@@ -100,13 +98,15 @@ class Config:
         4096, "longest response; longer ones are truncated", unit="tokens", source=PAPER, low=1
     )
     temperature: float = knob(1.0, "temperature of sampling, log-probs and entropy", source=PAPER, above=0, high=2)
-    top_p: float = knob(1.0, "cumulative probability of nucleus sampling; 1: off", source=PAPER, above=0, high=1)
-    top_k: int = knob(0, "sample among the k most likely tokens; 0: off", source=PAPER, low=0)
-    stop: list[str] = knob([], "texts that end a response and stay in it, besides the model's end-of-turn tokens")
+    top_p: float = knob(1.0, "probability mass of nucleus sampling; 1: off", source=PAPER, above=0, high=1)
+    top_k: int = knob(0, "number of most likely tokens to sample from; 0: off", source=PAPER, low=0)
+    stop: list[str] = knob([], "stop strings, included in the response; the model's end-of-turn tokens always stop")
     dynamic_sampling: int = knob(
-        0, "rounds per step in which new prompts replace groups of equal scores; 0: off", source=DAPO, low=0
+        0, "maximum rounds per step of replacing equal-score groups with new prompts; 0: off", source=DAPO, low=0
     )
-    off_policy_steps: int = knob(0, "steps between rollout and training; 0: on-policy", unit="steps", low=0)
+    off_policy_steps: int = knob(
+        0, "staleness k: steps between rollout and training; 0: on-policy", unit="steps", low=0
+    )
     tensor_parallel: int = knob(1, "processes that share one engine", low=1)
     engine_memory_share: float = knob(
         0.6, "share of GPU memory for the engine while it samples; no effect on a CPU", above=0, below=1
@@ -121,12 +121,12 @@ class Config:
     reward_correct: float = knob(1.0, "reward of a correct response", source=PAPER)
     reward_incorrect: float = knob(-1.0, "reward of any other response", source=PAPER)
     overlong_buffer_tokens: int = knob(
-        0, "tokens before the response limit over which a penalty grows linearly to 1; 0: off", source=DAPO, low=0
+        0, "length of DAPO's soft overlong penalty, linear to 1 at the response limit; 0: off", source=DAPO, low=0
     )
     verifier_workers: int = knob(4, "grading processes per rank", low=1)
     verifier_timeout_s: float = knob(3.0, "CPU time limit per response", unit="s", above=0, high=86_400)
     reward_concurrency: int = knob(
-        16, "responses at once in an async or batch reward, over all verifier_workers", low=1, high=4096
+        16, "concurrent responses in an async or batch reward, over all verifier_workers", low=1, high=4096
     )
     reward_timeout_s: float = knob(
         60.0, "wall-clock limit per call of your own reward; above it the run ends", unit="s", above=0, high=86_400
@@ -137,60 +137,70 @@ class Config:
         {}, "parameters of the rule that differ from its published values; setting rule resets them", belongs_to="rule"
     )
     dual_clip: float | None = knob(
-        10.0, "ratio above which tokens with A < 0 get no gradient; null: off", symbol="c", source=PAPER, above=1
+        10.0,
+        "ratio or gradient weight above which tokens with A < 0 get no gradient; null: off",
+        symbol="c",
+        source=PAPER,
+        above=1,
     )
     advantage: Literal["group_std", "group_mean", "rloo", "maxrl"] = knob(
-        "group_std", "advantages within a group; formulas: group_advantages in train.py", source=PAPER
+        "group_std", "advantages within a group; formulas: docs/metrics.md", source=PAPER
     )
     loss_aggregation: Literal["seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"] = knob(
-        "seq-mean-token-mean", "aggregation of token losses", source=PAPER
+        "seq-mean-token-mean",
+        "aggregation of token losses; formulas: docs/metrics.md",
+        source=PAPER,
     )
-    mask_truncated: bool = knob(False, "exclusion of truncated responses from loss and denominators", source=DAPO)
+    mask_truncated: bool = knob(False, "exclusion of truncated responses from loss and normalization", source=DAPO)
     kl_coef: float = knob(0.001, "coefficient of the k3 KL to the start model; 0: off", symbol="β", source=PAPER, low=0)
     teacher: str | None = knob(
         None, "folder or hub id of a teacher with the same tokenizer: on-policy distillation by reverse KL; null: off"
     )
-    teacher_coef: float = knob(1.0, "weight of ln(teacher / old policy), added to the advantage of each token", above=0)
+    teacher_coef: float = knob(
+        1.0, "coefficient of teacher minus old log-probs, added to each token's advantage", above=0
+    )
     entropy_coef: float = knob(0.0, "coefficient of the entropy bonus; 0: off", low=0)
     old_policy: Literal["trainer", "rollout"] = knob(
         "trainer", "source of old log-probs; trainer: recomputed before the updates; rollout: the engine's"
     )
     tis: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = knob(
-        "none", "importance weight old policy / rollout policy, per token or sequence, truncated or masked"
+        "none", "truncated importance sampling: weight old / rollout policy, per token or sequence, truncated or masked"
     )
-    tis_cap: float = knob(2.0, "upper bound of the importance weight of tis", source="arXiv 2510.18855 uses 5", above=0)
+    tis_cap: float = knob(2.0, "upper bound of the TIS weight", source="arXiv 2510.18855 uses 5", above=0)
     tis_floor: float = knob(
-        0.0, "lower bound of the importance weight of tis *_mask", source="arXiv 2510.18855 uses 0.5", low=0
+        0.0, "lower bound of the TIS weight, with *_mask", source="arXiv 2510.18855 uses 0.5", low=0
     )
     max_rollout_kl: float = knob(
-        0.2, "largest KL(rollout, trainer) in nats per token; above it the run stops before an update", above=0
+        0.2,
+        "maximum KL(rollout, trainer) of on-policy tokens, nats per token; above it the run stops before an update",
+        above=0,
     )
 
     minibatches: int = knob(
         4, "minibatches per step, one optimizer update each", source=PAPER, low=1, section="Optimizer"
     )
-    epochs: int = knob(1, "passes over the minibatches of a step", source=PAPER, low=1)
+    epochs: int = knob(1, "optimization epochs over each step's minibatches", source=PAPER, low=1)
     micro_batch_tokens: int = knob(16384, "tokens per forward pass, padding included", unit="tokens", low=1)
     lr: float = knob(1e-6, "learning rate of AdamW", source=PAPER, low=0)
     lr_warmup_steps: int = knob(0, "steps of linear warm-up", unit="steps", source=PAPER, low=0)
     lr_schedule: Literal["constant", "linear", "cosine"] = knob(
-        "constant", "decay of the learning rate to 0 at max_steps", source=PAPER
+        "constant", "learning rate schedule; linear, cosine: to 0 at max_steps", source=PAPER
     )
     weight_decay: float = knob(0.01, "weight decay of AdamW", source=PAPER, low=0)
     adam_betas: list[float] = knob([0.9, 0.999], "betas of AdamW", source=PAPER, low=0, below=1)
-    grad_clip: float = knob(1.0, "largest norm of the gradient", source=PAPER, above=0)
+    grad_clip: float = knob(1.0, "maximum gradient norm (clipping)", source=PAPER, above=0)
 
     eval_every: int = knob(
         5,
-        "steps between evaluations, also before the first and after the last step; 0: off",
+        "steps between evaluations; first before step 1, last after max_steps; 0: off",
         source=PAPER,
         low=0,
         section="Evaluation and checkpoints",
     )
     eval_samples: int = knob(32, "responses per problem in evaluations", symbol="k", source=PAPER, low=1)
     save_every: int = knob(10, "steps between checkpoints, also after the last step; 0: last step only", low=0)
-    keep_last: int = knob(2, "newest checkpoints to keep", low=1)
-    keep_best: int = knob(1, "best evaluated checkpoints to keep, by mean@k over the evaluation sets", low=0)
+    keep_last: int = knob(2, "number of newest checkpoints to keep", low=1)
+    keep_best: int = knob(1, "number of best checkpoints to keep, by mean@k over the evaluation sets", low=0)
 
     @property
     def updates_per_step(self) -> int:
@@ -374,7 +384,7 @@ def _without_effect(cfg: Config) -> Checks:
 def _surprises(cfg: Config) -> Checks:
     groups, every = cfg.prompts_per_step // Plan(cfg).processes, math.lcm(cfg.eval_every, cfg.save_every)
     return [
-        (cfg.engine == "hf", "engine: hf has one random stream per batch; samples depend on batch composition"),
+        (cfg.engine == "hf", "engine: hf has one RNG per batch; samples depend on batch composition"),
         (
             cfg.off_policy_steps > 0 and cfg.old_policy == "trainer" and cfg.tis == "none",
             "off_policy_steps: nothing corrects for stale rollouts; set old_policy rollout, or tis",
@@ -397,7 +407,7 @@ def _launcher_variable(variable: str, *, default: int, low: int, below: int | No
     text = os.environ.get(variable, str(default))
     if text.isdecimal() and low <= int(text) and (below is None or int(text) < below):
         return int(text)
-    allowed = f"a whole number from {low}" + (f" and below {below}, the WORLD_SIZE" if below else "")
+    allowed = f"an integer from {low}" + (f" and below {below}, the WORLD_SIZE" if below else "")
     raise ConfigError(
         [f"environment: {variable}: {text!r} is not {allowed}; launchers set it, unset it to start one process"]
     )

@@ -414,7 +414,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("compare/figure.png"), help="overview figure (default %(default)s)"
     )
-    parser.add_argument("--metric", default="", help="rank the groups by its final value, all pairs tested")
+    parser.add_argument("--metric", default="", help="metric whose final value ranks the groups; tests all pairs")
     args = parser.parse_args(argv)
     try:
         print(compare(args.runs, args.out, args.metric))

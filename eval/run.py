@@ -62,39 +62,45 @@ class EvalConfig:
 
     model: str = knob(
         "Qwen/Qwen2.5-3B-Instruct",
-        "runs/NAME (its newest checkpoint), a checkpoint, a folder or hub id",
-        section="What",
+        "model: runs/NAME (newest checkpoint), a checkpoint, a folder or hub id",
+        section="Input",
     )
-    sets: str | list[str] = knob("aime24,aime25,amc23", "sets, hub ids or files, with commas between")
+    sets: str | list[str] = knob("aime24,aime25,amc23", "comma-separated dataset names, hub ids or files")
     prompt_column: str | None = knob(None, "column of the problem or conversation; null: detected")
     answer_column: str | None = knob(None, "column of the reference answer, or STRUCT.FIELD; null: detected")
-    samples: int = knob(32, "answers to each problem", symbol="k", source="paper", low=1, high=1000)
-    output_dir: str = knob("evals", "results go to OUTPUT_DIR/NAME")
-    name: str = knob("", "folder of the results; empty: made from run and step, or `model`, and the sets")
-    seed: int = knob(0, "every sample's random stream is a function of it", low=0, high=2**32 - 1)
+    samples: int = knob(32, "responses per problem", symbol="k", source="paper", low=1, high=1000)
+    output_dir: str = knob("evals", "parent folder of the results")
+    name: str = knob("", "folder of the results; empty: run and step (or `model`) and the sets")
+    seed: int = knob(0, "seed of sampling", low=0, high=2**32 - 1)
 
     prompt_template: str = knob("dapo", "instruction around the problem, a name of data/prompts.py", section="Prompt")
-    system_prompt: str = knob("default", "default: the chat template's own; none: no system turn; or the text")
-    chat_template: bool = knob(True, "wrap prompts in the model's chat template")
-    chat_template_kwargs: dict[str, Any] = knob({}, "further variables of the chat template")
-    max_prompt_tokens: int = knob(1024, "longer prompts are dropped and counted", unit="tokens", source="paper", low=1)
-
-    temperature: float = knob(
-        1.0, "of sampling; vLLM takes 2 at most", source="paper", above=0, high=2, section="Sampling"
+    system_prompt: str = knob(
+        "default", "system turn; default: the prompt or chat template's; none: no turn; other: its text"
     )
-    top_p: float = knob(1.0, "nucleus sampling", source="paper", above=0, high=1)
-    top_k: int = knob(0, "0: off; 1: greedy", source="paper", low=0)
-    max_response_tokens: int = knob(4096, "answers are cut here", unit="tokens", source="paper", low=1)
-    stop: list[str] = knob([], "texts that end a response, besides the model's end-of-turn tokens")
+    chat_template: bool = knob(True, "prompts in the model's chat template; false: the bare text")
+    chat_template_kwargs: dict[str, Any] = knob({}, "further variables of the chat template")
+    max_prompt_tokens: int = knob(
+        1024, "longest prompt; longer ones are dropped and counted", unit="tokens", source="paper", low=1
+    )
 
-    engine: Literal["vllm", "hf"] = knob("vllm", "what samples; hf: transformers' generate, slow", section="Machine")
-    precision: Literal["auto", "float32", "bfloat16"] = knob("auto", "auto: bfloat16 on a GPU")
-    processes: int = knob(0, "that sample, one GPU each; 0: one per visible GPU, one on a CPU", low=0)
-    engine_memory_share: float = knob(0.9, "of a GPU's memory", above=0, below=1)
+    temperature: float = knob(1.0, "sampling temperature", source="paper", above=0, high=2, section="Sampling")
+    top_p: float = knob(1.0, "probability mass of nucleus sampling; 1: off", source="paper", above=0, high=1)
+    top_k: int = knob(0, "number of most likely tokens to sample from; 0: off; 1: greedy", source="paper", low=0)
+    max_response_tokens: int = knob(
+        4096, "longest response; longer ones are truncated", unit="tokens", source="paper", low=1
+    )
+    stop: list[str] = knob([], "stop strings, included in the response; the model's end-of-turn tokens always stop")
+
+    engine: Literal["vllm", "hf"] = knob("vllm", "engine; hf: transformers' generate, slow", section="Machine")
+    precision: Literal["auto", "float32", "bfloat16"] = knob("auto", "dtype; auto: bfloat16 on a GPU that supports it")
+    processes: int = knob(0, "sampling processes, one GPU each; 0: one per visible GPU, one on a CPU", low=0)
+    engine_memory_share: float = knob(0.9, "share of GPU memory for the engine", above=0, below=1)
     vllm: dict[str, Any] = knob({}, "further arguments of vllm.LLM, such as {enforce_eager: true, max_num_seqs: 256}")
-    trust_remote_code: bool = knob(False, "run Python code that comes with the model; off unless you trust its author")
+    trust_remote_code: bool = knob(
+        False, "permission for Python code that comes with the model; only if you trust its author"
+    )
     verifier_workers: int = knob(4, "grading processes", low=1)
-    verifier_timeout_s: float = knob(3.0, "for one answer", unit="s", above=0)
+    verifier_timeout_s: float = knob(3.0, "CPU time limit per response", unit="s", above=0)
 
     @property
     def set_names(self) -> list[str]:

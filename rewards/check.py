@@ -74,10 +74,12 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m rewards.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file", type=Path, help="JSONL, as above")
+    parser.add_argument("file", type=Path, help="JSONL file, as above")
     parser.add_argument("--grader", default="math", help="math (default), answer_line or FILE.py:FUNCTION")
     parser.add_argument("--workers", type=int, default=2, help="grading processes (default 2)")
-    parser.add_argument("--timeout_s", type=float, default=2.0, help="for one answer, in seconds (default 2)")
+    parser.add_argument(
+        "--timeout_s", type=float, default=2.0, help="CPU time limit per response, in seconds (default 2)"
+    )
     options = parser.parse_args(argv)
     try:
         cases = read_cases(options.file)

@@ -103,15 +103,15 @@ def test_values_are_read_as_their_keys_type(tmp_path, line, key, value):
         ("delta: [0.1]", "delta: must be a number above 0 (got ['0.1']); for example delta: 0.05"),
         ("delta: {a: 1}", "delta.a: is not an option; did you mean delta?"),
         ("delta: !!float 1", "delta: must be a number above 0 (got '1'); for example delta: 0.05"),
-        ("seed: -1", "seed: must be a whole number from 0 (got '-1'); for example seed: 0"),
-        ("seed: 1.5", "seed: must be a whole number from 0 (got '1.5'); for example seed: 0"),
-        ("seed: 1e3", "seed: must be a whole number from 0 (got '1e3'); for example seed: 0"),
+        ("seed: -1", "seed: must be an integer from 0 (got '-1'); for example seed: 0"),
+        ("seed: 1.5", "seed: must be an integer from 0 (got '1.5'); for example seed: 0"),
+        ("seed: 1e3", "seed: must be an integer from 0 (got '1e3'); for example seed: 0"),
         ("seed: 9223372036854775808",
-         "seed: must be a whole number from 0 (got '9223372036854775808'); for example seed: 0"),
+         "seed: must be an integer from 0 (got '9223372036854775808'); for example seed: 0"),
         ("dry_run: yes", "dry_run: must be true or false (got 'yes'); for example dry_run: false"),
         ("dry_run: 1", "dry_run: must be true or false (got '1'); for example dry_run: false"),
         ("eval_data: aime24",
-         "eval_data: must be a list [a, b] of texts (got 'aime24'); for example eval_data: [aime24, amc23]"),
+         "eval_data: must be a list [a, b] of strings (got 'aime24'); for example eval_data: [aime24, amc23]"),
         ("clip: Bnd", "clip: must be one of fixed | band | none (got 'Bnd'); did you mean band?"),
         ("clip: 7", "clip: must be one of fixed | band | none (got '7'); for example clip: band"),
         ("top_p: x", "top_p: must be a number above 0 and up to 1 or null (got 'x'); for example top_p: null"),
@@ -122,8 +122,8 @@ def test_values_are_read_as_their_keys_type(tmp_path, line, key, value):
         ("args: [3]", "args: must be a mapping {name: value} (got ['3']); for example args: {}"),
         ("args: {a: [[1]]}", "args: must be a mapping {name: value} (got [a list or mapping]); for example args: {}"),
         ("args: {a: 1, a: 2}", "args.a: is set twice (first: x.yaml line 2); keep one"),
-        ('run_name: "a\\0b"', "run_name: must be text (got 'a\\x00b'); for example run_name: demo"),
-        ("run_name:", "run_name: must be text (got ''); for example run_name: demo"),
+        ('run_name: "a\\0b"', "run_name: must be a string (got 'a\\x00b'); for example run_name: demo"),
+        ("run_name:", "run_name: must be a string (got ''); for example run_name: demo"),
         ("delt: 1", "delt: is not an option; did you mean delta?"),
         ("zzzzzz: 1", "zzzzzz: is not an option; see --help"),
         ("? [a]\n: 1", "['a']: is not an option; see --help"),
@@ -146,11 +146,11 @@ def test_all_mistakes_of_files_command_line_and_keys_against_each_other_come_at_
         "command line: eval_data: is not valid YAML (line 1: expected ',' or ']', but got '<stream end>')",
         "command line: seed: is set twice (first: command line)",
         "x.yaml line 6: top_p: is set twice (first: x.yaml line 5)",
-        "base.yaml line 1: seed: must be a whole number from 0 (got 'x')",
+        "base.yaml line 1: seed: must be an integer from 0 (got 'x')",
         "x.yaml line 4: dleta: is not an option",
         "x.yaml line 5: top_p: must be a number above 0 and up to 1 or null (got '7')",
         "command line: sed: is not an option",
-        "command line: seed: must be a whole number from 0 (got '-1')",
+        "command line: seed: must be an integer from 0 (got '-1')",
         "clip: none ignores delta",
     ]
 
@@ -467,8 +467,7 @@ def test_a_script_ends_with_code_2_and_one_line_a_mistake(tmp_path):
     done = run_python("script.py", "--seed", "x", "--rul", "band", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
-        "config error: command line: seed: must be a whole number from 0 and up to 4294967295 (got 'x'); for example "
-        "seed: 0",
+        "config error: command line: seed: must be an integer from 0 to 4294967295 (got 'x'); for example seed: 0",
         "config error: command line: rul: is not an option; did you mean rule?",
     ]
     second = run_python("script.py", "--seed", "x", cwd=tmp_path, RANK="1", WORLD_SIZE="8")

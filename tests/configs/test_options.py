@@ -160,7 +160,7 @@ CONFLICTS = [
     ("--vllm.gpu_memory_utilization 0.9", "vllm: gpu_memory_utilization is set by engine_memory_share; remove it"),
     ("--vllm.logprobs_mode raw_logprobs", "vllm: logprobs_mode is set by the trainer; remove it"),
     ("--off_policy_steps 1", "off_policy_steps: nothing corrects for stale rollouts; set old_policy rollout, or tis"),
-    ("--engine hf", "engine: hf has one random stream per batch"),
+    ("--engine hf", "engine: hf has one RNG per batch"),
 ]
 
 
