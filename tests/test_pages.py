@@ -90,7 +90,7 @@ def test_the_loss_in_the_readme_is_that_of_train():
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     code = [line.strip() for line in (ROOT / "train.py").read_text(encoding="utf-8").splitlines()]
     places = [code.index(line) for line in block.splitlines()]
-    assert len(places) == 7 and places == sorted(places)
+    assert len(places) == 6 and places == sorted(places)
 
 
 def test_options_of_the_quickstart():
