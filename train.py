@@ -3,7 +3,7 @@
     accelerate launch train.py --config qwen3b_band.yaml [--key value ...]     # --help lists every key
 
 BandPO (arXiv 2603.04918) replaces the fixed clip bounds of GRPO by the projection of an f-divergence trust region on
-each token: wide for rare tokens, narrow for confident ones, with one radius delta. Differences from the papers: The
+each token: wide for rare tokens, narrow for confident ones, with one radius delta. Differences from the paper: The
 clipping rule is a function (`rule`). Groups of equal rewards have advantages of exactly 0. Loss denominators are those
 of the whole minibatch over all processes. Backward passes are skipped where every gradient is 0.
 Read `main`, then the phases of `train_step` in call order. Where to change what:
@@ -12,7 +12,7 @@ Read `main`, then the phases of `train_step` in call order. Where to change what
     another loss              grpo_loss                another reward              reward: my_file.py:my_reward
     sample selection          rollout                  per-token metric            `stats` in grpo_loss
     another optimizer         trainer/start.py         state that a resume loads   trainer/types.py
-    a new option              configs/schema.py        examples of all             docs/tweaks.md
+    a new option              configs/schema.py        examples                    docs/tweaks.md
 
 Not supported: critics, reward models, asynchronous rollouts, tensor parallelism of the trainer.
 
@@ -61,7 +61,7 @@ from trainer.types import MicroBatch, Sample, State
 def main(argv: list[str]) -> int:
     """Train with the configuration of `argv`.
 
-    Returns exit code 0, 130 after Ctrl-C, or 1 if a launcher died. Invalid config or data: one-line error, exit code 2.
+    Returns exit code 0, 130 after Ctrl-C, or 1 if a launcher died. Invalid config or data: one line per error, code 2.
     A failure during training: exit code 1.
     """
     set_parent_death_signal()
@@ -146,7 +146,7 @@ def finish_step(run: Run, metrics: dict[str, float]) -> None:
 def rollout(run: Run) -> tuple[list[Sample], State]:
     """Return this rank's training samples of this step, and the state after sampling. Raises Interrupted.
 
-    Each step samples the batch used `off_policy_steps` later; the first step fills the queue.
+    Each step samples the batch of `off_policy_steps` steps later; the first step fills the queue.
     """
     state, batches = run.state, list(run.state.queue)
     while len(batches) <= run.cfg.off_policy_steps:
@@ -284,7 +284,7 @@ def add_old_logprobs(run: Run, minibatches: list[list[MicroBatch]]) -> list[list
 def forward_all(
     run: Run, policy: Policy | StartModel, minibatches: list[list[MicroBatch]], *names: str
 ) -> list[list[MicroBatch]]:
-    """Add the policy's log-probs, then its entropy, to the micro-batches as `names`."""
+    """Add the policy's log-probs and, with two names, its entropy to the micro-batches as `names`."""
     with run.tracker.progress(sum(map(len, minibatches)), f"step {run.step + 1} {names[0]}", "micro-batches") as bar:
 
         def forward(batch: MicroBatch) -> MicroBatch:
@@ -367,7 +367,8 @@ def importance_weight(cfg: Config, old_logprobs: Tensor, batch: MicroBatch) -> T
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """Return (T,) k3 estimates of KL(policy || reference), nats: e^d - 1 - d (at most 10), d = ref_logprobs - logprobs.
 
-    Unbiased for tokens sampled from the policy, never negative (J. Schulman, "Approximating KL Divergence", 2020).
+    Below the cap unbiased for tokens sampled from the policy; never negative (J. Schulman, "Approximating KL
+    Divergence", 2020).
     """
     d = (ref_logprobs - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return (torch.expm1(d) - d).clamp(max=10)
@@ -376,7 +377,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 def update_policy(run: Run, minibatches: list[list[MicroBatch]]) -> Stats:
     """Train for `epochs` passes over the minibatches, with one optimizer update per minibatch.
 
-    Raises EngineMismatch before the first update, FloatingPointError after several updates without finite gradient.
+    Raises EngineMismatch before the first update, FloatingPointError after MAX_SKIPPED non-finite gradients in a row.
     """
     cfg, stats = run.cfg, Stats(run.state.skipped_in_a_row)
     for group in run.optimizer.param_groups:

@@ -59,7 +59,7 @@ def fixed(ratio: Tensor, *, low: float = 0.2, high: float = 0.2) -> Result:
 
 @register
 def none(ratio: Tensor) -> Result:
-    """Only the dual clip.
+    """No clip.
 
     w = r
     Source: PPO, arXiv 1707.06347, equation 6
@@ -166,10 +166,10 @@ def bapo(
     high_to: float = 3.0,
     high_step: float = 0.05,
 ) -> Result:
-    """One pair of bounds per micro-batch; the upper bound rises until tokens with A > 0 reach `target`.
+    """One pair of bounds per micro-batch; the upper bound rises until A > 0 has the share `target`.
 
     w = r in [low_from, c]; c: first of high_from, high_from + high_step, ..., high_to at which tokens with A > 0 have
-        the share `target` of the sum of abs(min(r A, clip(r) A)). If there is none: r in [low_to, high_to]
+        at least the share `target` of the sum of abs(min(r A, clip(r) A)). If there is none: r in [low_to, high_to]
     Source: BAPO, arXiv 2510.18927, equation 8 and algorithm 1, without the factor pi_rollout; the authors' code differs
     Checked: paper; authors' code, which raises the lower bound first, in other ranges
     """
@@ -319,7 +319,7 @@ def cppo(
 
     w = r, but 0 if A ln r > 0 and v_t D_t > min(delta, delta + sum over j < t of v_j (prefix_delta - D_j)); at most
         ratio_cap. D = p abs(r - 1), v falls from 1 to weight_floor along the response
-    Source: CPPO, arXiv 2606.10968, equations 8-10, with two events (paper: 20 tokens) and the fixed budget
+    Source: CPPO, arXiv 2606.10968, equations 8-10, D over token and rest (paper: 20 tokens), fixed budget
     Checked: paper, two reimplementations
     """
     r = log_ratio.exp()
@@ -419,7 +419,7 @@ def ce_gppo(
 def dgpo(
     ratio: Tensor, advantages: Tensor, *, n: float = 1.0, m: float = 2.0, low: float = 0.2, high: float = 0.2
 ) -> Result:
-    """Clipped tokens keep a gradient that shrinks with r and grows more slowly than r.
+    """Outside the bounds, w falls faster than r below and rises more slowly above.
 
     w = r^(n+1) / (1 - low)^n below 1 - low (A < 0), (1 + high)^(1/m) r^(1 - 1/m) above 1 + high (A > 0), else r
     Source: DGPO, arXiv 2603.14389; its W weights the gradient of the probability: w = W p r
@@ -504,7 +504,7 @@ def kl_cov(
 
     w = r, minus coefficient sign(ln r) / A for the `share` of all tokens (at least one) with the largest
         (ln pi - mean)(A - mean)
-    Source: KL-Cov, arXiv 2505.22617, equations 10, 13-14; no penalty where A = 0 (ours); share is for 32B, 2e-3 for 7B
+    Source: KL-Cov, arXiv 2505.22617, equations 10, 13-14; no penalty where A = 0 (ours); share: 32B models; 7B: 2e-3
     Checked: paper, verl (coefficient 0.1)
     """
     chosen = select_largest(covariance(logprobs, advantages), share) & (advantages != 0)

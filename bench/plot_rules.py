@@ -203,7 +203,7 @@ FIRST, LAST = "<!-- written by python -m bench.plot_rules --list -->\n", "<!-- e
 def rule_list() -> str:
     """Format a Markdown table of all rules from their docstrings and published values."""
     lines = [
-        "| rule, published values | effect, gradient weight w | source (arXiv), our interpretation |",
+        "| rule, published values | effect, gradient weight w | source (arXiv), deviations |",
         "|---|---|---|",
     ]
     for name, rule in RULES.items():

@@ -37,7 +37,7 @@ class Config:
     output_dir: str = knob("runs", "parent folder of the run folders")
     seed: int = knob(0, "seed of sampling, data order and LoRA initialization", low=0, high=2**32 - 1)
     deterministic: bool = knob(False, "bit-identical GPU runs from the same seed, slower; on a CPU always on")
-    max_steps: int = knob(1020, "training steps, one rollout each; default: 10 epochs", source=PAPER, low=1)
+    max_steps: int = knob(1020, "training steps, one rollout each; default: 10 epochs of the data", source=PAPER, low=1)
     dry_run: bool = knob(False, "preflight checks and the configuration only; no model is loaded")
     wandb: Literal["auto", "online", "offline", "disabled"] = knob(
         "auto", "wandb mode; auto: online with an API key and a network, else offline"
@@ -72,16 +72,18 @@ class Config:
         source=PAPER,
         section="Data",
     )
-    eval_data: str | list[str] = knob(["aime24", "aime25", "amc23"], "evaluation sets, as train_data", source=PAPER)
+    eval_data: str | list[str] = knob(
+        ["aime24", "aime25", "amc23"], "evaluation sets, same syntax as train_data", source=PAPER
+    )
     prompt_column: str | None = knob(
         None, "column of the problem or conversation, in sets outside data/registry.py; null: detected"
     )
     answer_column: str | None = knob(
-        None, "column of the reference answer, or STRUCT.FIELD, in the same sets; null: detected"
+        None, "column of the reference answer, or STRUCT.FIELD, in sets outside data/registry.py; null: detected"
     )
     prompt_template: str = knob("dapo", "instruction around the problem, a name of data/prompts.py", source=PAPER)
     system_prompt: str = knob(
-        "default", "system turn; default: the prompt or chat template's; none: no turn; other: its text"
+        "default", "system turn; default: of prompt_template, else of the chat template; none: no turn; other: its text"
     )
     chat_template: bool = knob(True, "prompts in the model's chat template; false: the bare text")
     chat_template_kwargs: dict[str, Any] = knob(
@@ -118,23 +120,26 @@ class Config:
         "grader; math: tolerant verifier; answer_line: the paper's; FILE.py:FUNCTION: your own",
         section="Reward",
     )
-    reward_correct: float = knob(1.0, "reward of a correct response", source=PAPER)
-    reward_incorrect: float = knob(-1.0, "reward of any other response", source=PAPER)
+    reward_correct: float = knob(1.0, "reward of score 1, a correct response", source=PAPER)
+    reward_incorrect: float = knob(-1.0, "reward of score 0; scores between are interpolated", source=PAPER)
     overlong_buffer_tokens: int = knob(
-        0, "length of DAPO's soft overlong penalty, linear to 1 at the response limit; 0: off", source=DAPO, low=0
+        0,
+        "tokens before the response limit over which DAPO's overlong penalty rises from 0 to 1; 0: off",
+        source=DAPO,
+        low=0,
     )
     verifier_workers: int = knob(4, "grading processes per rank", low=1)
     verifier_timeout_s: float = knob(3.0, "CPU time limit per response", unit="s", above=0, high=86_400)
-    reward_concurrency: int = knob(
-        16, "concurrent responses in an async or batch reward, over all verifier_workers", low=1, high=4096
-    )
+    reward_concurrency: int = knob(16, "concurrent responses per rank in an async or batch reward", low=1, high=4096)
     reward_timeout_s: float = knob(
         60.0, "wall-clock limit per call of your own reward; above it the run ends", unit="s", above=0, high=86_400
     )
 
     rule: str = knob("band", "clipping rule: a name in docs/rules.md, or FILE.py:FUNCTION", section="Objective")
     rule_args: dict[str, Any] = knob(
-        {}, "parameters of the rule that differ from its published values; setting rule resets them", belongs_to="rule"
+        {},
+        "parameters of the rule that differ from its published values; setting rule drops inherited ones",
+        belongs_to="rule",
     )
     dual_clip: float | None = knob(
         10.0,
@@ -164,7 +169,7 @@ class Config:
         "trainer", "source of old log-probs; trainer: recomputed before the updates; rollout: the engine's"
     )
     tis: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = knob(
-        "none", "truncated importance sampling: weight old / rollout policy, per token or sequence, truncated or masked"
+        "none", "importance weight old / rollout policy of the policy loss, per token or sequence, truncated or masked"
     )
     tis_cap: float = knob(2.0, "upper bound of the TIS weight", source="arXiv 2510.18855 uses 5", above=0)
     tis_floor: float = knob(
@@ -180,7 +185,7 @@ class Config:
         4, "minibatches per step, one optimizer update each", source=PAPER, low=1, section="Optimizer"
     )
     epochs: int = knob(1, "optimization epochs over each step's minibatches", source=PAPER, low=1)
-    micro_batch_tokens: int = knob(16384, "tokens per forward pass, padding included", unit="tokens", low=1)
+    micro_batch_tokens: int = knob(16384, "maximum tokens per forward pass, padding included", unit="tokens", low=1)
     lr: float = knob(1e-6, "learning rate of AdamW", source=PAPER, low=0)
     lr_warmup_steps: int = knob(0, "steps of linear warm-up", unit="steps", source=PAPER, low=0)
     lr_schedule: Literal["constant", "linear", "cosine"] = knob(

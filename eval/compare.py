@@ -2,10 +2,10 @@
 
     python -m eval.compare runs/grpo_seed* runs/band_seed* --out figure.png --metric eval/aime24/mean@32
 
-Prints the tables. Writes figure.png (entropy, reward, clip fraction and mean@k), figure_NAME.png (one per family of
-eval/plots.FIGURES) and figure.md (the tables). Runs whose config.yaml differs only in REPEAT_KEYS are seeds of one
-group. The first run's group is the reference. Runs may be incomplete: missing values are dashes, and notes below the
-tables list the gaps. docs/evaluation.md defines each column.
+Prints the tables. Writes figure.png (entropy, reward, clip/up and mean@k), figure_NAME.png (one per family of
+eval/plots.FIGURES) and figure.md (the tables). Runs whose config.yaml differs only in seed, run_name or the like form
+one group. The first run's group is the reference. Runs may be incomplete: missing values are dashes, and notes below
+the tables list the gaps. docs/evaluation.md defines each column.
 """
 
 import argparse
@@ -414,7 +414,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("compare/figure.png"), help="overview figure (default %(default)s)"
     )
-    parser.add_argument("--metric", default="", help="metric whose final value ranks the groups; tests all pairs")
+    parser.add_argument(
+        "--metric", default="", help="metric for ranking the groups and testing all pairs, by its final value"
+    )
     args = parser.parse_args(argv)
     try:
         print(compare(args.runs, args.out, args.metric))

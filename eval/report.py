@@ -2,7 +2,7 @@
 
     python -m eval.report runs/grpo runs/band --out runs/report.html
 
-The file needs no network and no server. Runs are grouped by configuration and seed as in eval/compare.py. It reads
+The file needs no network and no server. Runs that differ only in seed are grouped as in eval/compare.py. It reads
 metrics.jsonl, config.yaml, environment.json, and samples/step_*.jsonl, one response per line (docs/evaluation.md).
 
 The page holds all data as base64-encoded gzip, so no response can act as HTML. The tokens of a response are unpacked
@@ -267,7 +267,10 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser("eval.report", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders; the first one's group is the reference")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="default: report.html in the run's folder, of several beside it"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="default: report.html in the run's folder, or next to it for several runs",
     )
     parser.add_argument(
         "--steps",

@@ -62,32 +62,32 @@ class EvalConfig:
 
     model: str = knob(
         "Qwen/Qwen2.5-3B-Instruct",
-        "model: runs/NAME (newest checkpoint), a checkpoint, a folder or hub id",
+        "folder or hub id; with runs/NAME or a checkpoint of it, settings of the run are the defaults",
         section="Input",
     )
     sets: str | list[str] = knob("aime24,aime25,amc23", "comma-separated dataset names, hub ids or files")
     prompt_column: str | None = knob(None, "column of the problem or conversation; null: detected")
     answer_column: str | None = knob(None, "column of the reference answer, or STRUCT.FIELD; null: detected")
-    samples: int = knob(32, "responses per problem", symbol="k", source="paper", low=1, high=1000)
+    samples: int = knob(32, "responses per problem", symbol="k", source="BandPO", low=1, high=1000)
     output_dir: str = knob("evals", "parent folder of the results")
-    name: str = knob("", "folder of the results; empty: run and step (or `model`) and the sets")
+    name: str = knob("", "folder of the results; empty: RUN_STEP_SETS, or MODEL_SETS")
     seed: int = knob(0, "seed of sampling", low=0, high=2**32 - 1)
 
     prompt_template: str = knob("dapo", "instruction around the problem, a name of data/prompts.py", section="Prompt")
     system_prompt: str = knob(
-        "default", "system turn; default: the prompt or chat template's; none: no turn; other: its text"
+        "default", "system turn; default: of prompt_template, else of the chat template; none: no turn; other: its text"
     )
     chat_template: bool = knob(True, "prompts in the model's chat template; false: the bare text")
     chat_template_kwargs: dict[str, Any] = knob({}, "further variables of the chat template")
     max_prompt_tokens: int = knob(
-        1024, "longest prompt; longer ones are dropped and counted", unit="tokens", source="paper", low=1
+        1024, "longest prompt; longer ones are dropped and counted", unit="tokens", source="BandPO", low=1
     )
 
-    temperature: float = knob(1.0, "sampling temperature", source="paper", above=0, high=2, section="Sampling")
-    top_p: float = knob(1.0, "probability mass of nucleus sampling; 1: off", source="paper", above=0, high=1)
-    top_k: int = knob(0, "number of most likely tokens to sample from; 0: off; 1: greedy", source="paper", low=0)
+    temperature: float = knob(1.0, "sampling temperature", source="BandPO", above=0, high=2, section="Sampling")
+    top_p: float = knob(1.0, "probability mass of nucleus sampling; 1: off", source="BandPO", above=0, high=1)
+    top_k: int = knob(0, "number of most likely tokens to sample from; 0: off; 1: greedy", source="BandPO", low=0)
     max_response_tokens: int = knob(
-        4096, "longest response; longer ones are truncated", unit="tokens", source="paper", low=1
+        4096, "longest response; longer ones are truncated", unit="tokens", source="BandPO", low=1
     )
     stop: list[str] = knob([], "stop strings, included in the response; the model's end-of-turn tokens always stop")
 

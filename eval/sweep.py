@@ -10,7 +10,7 @@ Example of a grid file. `base` and `seeds` are required:
     runs:                                   # name: keys; the first is the reference of the comparison
       grpo: {rule: fixed, rule_args: {low: 0.2, high: 0.2}}
       band: {rule: band}
-    grid: {rule_args.delta: [0.03, 0.1]}    # axes: each run with each combination of values
+    grid: {lr: [5.0e-5, 1.0e-4]}            # axes: each run with each combination of values
     seeds: [0, 1, 2]
     metric: eval/toy_eval/mean@32           # ranks the configurations by its final value
 
