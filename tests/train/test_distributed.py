@@ -154,7 +154,7 @@ def test_two_processes_that_share_an_engine_train_the_same_policy(whole: Path, t
 
 def test_adapters_of_two_processes_are_those_of_one(toy_model: str, tmp_path: Path):
     """LoRA: two steps with fsdp2, the third with ddp; the same updates as on one process."""
-    words = [*LIVELY.split(), "--lora_rank", "4", "--lr", "1e-2", "--engine", "hf"]
+    words = [*LIVELY.split(), "--lora_rank", "4", "--lr", "1e-2"]
     assert train.main([*small_run(toy_model, tmp_path / "one", "run", "none", 3), *words, "--save_every", "2"]) == 0
     together(2, "train.py", *small_run(toy_model, tmp_path / "two", "run", "fsdp2", 2), *words)
     assert_same_weights(tmp_path / "one" / "run", tmp_path / "two" / "run", 2)
@@ -197,7 +197,7 @@ def test_a_rank_that_dies_ends_the_run_within_a_minute(fault: str, toy_model: st
         assert "RuntimeError: the GPU fell off the bus" in done.stderr
         assert "the GPU fell off the bus" in done.stderr.split("Root Cause")[1]  # the launcher's last words as well
     else:
-        assert "exitcode  : -9" in done.stderr.split("Root Cause")[1]
+        assert "exitcode  : -9" in done.stderr  # first or second: the other rank may notice before the launcher does
 
 
 def test_a_mistake_of_all_ranks_is_told_once(toy_model: str, tmp_path: Path):
