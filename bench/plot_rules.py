@@ -1,13 +1,14 @@
-"""Figures of clip bounds and of gradient weights of rules, and the table of docs/rules.md.
+"""Figures of clip bounds and of gradient weights of rules, and the list of docs/rules.md.
 
 python -m bench.plot_rules docs/figures/bounds.png                          # clip bounds by probability
 python -m bench.plot_rules --rules all docs/figures/rules.png               # gradient weight of every rule
 python -m bench.plot_rules --rules band,my_rule.py:my_rule mine.png         # gradient weight of chosen rules
-python -m bench.plot_rules --list docs/rules.md                             # rewrite the table of the page
+python -m bench.plot_rules --list docs/rules.md                             # rewrite the list of the page
 """
 
 import argparse
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -195,29 +196,27 @@ def draw_weights(axes: Axes, rule: Rule, sign: float) -> ScalarMappable:
     return mesh
 
 
-# ---- table ----
+# ---- list ----
 
 FIRST, LAST = "<!-- written by python -m bench.plot_rules --list -->\n", "<!-- end -->\n"
 
 
 def rule_list() -> str:
-    """Format a Markdown table of all rules from their docstrings and published values."""
-    lines = [
-        "| rule, published values | effect, gradient weight w | source (arXiv), deviations |",
-        "|---|---|---|",
-    ]
+    """Format a Markdown list of all rules from their docstrings and published values."""
+    lines = []
     for name, rule in RULES.items():
         effect, _, rest = " ".join((rule.function.__doc__ or "").split()).partition(" w = ")
         w, _, source = rest.partition(" Checked: ")[0].partition(" Source: ")
         values = {k: f"{v:g}" if isinstance(v, float) else "null" if v is None else v for k, v in rule.defaults.items()}
         parameters = ", ".join(f"{k}={v}" for k, v in values.items())
         title = f"**`{name}`** `{parameters}`" if values else f"**`{name}`**"
-        lines.append(f"| {title} | {effect} w = {w} | {source.replace('arXiv ', '')} |")
+        text = f"- {title}: {effect} w = {w}. [{source.replace('arXiv ', '')}]"
+        lines += wrap(text, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     return "\n".join(lines) + "\n"
 
 
 def with_list(page: str) -> str:
-    """Replace the table between the two marks of a Markdown page by the current one."""
+    """Replace the list between the two marks of a Markdown page by the current one."""
     before, _, rest = page.partition(FIRST)
     return before + FIRST + rule_list() + LAST + rest.partition(LAST)[2]
 
@@ -226,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, help="PNG file to write; with --list the page")
     parser.add_argument("--rules", metavar="RULE,...", help="all, or names and FILE.py:FUNCTION")
-    parser.add_argument("--list", action="store_true", help="write the table of rules into the page")
+    parser.add_argument("--list", action="store_true", help="write the list of rules into the page")
     args = parser.parse_args()
     if args.list:
         args.path.write_text(with_list(args.path.read_text(encoding="utf-8")), encoding="utf-8")

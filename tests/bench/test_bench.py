@@ -12,6 +12,8 @@ from launching import ROOT
 
 from bandpo.rule import RULES, check_rule, load_rule
 from bench.plot_rules import (
+    FIRST,
+    LAST,
     NOT_DRAWN,
     PROBABILITIES,
     RATIOS,
@@ -27,7 +29,9 @@ PAGE = (ROOT / "docs" / "rules.md").read_text(encoding="utf-8")
 
 def test_the_list_of_rules_is_up_to_date():
     assert with_list(PAGE) == PAGE, "run: python -m bench.plot_rules --list docs/rules.md"
-    assert re.findall(r"^\| \*\*`(\w+)`\*\* .*\| .+ w = .+ \| .+ \|$", PAGE, re.MULTILINE) == [*RULES]
+    items = [" ".join(item.split()) for item in PAGE.partition(FIRST)[2].partition(LAST)[0].split("\n- ")]
+    names = [re.match(r"(?:- )?\*\*`(\w+)`\*\*.*: .+ w = .+\. \[.+\]$", item) for item in items]
+    assert [name and name[1] for name in names] == [*RULES]
 
 
 def test_the_examples_of_the_page_are_rules(tmp_path: Path):
