@@ -53,7 +53,7 @@ TYPES = {int: "an integer", float: "a number", bool: "true or false", str: "a st
 LIMITS = {  # limits of a number: text, and the comparison of value and limit
     "low": ("from", operator.ge),
     "above": ("above", operator.gt),
-    "high": ("up to", operator.le),
+    "high": ("at most", operator.le),
     "below": ("below", operator.lt),
 }
 
@@ -373,8 +373,7 @@ def _allowed(hint: Any, about: Mapping[str, Any]) -> str:
             kinds[list] = f"a list [a, b] of {TYPES[arguments[0]].split()[-1]}s"
         words.append(kinds[origin] if origin else TYPES[member])
     limits = [f"{word} {_dump(about[name])}" for name, (word, _) in LIMITS.items() if about[name] is not None]
-    limit = re.sub(r"^from (\S+) and up to", r"from \1 to", " and ".join(limits))
-    return " or ".join([f"{words[0]} {limit}".strip(), *words[1:]])
+    return " or ".join([f"{words[0]} {' and '.join(limits)}".strip(), *words[1:]])
 
 
 def _nearest(name: str, known: Iterable[str], otherwise: str, most: int = 1) -> str:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from data.formats import OTHER_COLUMNS, Parsed, find_columns, parse
 from data.problem import Problem
-from data.registry import SETS, SetSpec, check_names, is_hub_id, set_name, split_name
-from data.tables import SUFFIXES, Table, read_hub, read_local
+from data.registry import SETS, SUFFIXES, SetSpec, check_names, is_hub_id, set_name, split_name
+from data.tables import Table, read_hub, read_local
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,8 @@ def check_names(key: str, sets: Sequence[str]) -> None:
     for each in sets:
         name = set_name(each)
         if name in first:
-            raise ValueError(f"{key}: {first[name]} and {each} would both be {name} in the metrics; rename one file")
+            clash = f"{first[name]} and {each} would both be {name} in logs and metrics"
+            raise ValueError(f"{key}: {clash}; remove one or rename its file")
         first[name] = each
 
 

@@ -244,7 +244,7 @@ def engine_error(cfg: Config, size: Size) -> str:
     """Return an error message if vLLM cannot run the model on this machine, else "".
 
     The KV cache must fit one sequence. Free memory is overestimated: on a GPU it is the engine's share minus the
-    weights. vLLM's CPU build corrupts the weights of experts at every reload (vLLM issue 42577).
+    weights. vLLM's CPU build corrupts the weights of experts at every reload (vllm-project/vllm#42577).
     """
     if cfg.engine != "vllm":
         return ""

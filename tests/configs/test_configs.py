@@ -114,8 +114,8 @@ def test_values_are_read_as_their_keys_type(tmp_path, line, key, value):
          "eval_data: must be a list [a, b] of strings (got 'aime24'); for example eval_data: [aime24, amc23]"),
         ("clip: Bnd", "clip: must be one of fixed | band | none (got 'Bnd'); did you mean band?"),
         ("clip: 7", "clip: must be one of fixed | band | none (got '7'); for example clip: band"),
-        ("top_p: x", "top_p: must be a number above 0 and up to 1 or null (got 'x'); for example top_p: null"),
-        ("top_p: 1.5", "top_p: must be a number above 0 and up to 1 or null (got '1.5'); for example top_p: null"),
+        ("top_p: x", "top_p: must be a number above 0 and at most 1 or null (got 'x'); for example top_p: null"),
+        ("top_p: 1.5", "top_p: must be a number above 0 and at most 1 or null (got '1.5'); for example top_p: null"),
         ("shares: [0.5, 1]", "shares: must be a list [a, b] of numbers from 0 and below 1 (got ['0.5', '1']); "
          "for example shares: [0.5]"),
         ("args: 3", "args: must be a mapping {name: value} (got '3'); for example args: {}"),
@@ -148,7 +148,7 @@ def test_all_mistakes_of_files_command_line_and_keys_against_each_other_come_at_
         "x.yaml line 6: top_p: is set twice (first: x.yaml line 5)",
         "base.yaml line 1: seed: must be an integer from 0 (got 'x')",
         "x.yaml line 4: dleta: is not an option",
-        "x.yaml line 5: top_p: must be a number above 0 and up to 1 or null (got '7')",
+        "x.yaml line 5: top_p: must be a number above 0 and at most 1 or null (got '7')",
         "command line: sed: is not an option",
         "command line: seed: must be an integer from 0 (got '-1')",
         "clip: none ignores delta",
@@ -467,7 +467,8 @@ def test_a_script_ends_with_code_2_and_one_line_a_mistake(tmp_path):
     done = run_python("script.py", "--seed", "x", "--rul", "band", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
-        "config error: command line: seed: must be an integer from 0 to 4294967295 (got 'x'); for example seed: 0",
+        "config error: command line: seed: must be an integer from 0 and at most 4294967295 (got 'x'); "
+        "for example seed: 0",
         "config error: command line: rul: is not an option; did you mean rule?",
     ]
     second = run_python("script.py", "--seed", "x", cwd=tmp_path, RANK="1", WORLD_SIZE="8")

@@ -278,7 +278,7 @@ def test_mistakes_are_one_line(trained: Path, tiny_model: Path, capsys: pytest.C
         ([*run_of, "--sample", "3"], "did you mean samples?"),
         (
             [*run_of, "--seed", str(2**32)],
-            "seed: must be an integer from 0 to 4294967295",
+            "seed: must be an integer from 0 and at most 4294967295",
         ),
         ([*run_of, "--prompt_template", "plian"], "template 'plian' is not known"),
         ([*run_of, "--max_prompt_tokens", "1"], "max_prompt_tokens 1: all 128 prompts are longer"),

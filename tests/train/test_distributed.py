@@ -30,7 +30,7 @@ from tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
 import train
-from trainer.rollout import VllmEngine
+from trainer.rollout import NamedTensors, VllmEngine
 from trainer.run import Run
 
 pytestmark = [
@@ -217,7 +217,11 @@ def test_a_skipped_sync_is_caught_twice(
         except RuntimeError as error:
             passed_over.append(str(error))
 
-    monkeypatch.setattr(VllmEngine, "sync_weights", lambda engine, weights: [*weights] and None)
+    def throw_away(engine: VllmEngine, weights: NamedTensors) -> None:
+        for _ in weights:  # gathering is collective
+            pass
+
+    monkeypatch.setattr(VllmEngine, "sync_weights", throw_away)
     monkeypatch.setattr(Run, "sync_weights", passing_over)
     words = [*small_run(toy_model, tmp_path, "run", "none", 3), *LIVELY.split(), "--max_rollout_kl", "1e-6"]
     with pytest.raises(SystemExit) as stopped:

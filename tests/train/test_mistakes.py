@@ -68,7 +68,7 @@ def test_all_mistakes_at_once(capsys, toy_model, tmp_path):
         ("eval_data", "[a/test.jsonl, b/test.jsonl]", "a/test.jsonl and b/test.jsonl would both be test"),
         ("eval_data", "[aime24, /data/aime24.parquet]", "aime24 and /data/aime24.parquet would both be aime24"),
         ("sharding", "ddp", "sharding: ddp is for several processes (got 1); use auto or none"),
-        ("seed", 2**32, "seed: must be an integer from 0 to 4294967295 (got '4294967296')"),
+        ("seed", 2**32, "seed: must be an integer from 0 and at most 4294967295 (got '4294967296')"),
         ("rule_args.dleta", 0.1, "rule_args: 'dleta' is not a parameter of rule band; its parameters: delta (0.05)"),
         ("rule_args.delta", "wide", "rule_args: delta of rule band is not a number (got 'wide')"),
         ("rule", "bnad", "rule: 'bnad' is not known; use FILE.py:FUNCTION, or one of abc, "),
