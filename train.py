@@ -16,7 +16,7 @@ Read `main`, then the phases of `train_step` in call order. Where to change what
 
 Not supported: critics, reward models, asynchronous rollouts, tensor parallelism of the trainer.
 
-Shapes: B prompts per step, G samples per prompt, T response tokens per micro-batch (concatenated).
+Shapes: B prompts of this process per step, G samples per prompt, T response tokens per micro-batch (concatenated).
 Log-probs: `rollout_logprobs` (of the engine), `old_logprobs` (of the old policy), `logprobs` (of the current policy).
 """
 
@@ -146,7 +146,7 @@ def finish_step(run: Run, metrics: dict[str, float]) -> None:
 def rollout(run: Run) -> tuple[list[Sample], State]:
     """Return this rank's training samples of this step, and the state after sampling. Raises Interrupted.
 
-    Each step samples the batch of `off_policy_steps` steps later; the first step fills the queue.
+    Step t samples the batch of step t + `off_policy_steps`; the first step fills the queue.
     """
     state, batches = run.state, list(run.state.queue)
     while len(batches) <= run.cfg.off_policy_steps:
@@ -305,8 +305,8 @@ def grpo_loss(
 
     logprobs, entropy: (T,), of the current policy, with gradient. The policy term of a token is the PPO clip with the
     rule's bounds, max(-r A, -clip(r, lower, upper) A), at most -dual_clip A for A < 0 (arXiv 1912.09729). For a
-    gradient weight w, the term is -w A logprob, but 0 for A < 0 and w > dual_clip. Tokens with |ln r| > 20 get no
-    gradient.
+    gradient weight w, the term is -w A logprob, but 0 for A < 0 and w > dual_clip. Neither has a gradient if
+    |ln r| > 20.
     """
     A = batch.advantages
     old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
@@ -414,4 +414,4 @@ def apply_update(run: Run, stats: Stats, minibatch: list[MicroBatch]) -> None:
 if __name__ == "__main__":
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    hard_exit(lambda: record(main)(sys.argv[1:]))  # launcher summary: first error of all processes
+    hard_exit(lambda: record(main)(sys.argv[1:]))  # lets the launcher report the first error

@@ -166,7 +166,7 @@ def bapo(
     high_to: float = 3.0,
     high_step: float = 0.05,
 ) -> Result:
-    """One pair of bounds per micro-batch; the upper bound rises until A > 0 has the share `target`.
+    """One pair of bounds per micro-batch; the upper bound rises until positive advantages reach the share `target`.
 
     w = r in [low_from, c]; c: first of high_from, high_from + high_step, ..., high_to at which tokens with A > 0 have
         at least the share `target` of the sum of abs(min(r A, clip(r) A)). If there is none: r in [low_to, high_to]
@@ -242,7 +242,7 @@ def m2po(
 
 @register
 def cispo(ratio: Tensor, *, low: float = 1.0, high: float = 2.0) -> Result:
-    """The clipped ratio is a constant weight, so every token keeps a gradient.
+    """The clipped ratio is a detached weight, so every token keeps a gradient.
 
     w = clip(r, 1 - low, 1 + high)
     Source: CISPO, arXiv 2506.13585, equations 4-5, without a lower bound; `high` is ours
@@ -319,7 +319,7 @@ def cppo(
 
     w = r, but 0 if A ln r > 0 and v_t D_t > min(delta, delta + sum over j < t of v_j (prefix_delta - D_j)); at most
         ratio_cap. D = p abs(r - 1), v falls from 1 to weight_floor along the response
-    Source: CPPO, arXiv 2606.10968, equations 8-10, D over token and rest (paper: 20 tokens), fixed budget
+    Source: CPPO, arXiv 2606.10968, equations 8-10; D of the token and the rest (paper: 20 tokens), fixed delta
     Checked: paper, two reimplementations
     """
     r = log_ratio.exp()
@@ -357,7 +357,7 @@ def abc(
 def up(ratio: Tensor, advantages: Tensor, *, low: float = 0.2) -> Result:
     """Ratio 1 and no clip for A > 0; PPO's lower bound for A < 0.
 
-    w = 1 for A > 0; else r, but 0 below 1 - low
+    w = 1 for A > 0; else r, but 0 below the bound 1 - low
     Source: UP-GRPO, arXiv 2607.06987, equation 15
     Checked: pull requests to verl and TRL
     """
@@ -419,7 +419,7 @@ def ce_gppo(
 def dgpo(
     ratio: Tensor, advantages: Tensor, *, n: float = 1.0, m: float = 2.0, low: float = 0.2, high: float = 0.2
 ) -> Result:
-    """Outside the bounds, w falls faster than r below and rises more slowly above.
+    """w falls faster than r below the bounds and rises more slowly above them.
 
     w = r^(n+1) / (1 - low)^n below 1 - low (A < 0), (1 + high)^(1/m) r^(1 - 1/m) above 1 + high (A > 0), else r
     Source: DGPO, arXiv 2603.14389; its W weights the gradient of the probability: w = W p r
@@ -504,7 +504,7 @@ def kl_cov(
 
     w = r, minus coefficient sign(ln r) / A for the `share` of all tokens (at least one) with the largest
         (ln pi - mean)(A - mean)
-    Source: KL-Cov, arXiv 2505.22617, equations 10, 13-14; no penalty where A = 0 (ours); share: 32B models; 7B: 2e-3
+    Source: KL-Cov, arXiv 2505.22617, equations 10, 13-14; no penalty where A = 0 (ours); `share` for 32B; 7B: 2e-3
     Checked: paper, verl (coefficient 0.1)
     """
     chosen = select_largest(covariance(logprobs, advantages), share) & (advantages != 0)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from configs.load import ConfigError, knob
 
-PAPER = "BandPO"  # arXiv 2603.04918 and the scripts published with it
+PAPER = "paper"  # arXiv 2603.04918 and the scripts published with it
 DAPO = "arXiv 2503.14476"
 RULES_AT_RATIO_1 = ("clip_cov",)  # rules of bandpo/rules.py that change the gradient where the ratio is 1
 # Argument of vllm.LLM that `vllm` cannot override -> option that sets it.
@@ -83,7 +83,7 @@ class Config:
     )
     prompt_template: str = knob("dapo", "instruction around the problem, a name of data/prompts.py", source=PAPER)
     system_prompt: str = knob(
-        "default", "system turn; default: of prompt_template, else of the chat template; none: no turn; other: its text"
+        "default", "system turn; default: of prompt_template, else of the chat template; none: no turn; else: its text"
     )
     chat_template: bool = knob(True, "prompts in the model's chat template; false: the bare text")
     chat_template_kwargs: dict[str, Any] = knob(
@@ -169,11 +169,11 @@ class Config:
         "trainer", "source of old log-probs; trainer: recomputed before the updates; rollout: the engine's"
     )
     tis: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = knob(
-        "none", "importance weight old / rollout policy of the policy loss, per token or sequence, truncated or masked"
+        "none", "importance weight (old / rollout policy) on the policy loss, by token or sequence, truncated or masked"
     )
-    tis_cap: float = knob(2.0, "upper bound of the TIS weight", source="arXiv 2510.18855 uses 5", above=0)
+    tis_cap: float = knob(2.0, "upper bound of the importance weight of tis", source="arXiv 2510.18855 uses 5", above=0)
     tis_floor: float = knob(
-        0.0, "lower bound of the TIS weight, with *_mask", source="arXiv 2510.18855 uses 0.5", low=0
+        0.0, "lower bound of the importance weight, with tis *_mask", source="arXiv 2510.18855 uses 0.5", low=0
     )
     max_rollout_kl: float = knob(
         0.2,
