@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from configs import knob, load_or_exit
 from configs.memory import Size, cpu_cache_bytes
-from configs.schema import Config, vllm_problems
+from configs.schema import PAPER, Config, vllm_problems
 from data import (
     Problem,
     PromptBuilder,
@@ -56,6 +56,11 @@ from trainer.stopping import hard_exit
 from trainer.task import VERIFIER_MEMORY_GIB
 
 
+def shared(name: str, **changes: Any) -> Any:
+    """Define the option `name` of training here too, with these changes to the arguments of its `knob`."""
+    return knob(**{**Config.__dataclass_fields__[name].metadata, "section": "", **changes})
+
+
 @dataclass(frozen=True)
 class EvalConfig:
     """Evaluation config. Defaults are those of the paper: 32 samples at temperature 1, DAPO's prompt, 4,096 tokens."""
@@ -66,41 +71,35 @@ class EvalConfig:
         section="Input",
     )
     sets: str | list[str] = knob("aime24,aime25,amc23", "comma-separated dataset names, hub ids or files")
-    prompt_column: str | None = knob(None, "column of the problem or conversation; null: detected")
-    answer_column: str | None = knob(None, "column of the reference answer, or STRUCT.FIELD; null: detected")
-    samples: int = knob(32, "responses per problem", symbol="k", source="BandPO", low=1, high=1000)
+    prompt_column: str | None = shared("prompt_column")
+    answer_column: str | None = shared("answer_column")
+    samples: int = knob(32, "responses per problem", symbol="k", source=PAPER, low=1, high=1000)
     output_dir: str = knob("evals", "parent folder of the results")
     name: str = knob("", "folder of the results; empty: RUN_STEP_SETS, or MODEL_SETS")
-    seed: int = knob(0, "seed of sampling", low=0, high=2**32 - 1)
+    seed: int = shared("seed", help="seed of sampling")
 
-    prompt_template: str = knob("dapo", "instruction around the problem, a name of data/prompts.py", section="Prompt")
-    system_prompt: str = knob(
-        "default", "system turn; default: of prompt_template, else of the chat template; none: no turn; other: its text"
-    )
-    chat_template: bool = knob(True, "prompts in the model's chat template; false: the bare text")
-    chat_template_kwargs: dict[str, Any] = knob({}, "further variables of the chat template")
-    max_prompt_tokens: int = knob(
-        1024, "longest prompt; longer ones are dropped and counted", unit="tokens", source="BandPO", low=1
-    )
+    prompt_template: str = shared("prompt_template", section="Prompt")
+    system_prompt: str = shared("system_prompt")
+    chat_template: bool = shared("chat_template")
+    chat_template_kwargs: dict[str, Any] = shared("chat_template_kwargs")
+    max_prompt_tokens: int = shared("max_prompt_tokens")
 
-    temperature: float = knob(1.0, "sampling temperature", source="BandPO", above=0, high=2, section="Sampling")
-    top_p: float = knob(1.0, "probability mass of nucleus sampling; 1: off", source="BandPO", above=0, high=1)
-    top_k: int = knob(0, "number of most likely tokens to sample from; 0: off; 1: greedy", source="BandPO", low=0)
-    max_response_tokens: int = knob(
-        4096, "longest response; longer ones are truncated", unit="tokens", source="BandPO", low=1
-    )
-    stop: list[str] = knob([], "stop strings, included in the response; the model's end-of-turn tokens always stop")
+    temperature: float = shared("temperature", help="sampling temperature", section="Sampling")
+    top_p: float = shared("top_p")
+    top_k: int = shared("top_k", help="number of most likely tokens to sample from; 0: off; 1: greedy")
+    max_response_tokens: int = shared("max_response_tokens")
+    stop: list[str] = shared("stop")
 
-    engine: Literal["vllm", "hf"] = knob("vllm", "engine; hf: transformers' generate, slow", section="Machine")
-    precision: Literal["auto", "float32", "bfloat16"] = knob("auto", "dtype; auto: bfloat16 on a GPU that supports it")
+    engine: Literal["vllm", "hf"] = shared("engine", section="Machine")
+    precision: Literal["auto", "float32", "bfloat16"] = shared(
+        "precision", help="dtype; auto: bfloat16 on a GPU that supports it"
+    )
     processes: int = knob(0, "sampling processes, one GPU each; 0: one per visible GPU, one on a CPU", low=0)
-    engine_memory_share: float = knob(0.9, "share of GPU memory for the engine", above=0, below=1)
-    vllm: dict[str, Any] = knob({}, "further arguments of vllm.LLM, such as {enforce_eager: true, max_num_seqs: 256}")
-    trust_remote_code: bool = knob(
-        False, "permission for Python code that comes with the model; only if you trust its author"
-    )
-    verifier_workers: int = knob(4, "grading processes", low=1)
-    verifier_timeout_s: float = knob(3.0, "CPU time limit per response", unit="s", above=0)
+    engine_memory_share: float = shared("engine_memory_share", default=0.9)
+    vllm: dict[str, Any] = shared("vllm")
+    trust_remote_code: bool = shared("trust_remote_code")
+    verifier_workers: int = shared("verifier_workers", help="grading processes")
+    verifier_timeout_s: float = shared("verifier_timeout_s")
 
     @property
     def set_names(self) -> list[str]:
