@@ -17,7 +17,7 @@ from pathlib import Path
 from data.formats import OTHER_COLUMNS, Parsed, find_columns, parse
 from data.problem import Problem
 from data.registry import SETS, SUFFIXES, SetSpec, check_names, is_hub_id, set_name, split_name
-from data.tables import Table, read_hub, read_local
+from data.tables import HubUnreachable, Table, read_hub, read_local
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,24 @@ def load_problems(
     prompt_column: str | None = None,
     answer_column: str | None = None,
     keep_rows: bool = True,
+    key: str = "train_data",
 ) -> LoadReport:
     """Load one set or a mixture: every problem of a set once, in order. data/order.py shuffles.
 
     prefer: split to use if a set has several and its name has none. prompt_column, answer_column: columns of sets
-    outside the registry; None: detect. keep_rows: fill `Problem.row`.
+    outside the registry; None: detect. keep_rows: fill `Problem.row`. key: option with the sets, named by errors.
     Problems in two sets of a mixture are kept in both, and a line gives their number.
     Raises ValueError for an unknown set, an unreachable hub, an unreadable file, a set without usable problems, and
     two sets with the same name.
     """
     names = [sets] if isinstance(sets, str) else list(sets)
-    check_names("train_data", names)  # only train_data is a mixture
-    reports = [_load_one(name, prefer, prompt_column, answer_column, keep_rows) for name in names]
+    check_names(key, names)
+    try:
+        reports = [_load_one(name, prefer, prompt_column, answer_column, keep_rows) for name in names]
+    except HubUnreachable:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
     problems = [problem for report in reports for problem in report.problems]
     lines = [line for report in reports for line in report.lines]
     shared = len(problems) - len({problem.problem for problem in problems})
@@ -89,8 +95,8 @@ def _load_one(
         table = read_local(Path(place).expanduser(), config, split, prefer)
     else:
         raise ValueError(
-            f"unknown set {name!r}. Known: {', '.join(SETS)}, toy_..., arith_...; or ORG/NAME:CONFIG:SPLIT of the hub; "
-            f"or a file or folder ({', '.join(SUFFIXES)}); or NAME=PATH for a local copy of a known set."
+            f"unknown set {name!r}; use {', '.join(SETS)}, toy_... or arith_...; or ORG/NAME:CONFIG:SPLIT of the hub; "
+            f"or a file or folder ({', '.join(SUFFIXES)}); or NAME=PATH for a local copy of a known set"
         )
     return _clean(table, set_name(name), None, prompt_column, answer_column, keep_rows)
 

@@ -100,16 +100,18 @@ class PromptBuilder:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         if template not in TEMPLATES:
-            raise ValueError(f"template {template!r} is not known; one of {', '.join(TEMPLATES)}")
+            raise ValueError(f"prompt_template: {template!r} is not known; use one of {', '.join(TEMPLATES)}")
         chosen = TEMPLATES[template]
         if chosen.whole and chat_template:
-            raise ValueError(f"template {template!r} is a whole prompt for base models: set chat_template: false")
+            raise ValueError(
+                f"prompt_template: {template!r} is a whole prompt for base models; set chat_template: false"
+            )
         if chat_template and not tokenizer.chat_template:
-            raise ValueError("the tokenizer has no chat template: set chat_template: false, or take an instruct model")
+            raise ValueError("chat_template: the tokenizer has none; set it to false, or use an instruct model")
         if system_prompt == "none" and chosen.system not in ("default", "none"):
             raise ValueError(
-                f"template {template!r} carries its instruction in the system turn, which system_prompt: none removes; "
-                "use r1 or boxed_verl, which carry it in the user turn"
+                f"prompt_template: {template!r} has its instruction in the system turn, which system_prompt: none "
+                "removes; use r1 or boxed_verl, which have it in the user turn"
             )
         self._tokenizer: Any = tokenizer
         self._user = chosen.user

@@ -234,6 +234,7 @@ def prepare(config: EvalConfig) -> tuple[Prompts, Work]:
             prompt_column=config.prompt_column,
             answer_column=config.answer_column,
             keep_rows=False,
+            key="sets",
         )
         pairs, dropped = build_prompts(report.problems, builder, max_prompt_tokens=config.max_prompt_tokens)
         print("\n".join(report.lines))

@@ -200,6 +200,7 @@ def read_data(
                 prompt_column=cfg.prompt_column,
                 answer_column=cfg.answer_column,
                 keep_rows=":" in cfg.reward,
+                key=key,
             )
         except HubUnreachable:
             if unreachable is None:

@@ -193,11 +193,13 @@ def test_bare_text_with_a_system_text_in_front() -> None:
 
 
 def test_contradictory_choices_are_refused() -> None:
-    with pytest.raises(ValueError, match="'drgrpo' is not known; one of dapo, boxed, boxed_verl, r1, r1_zero, plain"):
+    with pytest.raises(
+        ValueError, match="'drgrpo' is not known; use one of dapo, boxed, boxed_verl, r1, r1_zero, plain"
+    ):
         build(make_tokenizer(CHATML), "drgrpo", "default", True)
-    with pytest.raises(ValueError, match="no chat template: set chat_template: false"):
+    with pytest.raises(ValueError, match="chat_template: the tokenizer has none; set it to false"):
         build(make_tokenizer(None), "dapo", "default", True)
-    with pytest.raises(ValueError, match="'boxed' carries its instruction in the system turn.*r1 or boxed_verl"):
+    with pytest.raises(ValueError, match="'boxed' has its instruction in the system turn.*r1 or boxed_verl"):
         build(make_tokenizer(CHATML), "boxed", "none", True)
 
 

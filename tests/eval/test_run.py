@@ -271,7 +271,7 @@ def test_mistakes_are_one_line(trained: Path, tiny_model: Path, capsys: pytest.C
     (young / "config.yaml").write_text("save_every: 5\n")
     run_of = ["--output_dir", str(trained.parent.parent / "evals"), "--model", str(trained)]
     for argv, told in (
-        ([*run_of, "--sets", "aime42"], "error: unknown set 'aime42'"),
+        ([*run_of, "--sets", "aime42"], "error: sets: unknown set 'aime42'"),
         ([*run_of, "--sets", "toy_evla"], "error: 'toy_evla' is not a generated set"),
         ([*run_of, "--sets", "a/test.jsonl,b/test.jsonl"], "sets: a/test.jsonl and b/test.jsonl would both be test"),
         ([*run_of, "--sets", ","], "sets: names no set"),
@@ -280,7 +280,7 @@ def test_mistakes_are_one_line(trained: Path, tiny_model: Path, capsys: pytest.C
             [*run_of, "--seed", str(2**32)],
             "seed: must be an integer from 0 and at most 4294967295",
         ),
-        ([*run_of, "--prompt_template", "plian"], "template 'plian' is not known"),
+        ([*run_of, "--prompt_template", "plian"], "prompt_template: 'plian' is not known"),
         ([*run_of, "--max_prompt_tokens", "1"], "max_prompt_tokens 1: all 128 prompts are longer"),
         ([str(trained.with_name("bnad"))], f"is not a run; did you mean {trained}?"),
         ([str(trained.parent)], f"is not a run; did you mean {trained}, {young}?"),
