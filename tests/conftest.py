@@ -6,8 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
+hypothesis.settings.register_profile("no deadline", deadline=None)  # other tests share the cores
+hypothesis.settings.load_profile("no deadline")
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may wait for a network
 os.environ.setdefault("WANDB_MODE", "offline")

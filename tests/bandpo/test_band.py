@@ -179,7 +179,7 @@ radius = st.floats(0.005, 1.0)
 
 
 @given(logprob, radius, st.sampled_from(NAMES))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_order_of_the_bounds(x: float, delta: float, name: str):
     for dtype in (torch.float32, torch.float64):
         old = torch.tensor(x, dtype=dtype)
@@ -188,7 +188,7 @@ def test_order_of_the_bounds(x: float, delta: float, name: str):
 
 
 @given(logprob, radius, st.sampled_from(NAMES))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_divergence_is_delta_on_the_bound_unless_saturated(x: float, delta: float, name: str):
     lower, upper = (b.item() for b in band_bounds(torch.tensor(x, dtype=torch.float64), delta=delta, divergence=name))
     p, q, f = mp.exp(mp.mpf(x)), -mp.expm1(mp.mpf(x)), TEXTBOOK[name]
@@ -207,7 +207,7 @@ def test_divergence_is_delta_on_the_bound_unless_saturated(x: float, delta: floa
 
 
 @given(logprob, radius, st.sampled_from(NAMES), st.floats(0, 1), st.booleans())
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_inside_band_agrees_with_the_bounds(x: float, delta: float, name: str, share: float, rising: bool):
     old = torch.tensor(x, dtype=torch.float64)
     lower, upper = band_bounds(old, delta=delta, divergence=name)
@@ -219,7 +219,7 @@ def test_inside_band_agrees_with_the_bounds(x: float, delta: float, name: str, s
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=3, max_size=5), radius, st.sampled_from(NAMES), st.integers(0, 2**31))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_no_distribution_of_a_small_simplex_beats_the_bound(masses: list[float], delta: float, name: str, seed: int):
     old = torch.tensor(masses, dtype=torch.float64)
     old = old / old.sum()

@@ -18,7 +18,7 @@ latex = st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join)
 answers = st.one_of(any_text, latex)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(answer=answers, gold=answers)
 def test_the_callers_part_never_raises(answer, gold):
     for completion in (answer, f"\\boxed{{{answer}}}", f"Answer: {answer}"):
@@ -31,7 +31,7 @@ def test_the_callers_part_never_raises(answer, gold):
         assert isinstance(answer_line_reward(completion, gold), Grade)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(gold=answers)
 def test_the_gold_check_never_raises(gold):
     try:
@@ -40,7 +40,7 @@ def test_the_gold_check_never_raises(gold):
         pass
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(answer=latex.filter(lambda text: bool(text.strip())))
 def test_an_answer_equals_itself_or_is_no_answer(answer):
     found = final_answers(f"\\boxed{{{answer}}}")

@@ -92,7 +92,7 @@ def test_ppo_by_hand():
 
 
 @given(st.integers(0, 2**31), st.sampled_from(["fixed", "band", "dcpo", "none", "bapo"]), st.sampled_from([None, 2.0]))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_loss_is_ppo_written_out_per_token(seed: int, name: str, dual_clip: float | None):
     logprobs, old, A = tokens(30, seed)
     weights = torch.linspace(0.1, 2, 30, dtype=torch.float64)
@@ -331,7 +331,7 @@ def test_loss_weights_by_hand():
 
 @pytest.mark.parametrize("aggregation", ["seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"])
 @given(lengths=st.lists(st.integers(1, 9), min_size=2, max_size=8), data=st.data())
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_loss_and_gradient_do_not_depend_on_the_split(aggregation: str, lengths: list[int], data: st.DataObject):
     """Any sequences in any order in two micro-batches; the first sequence is truncated and masked."""
     total = sum(lengths)

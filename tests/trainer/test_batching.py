@@ -39,7 +39,7 @@ OPTIONS = policy_options(temperature=0.7)
     padded=st.booleans(),
     more=st.integers(0, 5),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_cut_keeps_every_sequence_once_within_the_budget(
     sequences: list[tuple[int, int, bool]], budget: int, padded: bool, more: int
 ):
@@ -106,7 +106,7 @@ def test_zero_advantage_groups_come_first():
 
 
 @given(lengths=st.lists(st.integers(1, 4096), min_size=8, max_size=60), ranks=st.integers(1, 8))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_ranks_get_about_the_same_number_of_tokens(lengths: list[int], ranks: int):
     shares = assign_to_ranks(lengths, list(range(len(lengths))), ranks)
     assert sorted(i for chosen in shares for i in chosen) == list(range(len(lengths)))
