@@ -319,7 +319,7 @@ def cppo(
 
     w = r, but 0 if A ln r > 0 and v_t D_t > min(delta, delta + sum over j < t of v_j (prefix_delta - D_j)); at most
         ratio_cap. D = p abs(r - 1), v falls from 1 to weight_floor along the response
-    Source: CPPO, arXiv 2606.10968, equations 8-10; D of the token and the rest (paper: 20 tokens), fixed delta
+    Source: CPPO, arXiv 2606.10968, equations 8-10; binary D as in dppo_tv (paper: 20 tokens), fixed delta
     Checked: paper, two reimplementations
     """
     r = log_ratio.exp()
