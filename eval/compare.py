@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import atan, cos, isfinite, pi, sin, sqrt
+from math import atan, ceil, cos, isfinite, pi, sin, sqrt
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -130,24 +130,27 @@ def label_configs(configs: Sequence[dict[str, Any]]) -> list[str]:
     The rule comes first, without its key. Other keys are omitted where the config has the most common value. Arguments
     of a rule are compared among configs with that rule.
     """
-    flat = [
-        {k: str(v).rstrip("/").rpartition("/")[2] for k, v in flatten(config).items() if k not in REPEAT_KEYS}
-        for config in configs
-    ]
+    flat = [{k: str(v) for k, v in flatten(config).items() if k not in REPEAT_KEYS} for config in configs]
     keys = sorted(dict.fromkeys(key for config in flat for key in config), key=lambda key: key != "rule")
     labels = []
     for config in flat:
         different, unusual = {}, {}
         for key in keys:
             peers = [c for c in flat if c and (not key.startswith("rule_args.") or c.get("rule") == config.get("rule"))]
-            own, *counts = config.get(key, "unset"), *Counter(c.get(key, "unset") for c in peers).most_common(2)
+            own, counts = config.get(key, "unset"), Counter(c.get(key, "unset") for c in peers)
             if len(counts) > 1:
-                different[key] = own
-                if key == "rule" or own != counts[0][0] or counts[0][1] == counts[1][1]:
-                    unusual[key] = own
+                (usual, most), (_, next_most) = counts.most_common(2)
+                distinct = len(set(map(_last_part, counts))) == len(counts)
+                different[key] = _last_part(own) if distinct else own
+                if key == "rule" or own != usual or most == next_most:
+                    unusual[key] = different[key]
         words = (unusual or different or {"rule": config.get("rule", "run")}).items()
         labels.append(" ".join(value if key == "rule" else f"{key.split('.')[-1]}={value}" for key, value in words))
     return labels
+
+
+def _last_part(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,7 +175,7 @@ def mean_from(start: float, width: float = 0.1) -> Callable[[Series], float]:
 
     def measure(series: Series) -> float:
         count = max(1, round(width * len(series[1])))
-        first = min(round(start * len(series[1])), len(series[1]) - count)
+        first = min(ceil(start * len(series[1])), len(series[1]) - count)
         return float(series[1][first : first + count].mean())
 
     return measure
@@ -363,11 +366,12 @@ def ranking(groups: Sequence[Group], metric: str) -> str:
     ranked = sorted((g for g in groups if values[g.label]), key=lambda g: -np.mean(values[g.label]))
     pairs = [(a.label, b.label, differences(b, a, column)) for a, b in combinations(ranked, 2)]
     pairs = [pair for pair in pairs if len(pair[2]) >= MIN_SEEDS]
-    significant = [pair[:2] for pair, p in zip(pairs, holm([paired_p(v) for *_, v in pairs]), strict=True) if p < LEVEL]
+    levels = holm([paired_p(v) for *_, v in pairs])
+    higher = [(a, b) for (a, b, v), p in zip(pairs, levels, strict=True) if p < LEVEL and np.mean(v) > 0]
     rows = []
     for label in (group.label for group in ranked):
         low, high = paired_interval(values[label])
-        lower = ", ".join(b for a, b in significant if a == label)
+        lower = ", ".join(b for a, b in higher if a == label)
         mean = f"{np.mean(values[label]):.3g}"
         rows.append([label, str(len(values[label])), mean, f"{low:.3g} .. {high:.3g}", lower or "-"])
     unit = ", %" if column.scale == 100.0 else ""

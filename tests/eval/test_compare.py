@@ -15,7 +15,17 @@ import pytest
 import yaml
 from launching import ROOT
 
-from eval.compare import compare, group_runs, holm, label_configs, main, paired_interval, paired_p, two_sided_p
+from eval.compare import (
+    compare,
+    group_runs,
+    holm,
+    label_configs,
+    main,
+    mean_from,
+    paired_interval,
+    paired_p,
+    two_sided_p,
+)
 from eval.plots import FIGURES, Curve, describe, line_style, plot_run, sort_keys, spread
 from eval.records import load_record
 
@@ -230,6 +240,25 @@ def test_the_ranking_tests_every_pair_and_corrects_for_all(tmp_path: Path) -> No
         compare(runs, None, metric="eval/t/mean@8")
 
 
+def test_the_ranking_calls_no_group_higher_that_is_lower_at_the_common_step(tmp_path: Path) -> None:
+    """a ends above b, after a step that b never reached; at b's last step a is lower in every seed."""
+    runs = []
+    for seed in range(5):
+        for rule, scores in (("a", (0.4, 0.6)), ("b", (0.5,))):
+            rows = [{"step": s, "eval/t/mean@4": score + 0.01 * seed} for s, score in enumerate(scores, 1)]
+            rows[0]["eval/t/mean@4"] += 0.001 * (seed % 3) * (rule == "a")
+            runs.append(write_run(tmp_path / f"{rule}{seed}", rows, rule=rule, seed=seed))
+    lines = compare(runs, None, metric="eval/t/mean@4").split("Ranking by", 1)[1].split("\n\n")[1].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert [(line[0], line[2], line[4]) for line in cells] == [("a", "62", "-"), ("b", "52", "-")]
+
+
+@pytest.mark.parametrize(("length", "end"), [(10, 1.0), (12, 1.0), (25, 0.5), (26, 1 / 3)])
+def test_the_end_of_a_curve_includes_its_last_step(length: int, end: float) -> None:
+    curve = np.array([0.0] * (length - 1) + [1.0])
+    assert mean_from(0.9)((np.arange(length), curve)) == pytest.approx(end)
+
+
 def test_labels_are_short_and_unique() -> None:
     base = {"run_name": "x", "rule": "band", "rule_args": {"divergence": "kl"}, "lr": 1e-6, "model": "/m/Qwen"}
     fixed = {**base, "rule": "fixed"}
@@ -248,6 +277,7 @@ def test_labels_are_short_and_unique() -> None:
     assert label_configs([base, {**base, "lr": 1e-5}, {**base, "rule_args": {}}]) == labels
     assert label_configs([base, {k: v for k, v in base.items() if k != "lr"}]) == ["lr=1e-06", "lr=unset"]
     assert label_configs([base, {**base, "model": "/m/Llama/"}]) == ["model=Qwen", "model=Llama"]
+    assert label_configs([base, {**base, "model": "/n/Qwen"}]) == ["model=/m/Qwen", "model=/n/Qwen"]
 
 
 def test_every_config_key_but_the_repeats_makes_a_group(tmp_path: Path) -> None:
