@@ -6,6 +6,7 @@ r"""Prompt builder, shared by training and evaluation, and stop token ids of a m
 To add a prompt, add an entry to TEMPLATES.
 """
 
+import datetime
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 _BOXED = r"Please reason step by step, and put your final answer within \boxed{}."
 # A fixed date: some chat templates write the current date into the system turn, so prompts would change every day.
-_DATE = "26 Jul 2024"
+_DATE = datetime.date(2024, 7, 26)
 _PROBE = "Probe"  # placeholder message, to inspect the text of a chat template
 
 
@@ -122,7 +123,8 @@ class PromptBuilder:
         ]
         self._system = chosen.system if system_prompt in ("default", None) else system_prompt
         self._chat = chat_template
-        self._arguments = {"date_string": _DATE, **(chat_template_kwargs or {})}
+        dates = {"date_string": f"{_DATE:%d %b %Y}", "strftime_now": _DATE.strftime}
+        self._arguments = {**dates, **(chat_template_kwargs or {})}
         for key in chat_template_kwargs or {}:
             if chat_template and not re.search(rf"\b{re.escape(key)}\b", str(tokenizer.chat_template)):
                 raise ValueError(f"chat_template_kwargs: the model's chat template does not read {key!r}; remove it")

@@ -165,6 +165,11 @@ def test_a_dated_system_turn_is_the_same_every_day_and_can_be_removed() -> None:
     assert build(tokenizer, "plain", "none", True)[0] == "<s>" + user
 
 
+def test_a_template_that_asks_for_the_date_itself_gets_the_same_one_every_day() -> None:
+    tokenizer = make_tokenizer(CHATML + "{{ strftime_now('%Y-%m-%d %H:%M:%S') }}")
+    assert build(tokenizer, "plain", "default", True)[0].endswith("2024-07-26 00:00:00")
+
+
 def test_none_with_templates_that_refuse_or_entangle_system_turns() -> None:
     plain = build(make_tokenizer(LLAMA), "plain", "default", True)[0]
     for template in (REFUSES_SYSTEM, IGNORES_SYSTEM):
