@@ -278,8 +278,9 @@ def settings_of(config: EvalConfig, work: Work, prompts: Prompts) -> dict[str, A
 
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Store the settings. Raises ValueError with the changes if the stored settings differ."""
-    stored = read_json_object(path) if path.exists() else {}
+    """Store the settings. Raises ValueError with the changes if the settings of stored answers differ."""
+    answers = path.with_name("answers.jsonl")
+    stored = read_json_object(path) if path.exists() and answers.exists() and answers.stat().st_size else {}
     changed = [f"{k}: {stored[k]!r} there, {v!r} now" for k, v in settings.items() if stored.get(k, v) != v]
     if changed:
         raise ValueError(

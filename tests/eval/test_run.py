@@ -161,8 +161,18 @@ def test_stored_files_that_cannot_be_read_are_named(
     assert (tmp_path / "answers.jsonl").read_bytes() == good
     if line != b'{"set": "easy", "problem": 0}':
         (tmp_path / "settings.json").write_bytes(line)
+        (tmp_path / "answers.jsonl").write_bytes(good)
         with pytest.raises(ValueError, match="settings.json"):
             check_settings(tmp_path / "settings.json", {"seed": 0})
+
+
+def test_settings_bind_from_the_first_answer_on(tmp_path: Path) -> None:
+    check_settings(tmp_path / "settings.json", {"seed": 0})
+    (tmp_path / "answers.jsonl").write_text("")
+    check_settings(tmp_path / "settings.json", {"seed": 1})
+    (tmp_path / "answers.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="seed: 1 there, 2 now"):
+        check_settings(tmp_path / "settings.json", {"seed": 2})
 
 
 @pytest.mark.promise("a 10 MB gold")
