@@ -46,7 +46,7 @@ CLIPPED = {
     "Clipped at the lower bound, by old probability": r"clip/down(/.+)?",
 }
 SHOWN = ("problem", "answer", "gold", "extracted", "reason", "reward", "advantage", "tokens", "correct", "truncated")
-TOKEN_LISTS = ("token_texts", "token_ids", "rollout_logprobs", "old_logprobs", "logprobs", "entropy", "weight")
+TOKEN_LISTS = ("token_texts", "token_ids", "rollout_logprobs", "old_logprobs", "logprobs", "entropy", "weight", "clip")
 FACTS = ("command", "time", "git", "hardware", "python", "platform", "packages")  # keys of environment.json
 
 
@@ -184,32 +184,27 @@ def _answers(
 def _token_lists(row: dict[str, Any]) -> dict[str, list[Any]]:
     """Return the per-token statistics of the page, to four significant digits.
 
-    `r` is exp(logprobs - old_logprobs). `clip` is 1 for A > 0 and r > upper, -1 for A < 0 and r < lower, else 0. For a
-    rule without clip bounds, it is the sign of A where the weight is 0. None is a number that is not finite, or a
-    missing bound.
+    `r` is exp(logprobs - old_logprobs). None is a number that is not finite, or a missing bound.
     """
 
     def column(key: str, missing: float) -> np.ndarray:
         values = row.get(key) or [None] * len(row["token_texts"])  # rules that give a weight have no bounds
         return np.array([missing if value is None else value for value in values], dtype=float)  # (T,)
 
-    old, weight = column("old_logprobs", np.nan), column("weight", np.nan)
-    lower, upper = column("lower", -np.inf), column("upper", np.inf)
-    sign = int(np.sign(row["advantage"]))
+    old = column("old_logprobs", np.nan)
     with np.errstate(over="ignore", invalid="ignore"):
         ratio = np.exp(column("logprobs", np.nan) - old)
-    clipped = (ratio > upper if sign > 0 else ratio < lower) if "lower" in row else weight == 0
     return {
         "text": row["token_texts"],
         "id": row["token_ids"],
         "p": _digits(np.exp(old), 4),
         "rollout": _digits(np.exp(column("rollout_logprobs", np.nan)), 4),
         "r": _digits(ratio, 4),
-        "lower": _digits(lower, 4),
-        "upper": _digits(upper, 4),
-        "weight": _digits(weight, 4),
+        "lower": _digits(column("lower", -np.inf), 4),
+        "upper": _digits(column("upper", np.inf), 4),
+        "weight": _digits(column("weight", np.nan), 4),
         "entropy": _digits(column("entropy", np.nan), 4),
-        "clip": (sign * clipped).tolist(),
+        "clip": [int(mark) for mark in row["clip"]],
     }
 
 

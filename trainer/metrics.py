@@ -76,6 +76,8 @@ class Stats:
             self.ratio_max = torch.maximum(torch.as_tensor(self.ratio_max).to(p), ratio.amax())  # type: ignore[union-attr]
         named = {"lower": "band/lower_mean", "upper": "band/upper_mean", "weight": "clip/weight_mean"}
         shown = {key: of_tokens[name] for key, name in named.items() if name in of_tokens}
+        (clipped, up), (_, down) = of_tokens["clip/up"], of_tokens["clip/down"]
+        shown["clip"] = (clipped & up).float() - (clipped & down).float()
         values = {"old_logprobs": old_logprobs, "logprobs": logprobs, "entropy": entropy, **shown}
         self.latest[id(batch)] = (batch, values)  # type: ignore[assignment]
 
@@ -95,7 +97,10 @@ class Stats:
 
     def pairs(self) -> dict[str, Pair]:
         """Return (sum, count) per metric. The count is 0 if the sum is not finite, e.g. for infinite upper bounds."""
-        return {n: (total.nan_to_num(posinf=0), count * total.isfinite()) for n, (total, count) in self.sums.items()}
+        return {
+            n: (total.nan_to_num(posinf=0, neginf=0), count * total.isfinite())
+            for n, (total, count) in self.sums.items()
+        }
 
 
 # ---- mismatch between rollout and trainer log-probs ----

@@ -553,7 +553,7 @@ function map(t, advantage) {
     "figcaption",
     {},
     "Ratio over old probability ",
-    make("span", { class: "unit" }, `a point a token, ${acting}${advantage ? "" : " A = 0: no token has a gradient."}`),
+    make("span", { class: "unit" }, `a point a token, ${acting}${advantage ? "" : " A = 0."}`),
   );
   return { figure: make("figure", {}, caption, svg), point };
 }

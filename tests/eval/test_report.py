@@ -64,6 +64,7 @@ def sample(rng: np.random.Generator, prompt: str, **known: Any) -> dict[str, Any
         "lower": rng.uniform(0.5, 0.9, TOKENS).tolist(),
         "upper": rng.uniform(1.1, 3.0, TOKENS).tolist(),
         "weight": rng.uniform(0, 2, TOKENS).tolist(),
+        "clip": [int(sign) for sign in np.sign(now - old) * (np.abs(now - old) > 0.3)],
     }
     return row | known
 
@@ -175,10 +176,7 @@ def read(shown: dict[str, str]) -> dict[str, Any]:
 
 
 def clip_of(row: dict[str, Any], i: int) -> str:
-    ratio = math.exp(row["logprobs"][i] - row["old_logprobs"][i])
-    if row["advantage"] > 0 and row["upper"][i] is not None and ratio > row["upper"][i]:
-        return "up"
-    return "down" if row["advantage"] < 0 and ratio < row["lower"][i] else ""
+    return {1: "up", -1: "down", 0: ""}[row["clip"][i]]
 
 
 def table(page: Page, title: str) -> list[list[str]]:
@@ -390,7 +388,8 @@ def test_marks_and_colours_by_hand(chromium: Page, tmp_path: Path) -> None:
         "weight": [0, 1, 2, 4],
     }
     rng = np.random.default_rng(0)
-    lines = [sample(rng, "p", advantage=a, **lists) for a in (1.0, -1.0, 0.0)]
+    clips = ([1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 0])
+    lines = [sample(rng, "p", advantage=a, clip=clip, **lists) for a, clip in zip((1.0, -1.0, 0.0), clips, strict=True)]
     write_report([write_run(tmp_path / "run", "band", 0, {1: lines})], tmp_path / "report.html")
     chromium.open(tmp_path / "report.html")
     for number, marks in enumerate((["up", "", "", ""], ["", "down", "", ""], ["", "", "", ""])):
@@ -424,7 +423,7 @@ def test_marks_and_colours_by_hand(chromium: Page, tmp_path: Path) -> None:
 @needs_browser
 def test_a_rule_without_interval_is_marked_by_its_weights(chromium: Page, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    row = sample(rng, "p", advantage=-1.0, weight=[0.0] + [0.5] * (TOKENS - 1))
+    row = sample(rng, "p", weight=[0.0] + [0.5] * (TOKENS - 1), clip=[-1] + [0] * (TOKENS - 1))
     del row["lower"], row["upper"]
     write_report([write_run(tmp_path / "run", "sapo", 0, {1: [row]})], tmp_path / "report.html")
     chromium.open(tmp_path / "report.html", "#answer=0")
@@ -473,7 +472,17 @@ def test_hostile_answers_are_text(chromium: Page, tmp_path: Path) -> None:
     lists = {"token_texts": HOSTILE}
     rng = np.random.default_rng(0)
     plain = sample(rng, "p")
-    for key in ("token_ids", "rollout_logprobs", "old_logprobs", "logprobs", "entropy", "lower", "upper", "weight"):
+    for key in (
+        "token_ids",
+        "rollout_logprobs",
+        "old_logprobs",
+        "logprobs",
+        "entropy",
+        "lower",
+        "upper",
+        "weight",
+        "clip",
+    ):
         lists[key] = plain[key][: len(HOSTILE)]
     lines = [
         sample(rng, text, answer=text, problem=text, gold=text, extracted=text, reason=text, **lists)
@@ -540,7 +549,7 @@ def test_not_a_number_is_a_dash_and_never_breaks_the_page(tmp_path: Path) -> Non
     row = sample(np.random.default_rng(0), "p", reward=math.nan)
     row["logprobs"][3], row["entropy"][4], row["upper"][5] = math.nan, math.inf, math.inf
     lists = eval.report._token_lists(row)
-    assert lists["r"][3] is lists["entropy"][4] is lists["upper"][5] is None and lists["clip"][3] == 0
+    assert lists["r"][3] is lists["entropy"][4] is lists["upper"][5] is None
     write_report([write_run(tmp_path / "run", "band", 0, {1: [row]})], tmp_path / "report.html")  # JSON knows no NaN
 
 

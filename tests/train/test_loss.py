@@ -251,6 +251,18 @@ def test_distillation_by_hand():
     torch.testing.assert_close(stats["kl/teacher"], -gap)
 
 
+def test_a_logged_clip_has_the_sign_of_the_token_s_own_advantage():
+    """Reward advantage 0.5; the teacher's term makes it -1.5, 0.5 and 0.5. Ratios 0.5, 1.5 and 1 in [0.8, 1.2]."""
+    old = torch.tensor([-2.0, -2.0, -2.0])
+    batch = replace(micro_batch(old, torch.full((3,), 0.5)), teacher_logprobs=old - torch.tensor([2.0, 0.0, 0.0]))
+    now = old + torch.tensor([0.5, 1.5, 1.0]).log()
+    loss, stats = grpo_loss(Config(kl_coef=0), FIXED, batch, now, now)
+    kept = Stats(skipped_in_a_row=0)
+    kept.add(batch, loss, now, now, stats)
+    ((_, values),) = kept.latest.values()
+    assert values["clip"].tolist() == [-1, 1, 0] and values["weight"].tolist() == pytest.approx([0, 0, 1])
+
+
 # ---- truncated importance sampling ----
 
 TIS: list[Any] = ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
