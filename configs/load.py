@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="DataclassInstance")
 Entry = tuple[str, str, yaml.Node]  # place, option (option.name for an entry of a mapping), value
 
+BARE = yaml.ScalarNode("tag:yaml.org,2002:bool", "true")  # value of a `--key` without one
 UNREADABLE = (OSError, yaml.YAMLError, ValueError, OverflowError, RecursionError)  # PyYAML raises all of them
 RESERVED = ("config", "help", "inherit")
 NULLS = ("", "~", "null", "Null", "NULL")
@@ -227,13 +228,13 @@ def _sources(argv: Sequence[str], problems: list[str]) -> Iterator[list[Entry]]:
         if not word.startswith("--") or not key:
             problems.append(f"command line: {_show(_plain(word))}: is not an option; write --key value")
             continue
-        if not equals:
-            bare = not words or words[0].startswith("--")
-            text = words.pop(0) if not bare else "" if key == "config" else "true"
+        if not equals and words and not words[0].startswith("--"):
+            equals, text = "=", words.pop(0)
         try:
             # Only lists, mappings and quoted texts are parsed as YAML, so `--run_name a:b#c` needs no extra quotes.
             is_yaml = text[:1] in ("[", "{", '"', "'") and key != "config"
-            entries.append(("command line", key, _compose(text) if is_yaml else _plain(text)))
+            value = _compose(text) if is_yaml else _plain(text)
+            entries.append(("command line", key, value if equals or key == "config" else BARE))
         except UNREADABLE as error:
             problems.append(f"command line: {key}: is not valid YAML ({_reason(error)}); write a list as '[a, b]'")
     entries = _flatten(entries, problems)
@@ -335,7 +336,7 @@ def _convert(node: yaml.Node, kind: Any) -> Any:
     origin, text = typing.get_origin(kind), node.value
     if isinstance(node, yaml.SequenceNode) and origin is list:
         return [_convert(item, typing.get_args(kind)[0]) for item in node.value]
-    if not isinstance(node, yaml.ScalarNode) or not node.tag.endswith(":str"):
+    if not isinstance(node, yaml.ScalarNode) or not node.tag.endswith((":str", ":bool") if kind is bool else ":str"):
         raise ValueError
     if (node.style is None and text in NULLS) != (kind is NoneType):
         raise ValueError

@@ -371,6 +371,12 @@ def test_command_line_texts_need_no_yaml_quoting():
     assert load(Config, ["--seed", "1", "--dry_run"]).dry_run is True
 
 
+def test_an_option_without_its_value_is_refused_unless_it_is_a_bool():
+    with pytest.raises(ConfigError, match=r"run_name: must be a string \(got 'true'\)"):
+        load(Config, ["--run_name", "--seed", "1"])
+    assert load(Config, ["--args.eager", "--seed", "1"]).args == {"eager": True}
+
+
 def test_what_is_written_is_read_back_and_changes_are_named(tmp_path):
     config = read(tmp_path, "delta: 0.30000000000000004\ntop_p: 1e-7\nreference: 'null'\nrun_name: 'yes'")
     assert read(tmp_path, to_yaml(config)) == config
