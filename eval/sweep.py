@@ -20,6 +20,7 @@ one thread unless OMP_NUM_THREADS is set, so that --jobs does not change results
 Exit code: 0; 1 if a run failed; 2 for an invalid grid, before any run starts; 130 after Ctrl-C or SIGTERM.
 """
 
+import json
 import os
 import re
 import signal
@@ -106,8 +107,17 @@ def options(*layers: Mapping[str, Any]) -> dict[str, str]:
         if "rule" in layer:
             merged = {key: value for key, value in merged.items() if key.partition(".")[0] != "rule_args"}
         for key, value in flatten(layer).items():
-            merged[key] = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+            merged[key] = as_text(value)
     return merged
+
+
+def as_text(value: Any, inside: bool = False) -> str:
+    """Write a value of a grid for the command line. Texts inside a list or mapping are quoted if they need it."""
+    if isinstance(value, list):
+        return f"[{', '.join(as_text(each, True) for each in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {as_text(each, True)}' for key, each in value.items())}}}"
+    return json.dumps(value, ensure_ascii=False) if inside and not re.fullmatch(r"[\w.+-]+", value) else value
 
 
 def cells(grid: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -115,7 +125,7 @@ def cells(grid: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
     for name, keys in (grid["runs"] or {"": {}}).items():
         for values in product(*grid["grid"].values()):
             point = dict(zip(grid["grid"], values, strict=True))
-            words = [name, *(f"{key.rpartition('.')[2]}={options({'': value})['']}" for key, value in point.items())]
+            words = [name, *(f"{key.rpartition('.')[2]}={as_text(value)}" for key, value in point.items())]
             yield " ".join(filter(None, words)) or "base", options(grid["overrides"], keys or {}, point)
 
 

@@ -51,6 +51,15 @@ def test_later_layers_override_and_a_rule_drops_earlier_arguments() -> None:
     assert options({"adam_betas": ["0.9", "0.99"]}) == {"adam_betas": "[0.9, 0.99]"}
 
 
+def test_values_of_a_grid_arrive_as_they_were_written(tmp_path: Path, tiny_model: Path) -> None:
+    stops, nested = ["\n\nProblem", "a, b", "User:", "7"], {"compilation_config": {"level": 3}, "max_num_seqs": 8}
+    axis = [{"delta": 0.03}, {"delta": 0.05}]
+    runs = {"x": {"rule": "band", "stop": stops, "engine": "vllm", "vllm": nested}}
+    grid = write_grid(tmp_path / "g.yaml", tiny_model, runs=runs, grid={"rule_args": axis})
+    jobs, _ = plan(grid, tmp_path / "out", 1)
+    assert [(job.cfg.stop, job.cfg.vllm, job.cfg.rule_args) for job in jobs] == [(stops, nested, each) for each in axis]
+
+
 def test_runs_are_crossed_with_all_axes() -> None:
     grid = {
         "overrides": {},
