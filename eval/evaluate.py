@@ -23,6 +23,7 @@ import numpy as np
 from data import Problem
 from eval.metrics import Estimate, maj_at_k, mean_at_k, over_problems, pass_at_k
 from rewards import Grade, Ticket, Verifier, answer_line_reward, vote_key
+from trainer.checkpoint import replace_file
 from trainer.rollout import Completion, Engine, Sampling
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def write_scores(path: Path, rows: Sequence[Row], say: Callable[[str], None]) ->
     shares = {name: {problem: sum(c) / len(c) for problem, c in of.items()} for name, of in correct.items()}
     try:
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(shares) + "\n")
+        replace_file(path, (json.dumps(shares) + "\n").encode())
     except OSError as error:
         say(f"warning: {path} is not written ({error.strerror}); training goes on")
 
