@@ -48,12 +48,16 @@ def read_local(path: Path, config: str | None, split: str | None, prefer: str) -
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder")
     if path.is_file():
+        if split:
+            raise ValueError(f"{path}: a file has no splits (got {split}); remove it")
         return _read_file(path)
     if config and (path / config).is_dir():
         path, config = path / config, None
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         with _reading(path, "a whole `save_to_disk` folder"):
             saved = datasets.load_from_disk(str(path))
+        if split and not isinstance(saved, dict) and str(saved.split) != split:
+            raise ValueError(f"{path}: has the split {saved.split}, not {split}; remove it")
         return _dataset_table(_choose(saved, split, prefer, str(path)), str(path))
     try:
         with TemporaryDirectory() as cache:  # datasets creates a lock file there

@@ -453,6 +453,18 @@ def test_a_saved_dataset_dict_needs_a_split(tmp_path: Path) -> None:
     assert "2 rows" in data.load_problems(str(tmp_path / "saved" / "train")).lines[0]
 
 
+def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    import datasets
+
+    rows = [{"question": "a", "answer": "#### 1"}]
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "one"))
+    with pytest.raises(ValueError, match="train_data: .*one: has the split None, not test; remove it"):
+        data.load_problems(f"{tmp_path / 'one'}:test")
+    (tmp_path / "a.jsonl").write_text(json.dumps(rows[0]))
+    with pytest.raises(ValueError, match=r"a.jsonl: a file has no splits \(got test\); remove it"):
+        data.load_problems(f"{tmp_path / 'a.jsonl'}:test")
+
+
 def test_a_folder_of_shards_is_read_in_order(tmp_path: Path) -> None:
     write_parquet(tmp_path / "d" / "part-1.parquet", plain_rows(4)[2:])
     write_parquet(tmp_path / "d" / "part-0.parquet", plain_rows(2))
