@@ -171,7 +171,8 @@ class Policy:
     def named_weights(self, precision: str) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield every full weight under its Hugging Face name, cast to `precision` before it is gathered. Collective.
 
-        A tied head is also yielded, because the CPU build of vLLM keeps a copy of it.
+        A tied head is also yielded, because the CPU build of vLLM keeps a copy of it. Then every saved buffer, in its
+        own dtype, because vLLM's reload clears buffers.
         """
         dtype = getattr(torch, precision)
         for name, parameter in merged(self.causal_lm):
@@ -179,17 +180,22 @@ class Policy:
             yield name, full
             if self.tied and parameter is self.causal_lm.get_input_embeddings().weight:
                 yield "lm_head.weight", full
+        parameters = {name for name, _ in self.causal_lm.named_parameters(remove_duplicate=False)}
+        yield from ((n, buffer) for n, buffer in self.causal_lm.state_dict().items() if n not in parameters)
 
     def compared_names(self, *, matrices: bool) -> list[str]:
-        """Return the names of weights that an engine stores unchanged: norms and, with `matrices`, the embedding.
+        """Return the names of weights that an engine stores unchanged: vectors and, with `matrices`, the embedding.
 
-        Engines fuse or repack every other matrix. With tensor parallelism they also split the embedding.
+        Engines fuse or repack every other matrix. With tensor parallelism they also split the embedding and all vectors
+        but norms; then `matrices` is False.
         """
         embedding = self.causal_lm.get_input_embeddings().weight
         return [
             plain_name(name)
             for name, parameter in self.causal_lm.named_parameters()
-            if parameter.dim() == 1 or (matrices and parameter is embedding)
+            if parameter.dim() == 1
+            and (matrices or name.endswith("norm.weight"))
+            or (matrices and parameter is embedding)
         ]
 
     # ---- checkpoints ----
@@ -200,10 +206,8 @@ class Policy:
         Returns CPU tensors on rank 0 and {} on other ranks. In CPU training they share memory with the trained weights.
         """
         adapters = ((n, _full(p)) for n, p in self.causal_lm.named_parameters() if is_adapter(n))
-        parameters = {name for name, _ in self.causal_lm.named_parameters(remove_duplicate=False)}
-        buffers = ((n, b) for n, b in self.causal_lm.state_dict().items() if n not in parameters)
         weights: dict[str, torch.Tensor] = {}
-        for name, weight in chain(self.named_weights("float32"), adapters, buffers):
+        for name, weight in chain(self.named_weights("float32"), adapters):
             if self.accelerator.is_main_process and not (self.tied and name == "lm_head.weight"):
                 weights[name] = weight.cpu()
         return weights
