@@ -40,7 +40,7 @@ class Lora:
 def add_adapters(causal_lm: Any, lora: Lora) -> None:
     """Freeze the model and add float32 adapters in place. New adapters do not change the output before an update.
 
-    Raises ValueError if peft cannot adapt `lora.targets`, or if one of them is an embedding.
+    Raises ValueError if peft cannot adapt `lora.targets`, or if one of them is an embedding or the head.
     """
     from peft import inject_adapter_in_model
 
@@ -52,8 +52,10 @@ def add_adapters(causal_lm: Any, lora: Lora) -> None:
         except ValueError as error:
             raise ValueError(f"lora_targets: {error}; name linear layers of the model, or use all-linear") from None
     own = {name: parameter for name, parameter in causal_lm.named_parameters() if parameter.requires_grad}
-    if any(".lora_embedding" in name for name in own):
-        raise ValueError(f"lora_targets: embeddings cannot have adapters (got {lora.targets}); name linear layers")
+    if hasattr(causal_lm.get_output_embeddings(), "base_layer") or any(".lora_embedding" in name for name in own):
+        raise ValueError(
+            f"lora_targets: embeddings and head cannot have adapters (got {lora.targets}); name other layers"
+        )
     saved = load_file(lora.folder / FILE) if lora.folder else {}
     for name, parameter in own.items():
         parameter.data = (saved[saved_name(name)] if lora.folder else parameter.data).float()

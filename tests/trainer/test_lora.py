@@ -104,7 +104,7 @@ def test_a_model_with_transposed_weights_is_merged(accelerator: Accelerator, tmp
         assert torch.allclose(policy(BATCH)[0], merged(BATCH)[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("targets", ["w_proj", "embed_tokens"])
+@pytest.mark.parametrize("targets", ["w_proj", "embed_tokens", "lm_head"])
 def test_a_layer_that_is_not_linear_is_refused(accelerator: Accelerator, tmp_path: Path, targets: str):
     tiny_model(tied=False).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=rf"^lora_targets: .*{targets}"):
