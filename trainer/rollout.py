@@ -207,6 +207,7 @@ class VllmEngine:
                     max_tokens=sampling.max_tokens,
                     stop_token_ids=list(sampling.stop_token_ids),
                     stop=list(sampling.stop),
+                    skip_special_tokens=False,  # in the text that is searched for `stop`
                     ignore_eos=True,  # only stop_token_ids and stop end a response
                     seed=seed,  # a sample does not depend on the rest of the batch
                     logprobs=0,  # log-prob of the sampled token only
@@ -427,7 +428,6 @@ class HfEngine(Engine):
             max_new_tokens=sampling.max_tokens,
             eos_token_id=list(sampling.stop_token_ids) or None,
             pad_token_id=pad,
-            stop_strings=list(sampling.stop) or None,
             output_scores=True,
             return_dict_in_generate=True,
         )
@@ -440,7 +440,6 @@ class HfEngine(Engine):
                 attention_mask=mask,
                 generation_config=config,
                 logits_processor=[mask_beyond_tokenizer],
-                tokenizer=self.tokenizer,
             )
         sampled = out.sequences[:, width:]  # (P, T)
         scores = torch.stack(out.scores, dim=1).float().log_softmax(-1)  # (P, T, V) after temperature, top-p and top-k
@@ -460,7 +459,7 @@ class HfEngine(Engine):
         """Return the number of tokens through the first text in `stop`; len(ids) + 1 if there is none."""
 
         def stopped(length: int) -> bool:
-            text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
+            text = self.tokenizer.decode(ids[:length], skip_special_tokens=False)
             return any(each in text for each in stop)
 
         return bisect.bisect_left(range(1, len(ids) + 1), True, key=stopped) + 1

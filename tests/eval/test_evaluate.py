@@ -1,7 +1,7 @@
 """Metrics by hand and by brute force; one evaluation pass with a real engine, its figures computed from its rows."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import comb, sqrt
 from pathlib import Path
@@ -64,6 +64,16 @@ def result(setting: tuple[HfEngine, Sampling], verifier: Verifier) -> EvalResult
     assert sum(finished) == 9 * SAMPLES
     rows = in_order(rows, prompts)
     return EvalResult(summarize(rows, SAMPLES, (1, 2, SAMPLES)), rows)
+
+
+def test_a_stop_text_that_begins_in_the_prompt_stops_nothing(setting: tuple[HfEngine, Sampling]) -> None:
+    engine, sampling = setting
+    (ids,) = [ids for _, ids in prompts_of(engine, slice(0, 1))["part0"]]
+    own = {"seeds": [[5]], "on_finish": lambda i, j, completion: None}
+    ((free,),) = engine.generate([ids], sampling, **own)
+    across = engine.tokenizer.decode(ids)[-1] + free.text[0]
+    ((stopped,),) = engine.generate([ids], replace(sampling, stop=(across,)), **own)
+    assert stopped == free and len(free.token_ids) > 2
 
 
 def test_metrics_are_those_of_the_rows(result: EvalResult) -> None:

@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from launching import metrics, trained_here
 from tiny import make_model
+from transformers import AutoTokenizer
 
 from trainer.rollout import start_advice
 
@@ -36,17 +38,21 @@ def test_rows_beyond_the_tokenizer_are_masked_on_both_sides(padded_model: Path, 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["vllm", "hf"])
 def test_a_stop_text_ends_a_response(toy_model: str, tmp_path: Path, engine: str):
-    """It stays in the response as its last token, and the log-probs stay those of their tokens."""
-    keys = ["--model", toy_model, "--output_dir", tmp_path, *SMALL, *ONE, "--temperature", 2]
-    keys += ["--stop", "['{5', '6', '7', '8']", "--samples_logged", 16, "--old_policy", "trainer"]
+    """It stays in the response as its last token, and the log-probs stay those of their tokens. } is special here."""
+    shutil.copytree(toy_model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(toy_model)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["}"]})
+    tokenizer.save_pretrained(tmp_path / "model")
+    keys = ["--model", tmp_path / "model", "--output_dir", tmp_path, *SMALL, *ONE, "--temperature", 2]
+    keys += ["--stop", "['{5', '}', '7', '8']", "--samples_logged", 16, "--old_policy", "trainer"]
     trained_here("demo_band", *keys, engine=engine)
     (row,) = metrics(tmp_path / "demo_band")
     assert row["rollout/logprob_diff_max"] < 1e-3
     lines = (tmp_path / "demo_band" / "samples" / "step_000001.jsonl").read_text().splitlines()
-    texts = [json.loads(line)["answer"] for line in lines]
-    stopped = [text for text in texts if re.search("{5|[678]", text)]
-    assert len(stopped) > 2
-    assert all(re.fullmatch(".*?({5|[678])", text) and not re.search("{5|[678]", text[:-1]) for text in stopped)
+    texts = ["".join(json.loads(line)["token_texts"]) for line in lines]
+    stopped = [text for text in texts if re.search("{5|[}78]", text)]
+    assert len(stopped) > 2 and any("}" in text for text in stopped)
+    assert all(re.fullmatch(".*?({5|[}78])", text) and not re.search("{5|[}78]", text[:-1]) for text in stopped)
 
 
 @pytest.mark.slow
