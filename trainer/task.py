@@ -7,10 +7,8 @@ Every rank checks its own files (model, reward, rule, output folder). Rank 0 rea
 builds the prompts for all ranks, so that all ranks train on the same problems. `fingerprint` identifies them.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -86,9 +84,8 @@ def load_task(cfg: Config, info: Info, ranks: Ranks) -> Task:
     """
 
     def read_own_files() -> tuple[Model, dict[str, str]]:
-        with trying_reward(cfg):
-            check_local(cfg, info)
-            model = read_model(cfg)
+        check_local(cfg, info)
+        model = read_model(cfg)
         if error := engine_error(cfg, Size.of(model.config)):
             raise ValueError(error)
         models = {key: files_hash(name) for key, name in (("model", cfg.model), ("teacher", cfg.teacher)) if name}
@@ -121,13 +118,12 @@ def dry_run(cfg: Config, processes: int, info: Info) -> int:
     """
     unreachable: list[str] = []
     model, size = None, MODELS.get(cfg.model)
-    with trying_reward(cfg):
-        check_local(cfg, info)
-        try:
-            model = read_model(cfg)
-            size = Size.of(model.config)
-        except HubUnreachable:
-            unreachable.append(f"model {cfg.model}: its tokenizer, chat template and stop token ids")
+    check_local(cfg, info)
+    try:
+        model = read_model(cfg)
+        size = Size.of(model.config)
+    except HubUnreachable:
+        unreachable.append(f"model {cfg.model}: its tokenizer, chat template and stop token ids")
     error = engine_error(cfg, size) if size else ""
     if error and torch.cuda.is_available():
         raise ValueError(error)
@@ -149,6 +145,8 @@ def check_local(cfg: Config, info: Info) -> None:
     safe_run_dir(cfg.output_dir, cfg.run_name)
     check_kernels(cfg)
     find_rule(cfg)
+    if cfg.reward not in BUILT_IN:
+        one_verifier(cfg).close()
     check_names("eval_data", eval_sets(cfg))
     for line in check_leaks(cfg.train_data, eval_sets(cfg)):
         info(line)
@@ -174,8 +172,9 @@ def read_model(cfg: Config) -> Model:
 
 
 def check_teacher(cfg: Config, teacher: str, tokenizer: Any) -> None:
-    """Raise ValueError if the teacher cannot be loaded, or if its vocabulary differs from the policy's."""
+    """Raise ValueError if the teacher cannot be loaded, its context is too short or its vocabulary differs."""
     check_model(teacher)
+    check_context(replace(cfg, model=teacher), read_config(teacher, trust_remote_code=cfg.trust_remote_code))
     check_weights(teacher, trust_remote_code=cfg.trust_remote_code)
     if read_tokenizer(teacher, trust_remote_code=cfg.trust_remote_code).get_vocab() != tokenizer.get_vocab():
         raise ValueError(f"teacher: its tokenizer differs from the model's (got {teacher}); use a model of one family")
@@ -209,7 +208,7 @@ def read_data(
             return []
         for line in report.lines:
             info(line)
-        problems = drop_bad_golds(report.problems, cfg, info)
+        problems = drop_bad_golds(report.problems, key, cfg, info)
         return prompts_of(cfg, sets, problems, model, info) if model else [(each, []) for each in problems]
 
     # With `unreachable`, each set is read separately, so that reachable sets are checked.
@@ -265,17 +264,18 @@ def prompts_of(cfg: Config, sets: str | list[str], problems: list[Problem], mode
     return pairs
 
 
-def drop_bad_golds(problems: list[Problem], cfg: Config, info: Info) -> list[Problem]:
+def drop_bad_golds(problems: list[Problem], key: str, cfg: Config, info: Info) -> list[Problem]:
     """Drop problems whose gold answer does not verify against itself, since no response to them could be rewarded.
 
+    Those of eval_data stay and count as unsolved, as in published results. key: train_data or eval_data.
     Raises ValueError for a gold answer that exceeds the verifier's limits: the data must not depend on machine speed.
     """
-    if cfg.reward != "math":
+    if key == "train_data" and cfg.reward != "math":
         return problems
     try:
         reasons = check_golds([problem.gold for problem in problems])
     except GraderError as error:
-        raise ValueError(f"train_data, eval_data: the gold answers cannot be checked: {error}") from None
+        raise ValueError(f"{key}: the gold answers cannot be checked: {error}") from None
     bad = [
         (f"{shorten(problem.id)}: gold {shorten(repr(problem.gold))}: {reason}", reason in NOT_CHECKED)
         for problem, reason in zip(problems, reasons, strict=True)
@@ -283,34 +283,23 @@ def drop_bad_golds(problems: list[Problem], cfg: Config, info: Info) -> list[Pro
     ]
     if unchecked := [line for line, not_checked in bad if not_checked]:
         raise ValueError(
-            f"train_data, eval_data: {len(unchecked)} gold answers are too much for the verifier; take them out, since "
+            f"{key}: {len(unchecked)} gold answers are too much for the verifier; take them out, since "
             "a machine's speed must not choose the data. The first:\n  " + "\n  ".join(unchecked[:10])
         )
     if bad and len(bad) == len(problems):
         raise ValueError(
-            f"train_data, eval_data: none of {len(problems)} gold answers verifies against itself; correct them. The "
+            f"{key}: none of {len(problems)} gold answers verifies against itself; correct them. The "
             "first:\n  " + "\n  ".join(line for line, _ in bad[:10])
         )
+    fate = "dropped" if key == "train_data" else "counted as unsolved"
     for line, _ in bad[:10]:
-        info(f"dropped {line}")
+        info(f"{key}: {fate}: {line}")
     if bad:
-        info(f"{len(bad)} problems dropped whose gold answer does not verify against itself")
-    return [problem for problem, reason in zip(problems, reasons, strict=True) if not reason]
+        info(f"{key}: {len(bad)} problems {fate}, whose gold answer does not verify against itself")
+    return [p for p, reason in zip(problems, reasons, strict=True) if key == "eval_data" or not reason]
 
 
 # ---- reward ----
-
-
-@contextmanager
-def trying_reward(cfg: Config) -> Iterator[None]:
-    """Load a user's reward in a grading process while the block runs. Raises ValueError at the end if that fails."""
-    if cfg.reward in BUILT_IN:
-        yield
-        return
-    with ThreadPoolExecutor(1) as pool:
-        trial = pool.submit(lambda: one_verifier(cfg).close())
-        yield
-        trial.result()
 
 
 def one_verifier(cfg: Config) -> Verifier:

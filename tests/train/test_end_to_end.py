@@ -211,6 +211,10 @@ def test_a_teacher_with_another_tokenizer_is_refused(
 ):
     other = make_model(tmp_path / "teacher", tied=True)
     tokenizer = AutoTokenizer.from_pretrained(toy_model)
+    tokenizer.save_pretrained(other)
+    with pytest.raises(SystemExit):
+        train.main(["--config", "demo_band", *with_teacher(toy_model, other, tmp_path, "--max_prompt_tokens", 60)])
+    assert f"the context of {other} is 64" in capsys.readouterr().err
     tokenizer.add_tokens(["another"])
     tokenizer.save_pretrained(other)
     with pytest.raises(SystemExit) as ended:

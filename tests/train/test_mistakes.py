@@ -136,16 +136,31 @@ def test_a_gold_that_does_not_verify_is_dropped_with_a_line(capsys, toy_model, t
     with data.open("a") as file:
         file.write(json.dumps({"problem": "1+1+1+1=", "gold": r"\frac{1}{"}) + "\n")
     lines = dry_run_lines(capsys, toy_model, tmp_path, "--train_data", data)
-    (line,) = [line for line in lines if line.startswith("dropped ")]
-    assert line.startswith("dropped good/80: gold ") and r"\\frac{1}{" in line
-    assert "1 problems dropped whose gold answer does not verify against itself" in lines
+    (line,) = [line for line in lines if "dropped: " in line]
+    assert line.startswith("train_data: dropped: good/80: gold ") and r"\\frac{1}{" in line
+    assert "train_data: 1 problems dropped, whose gold answer does not verify against itself" in lines
+
+
+def test_a_gold_of_an_evaluation_set_stays_and_counts_as_unsolved(capsys, toy_model, tmp_path, data):
+    """As in published results, whatever the reward: mean@k is over the same problems in every run."""
+    rows = [{"problem": "1+1+1+2=", "gold": "5"}, {"problem": "1+1+1+1=", "gold": r"\frac{1}{"}]
+    (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reward = tmp_path / "mine.py"
+    reward.write_text("def score(completion, gold):\n    return 1.0\n")
+    for words in ([], ["--reward", f"{reward}:score"]):
+        cfg = load(Config, ["--config", "demo_band", "--model", toy_model, *words])
+        cfg = replace(cfg, train_data=str(data), eval_data=str(tmp_path / "held_out.jsonl"))
+        said: list[str] = []
+        task = load_task(cfg, said.append, Ranks(Accelerator(cpu=True)))
+        assert [problem.gold for problem, _ in task.evals["held_out"]] == ["5", r"\frac{1}{"]
+        assert "eval_data: 1 problems counted as unsolved, whose gold answer does not verify against itself" in said
 
 
 @pytest.mark.promise("a 10 MB gold")
 def test_a_long_gold_is_named_in_a_short_line(capsys, toy_model, tmp_path, data):
     with data.open("a") as file:
         file.write(json.dumps({"problem": "1+1+1+1=", "gold": "x" * 10_000_000, "id": "i" * 1000}) + "\n")
-    (line,) = [x for x in dry_run_lines(capsys, toy_model, tmp_path, "--train_data", data) if x.startswith("dropped ")]
+    (line,) = [x for x in dry_run_lines(capsys, toy_model, tmp_path, "--train_data", data) if "dropped: " in x]
     assert "(1,005 characters): gold 'xxx" in line and "... (10,000,002 characters): over a size limit" in line
     assert len(line) < 1000
 
