@@ -73,8 +73,6 @@ def bracket(text: str) -> Group | None:
 @lru_cache(maxsize=4096)
 def listed(text: str) -> tuple[str, ...]:
     """Return the items of a bare list; () for other text. 1,000 and n=1,000 and $32,348 are single values."""
-    if "," not in text and ";" not in text:
-        return ()
     if ";" not in text and all("," not in p or number(split_unit(p).core) is not None for p in split(text, "=")):
         return ()
     items = tuple(item for item in _items(text) if item)
