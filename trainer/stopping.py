@@ -4,6 +4,7 @@ A signal is recorded when it arrives. `Run.interruptible` acts on it, on all ran
 """
 
 import atexit
+import contextlib
 import ctypes
 import os
 import signal
@@ -61,7 +62,8 @@ class Signals:
                 line = (
                     f"\n{signal.Signals(number).name}: saving a checkpoint and stopping; Ctrl-C again to stop at once\n"
                 )
-                os.write(2, line.encode())  # not print(), which the signal may have interrupted
+                with contextlib.suppress(OSError):  # Ctrl-C also ends the `tee` that reads this
+                    os.write(2, line.encode())  # not print(), which the signal may have interrupted
             elif number == signal.SIGINT and time.monotonic() > first_s + SAME_CTRL_C_S:
                 raise KeyboardInterrupt
 
