@@ -39,7 +39,7 @@ class Config:
     deterministic: bool = knob(False, "bit-identical GPU runs from the same seed, slower; on a CPU always on")
     max_steps: int = knob(1020, "training steps, one rollout each; default: 10 epochs of the data", source=PAPER, low=1)
     dry_run: bool = knob(False, "preflight checks and the configuration only; no model is loaded")
-    wandb: Literal["auto", "online", "offline", "disabled"] = knob(
+    wandb: Literal["auto", "offline", "disabled"] = knob(
         "auto", "wandb mode; auto: online with an API key and a network, else offline"
     )
     samples_logged: int = knob(8, "logged responses per step, one per group, in runs/NAME/samples and on wandb", low=0)

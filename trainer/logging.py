@@ -42,7 +42,7 @@ from tqdm import tqdm
 
 from trainer.checkpoint import RunLock, replace_file
 
-Mode = Literal["auto", "online", "offline", "disabled"]
+Mode = Literal["auto", "offline", "disabled"]
 
 AT_A_GLANCE = re.compile(r"train/entropy|reward/mean|clip/(up|down)(/.*)?|eval/.*mean@\d+")
 PROBE_TIMEOUT_S = 3.0  # for the first response of the wandb server
@@ -145,7 +145,8 @@ class Tracker:
         return self._rows
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write samples/step_000010.jsonl, one row per line; send a table to wandb; print one row per minute.
+        """Write samples/step_000010.jsonl, one row per line; send a table to wandb with the next `log`; print one row
+        per minute.
 
         The table and the printed row omit lists, which have one value per token.
         """
@@ -163,12 +164,12 @@ class Tracker:
             self._next_print_s = time.monotonic() + PRINT_SAMPLE_EVERY_S
             self.info("    " + " | ".join(f"{key}: {one_line(rows[0][key])}" for key in columns))
         if self._wandb:
-            self._wandb.table(step, "samples", columns, [[row[key] for key in columns] for row in rows[:TABLE_ROWS]])
+            self._wandb.table("samples", columns, [[row[key] for key in columns] for row in rows[:TABLE_ROWS]])
 
-    def histogram(self, step: int, name: str, values: np.ndarray) -> None:
-        """Send a histogram of the finite values to wandb."""
+    def histogram(self, name: str, values: np.ndarray) -> None:
+        """Send a histogram of the finite values to wandb, with the next `log`."""
         if self._wandb and np.isfinite(values).any():
-            self._wandb.histogram(step, name, values[np.isfinite(values)])
+            self._wandb.histogram(name, values[np.isfinite(values)])
 
     def artifact(self, paths: Sequence[Path], name: str) -> None:
         """Attach files (tables, figures) to the wandb run."""
@@ -266,27 +267,29 @@ class WandbCopy:
         self._wandb, self._run_dir, self._info = wandb, run_dir, info
         self._arguments = {"project": os.environ.get("WANDB_PROJECT", project), "id": run_id, "config": config}
         self._calls: queue.SimpleQueue[Callable[[Any], Any] | None] = queue.SimpleQueue()
+        self._extra: dict[str, Any] = {}  # tables and histograms until the row of their step
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(mode,), name="wandb", daemon=True)
         self._thread.start()
         self._started.wait(START_TIMEOUT_S)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Send the metrics of a step, unless a resumed online run already has this step."""
+        """Send the metrics of a step with its tables, unless a resumed online run already has this step."""
+        row, self._extra = {"step": step, **self._extra, **values}, {}
 
         def call(run: Any) -> None:
             if step >= run.starting_step:
-                run.log({"step": step, **values}, step=step)
+                run.log(row, step=step)
 
         if self._thread.is_alive():  # otherwise the queue would only grow
             self._calls.put(call)
 
-    def table(self, step: int, name: str, columns: list[Any], rows: list[list[Any]]) -> None:
+    def table(self, name: str, columns: list[Any], rows: list[list[Any]]) -> None:
         cells: list[Any] = [[v if isinstance(v, (bool, int, float)) else str(v) for v in row] for row in rows]
-        self.log(step, {name: self._wandb.Table(columns=columns, data=cells, allow_mixed_types=True)})
+        self._extra[name] = self._wandb.Table(columns=columns, data=cells, allow_mixed_types=True)
 
-    def histogram(self, step: int, name: str, values: np.ndarray) -> None:
-        self.log(step, {name: self._wandb.Histogram(np_histogram=np.histogram(values, bins=64))})
+    def histogram(self, name: str, values: np.ndarray) -> None:
+        self._extra[name] = self._wandb.Histogram(np_histogram=np.histogram(values, bins=64))
 
     def artifact(self, paths: Sequence[Path], name: str) -> None:
         def call(run: Any) -> None:

@@ -238,7 +238,7 @@ def log_samples(run: Run, samples: list[Sample], stats: Stats) -> None:
     cfg = run.cfg
     widths = [values["upper"] - values["lower"] for _, values in stats.latest.values() if "upper" in values]
     if widths:
-        run.tracker.histogram(run.step, "histogram/interval_width", torch.cat(widths).double().cpu().numpy())
+        run.tracker.histogram("histogram/interval_width", torch.cat(widths).double().cpu().numpy())
     if cfg.samples_logged == 0:
         return
     shown = [sample for sample in samples if sample.index % cfg.samples_per_prompt == 0][: cfg.samples_logged]
