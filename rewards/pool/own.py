@@ -63,7 +63,7 @@ class OwnReward(NamedTuple):
                 raise TypeError(f"returned {len(scores)} scores for {len(items)} completions")
         except MemoryError:
             raise
-        except Exception as error:  # a user's function may raise anything
+        except (Exception, asyncio.CancelledError) as error:  # a user's function may raise anything
             logger.debug("the reward raised", exc_info=True)
             which = "the completion" if len(items) == 1 else f"one of {len(items)} completions, the first"
             begins = f"{which} begins {str(items[0].get('completion', ''))[:80]!r}"

@@ -41,23 +41,22 @@ class Worker:
     """
 
     def __init__(self, grader: str, timeout_s: float, memory_gib: float, wait_s: float):
-        self._channel, theirs = Pipe()
         settings = json.dumps([os.getpid(), int(memory_gib * 2**30), timeout_s, grader])
         home = str(Path(__file__).resolve().parent.parent.parent)
         path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
         self._wait_s, self.items = wait_s, 0
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "rewards.pool.worker", settings],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
-                start_new_session=True,  # Ctrl-C reaches only the trainer, which then closes this worker
-            )
+            self._channel, theirs = Pipe()
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "rewards.pool.worker", settings],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
+                    start_new_session=True,  # Ctrl-C reaches only the trainer, which then closes this worker
+                )
         except OSError as error:
             raise WorkerEnded("start", f"no process could be started: {error}") from error
-        finally:
-            theirs.close()
         self.pid, self._killed = self._process.pid, False
         try:
             self.hello: dict[str, Any] = self._receive(START_S)

@@ -265,8 +265,8 @@ class Verifier:
         """Wait until a ticket has its reply or its error, and return it."""
         while not ticket.done():
             self._while_waiting()
-            if not wait([ticket], timeout=1.0).done and not any(thread.is_alive() for thread in self._threads):
-                ticket.settle("crash" if self._closed else "error", error="the grading threads ended; why is on stderr")
+            if not wait([ticket], timeout=1.0).done and not all(thread.is_alive() for thread in self._threads):
+                ticket.settle("crash" if self._closed else "error", error="a grading thread ended; why is on stderr")
         return ticket
 
     def _take(self) -> list[Ticket]:

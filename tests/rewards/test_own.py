@@ -67,6 +67,7 @@ def test_numbers_of_other_kinds_are_numbers(tmp_path):
         ("{'score': 1, 2: 3}", "a dict needs names"),
         ("{}['no such thing']", r"my_rewards.py:3: KeyError: 'no such thing'"),
         ("helper()", r"my_rewards.py:5: ZeroDivisionError: division by zero"),
+        ("(_ for _ in ()).throw(__import__('asyncio').CancelledError)", r"my_rewards.py:3: CancelledError"),
     ],
 )
 @pytest.mark.promise("a reward that returns no number or raises")

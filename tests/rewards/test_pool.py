@@ -36,6 +36,23 @@ def test_a_stuck_item_costs_itself_and_no_other():
         assert not grades[7].correct and time.monotonic() - start < 15
 
 
+def test_a_worker_without_a_pipe_ends_the_run_and_hangs_nobody(tmp_path):
+    """No file descriptor is left: the second thread cannot start its worker while the first goes on."""
+    (tmp_path / "r.py").write_text("import time\ndef f(completion, gold):\n    time.sleep(0.2)\n    return 1.0\n")
+    body = f"""
+        import resource
+        from rewards import GraderError, Verifier
+        with Verifier(2, 2.0, memory_gib=2.0, grader={str(tmp_path / "r.py")!r} + ":f") as verifier:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+            tickets = [verifier.submit("x", "y") for _ in range(4)]
+            try:
+                print([grade.score for grade in verifier.collect(tickets)])
+            except GraderError as error:
+                print(error)
+        """
+    assert "no process could be started" in run_script(tmp_path, body).stdout
+
+
 def test_waiting_in_the_queue_is_not_counted(tmp_path):
     slow = "import time\ndef reward(completion, gold):\n    time.sleep(0.4)\n    return True\n"
     with own_verifier(tmp_path, slow, timeout_s=0.1) as verifier:
@@ -227,7 +244,7 @@ def test_grading_that_nobody_is_left_to_do_is_an_error():
     with math_verifier() as verifier:
         verifier.grade(*HARD)
         verifier._queue.put("no ticket")  # type: ignore[arg-type]  (ends the thread that gets it)
-        with pytest.raises(GraderError, match="the grading threads ended; why is on stderr"):
+        with pytest.raises(GraderError, match="a grading thread ended; why is on stderr"):
             verifier.grade("\\boxed{3\\sqrt2}", "\\sqrt{18}")
 
 
