@@ -83,14 +83,9 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     try:
         cases = read_cases(options.file)
-        verifier = Verifier(options.workers, options.timeout_s, memory_gib=2.0, grader=options.grader)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
-        with verifier:
+        with Verifier(options.workers, options.timeout_s, memory_gib=2.0, grader=options.grader) as verifier:
             grades = verifier.collect([verifier.submit(case.completion, case.gold, case.about()) for case in cases])
-    except GraderError as error:
+    except (ValueError, OSError, GraderError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(report(cases, grades))

@@ -528,10 +528,13 @@ def test_a_kernel_that_is_not_installed(capsys, toy_model, tmp_path):
         ('{"completion": "1", "gold": "1", "expected": "false"}', [], "line 1: completion and gold must be texts"),
         ("", ["--workers", "0"], "workers: must be above 0"),
         ("", ["--grader", "maths"], "grader='maths': allowed are"),
+        ('{"completion": "1", "gold": "1", "expected": true}', ["--grader", "{folder}/mine.py:long"], "long"),
     ],
 )
 def test_labelled_answers_that_cannot_be_graded(capsys, tmp_path, text: str, options: list[str], told: str):
     (tmp_path / "cases.jsonl").write_text(text)
+    (tmp_path / "mine.py").write_text("def long(completion, gold, response_tokens):\n    return response_tokens\n")
+    options = [option.replace("{folder}", str(tmp_path)) for option in options]
     assert check.main([str(tmp_path / "cases.jsonl"), *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and told in line
