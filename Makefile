@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1)
+DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | grep -m 1 '^[0-9]')
 DEVICE := $(if $(DRIVER),gpu,cpu)
 SET := $(if $(DRIVER),requirements-gpu.lock,requirements-cpu.txt) requirements-dev.txt
 DISK_GB := $(if $(DRIVER),12,5)
@@ -116,7 +116,7 @@ bench: $(STAMP) ## operator, log-prob memory, verifier, whole step
 
 bench-env: $(STAMP) ## an environment with TRL, for python -m bench.step --trl
 	@test -x .venv.bench/bin/python || $(PYTHON) -m venv .venv.bench
-	@echo "$(CURDIR)/$(VENV)/lib/$$($(BIN)/python -c "import sys; print(f'python{sys.version_info[0]}.{sys.version_info[1]}')")/site-packages" > $$(ls -d .venv.bench/lib/python*/site-packages)/ours.pth
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$(ls -d .venv.bench/lib/python*/site-packages)/ours.pth
 	@.venv.bench/bin/python -m pip install -qq --no-deps trl==1.16.0
 
 clean: ## remove the environment; runs stay
