@@ -282,7 +282,7 @@ def test_mistakes_are_one_line(trained: Path, tiny_model: Path, capsys: pytest.C
     run_of = ["--output_dir", str(trained.parent.parent / "evals"), "--model", str(trained)]
     for argv, told in (
         ([*run_of, "--sets", "aime42"], "error: sets: unknown set 'aime42'"),
-        ([*run_of, "--sets", "toy_evla"], "error: 'toy_evla' is not a generated set"),
+        ([*run_of, "--sets", "toy_evla"], "error: sets: 'toy_evla' is not a generated set"),
         ([*run_of, "--sets", "a/test.jsonl,b/test.jsonl"], "sets: a/test.jsonl and b/test.jsonl would both be test"),
         ([*run_of, "--sets", ","], "sets: names no set"),
         ([*run_of, "--sample", "3"], "did you mean samples?"),
