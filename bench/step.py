@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--trl", type=int, default=0, metavar="PAIRS", help="compare with TRL, PAIRS runs each")
     options = parser.parse_args(argv)
     if options.trl and (options.engine, options.prompt_tokens) != ("vllm", 10):
-        parser.error("--trl: compares vLLM and prompts of 10 tokens; remove --engine and --prompt_tokens")
+        parser.error("--trl: supports only vLLM and prompts of 10 tokens; remove --engine and --prompt_tokens")
     with tempfile.TemporaryDirectory() as folder:
         options.model = options.model or Path(folder) / "model"
         if not options.model.exists():

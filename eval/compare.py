@@ -140,17 +140,13 @@ def label_configs(configs: Sequence[dict[str, Any]]) -> list[str]:
             own, counts = config.get(key, "unset"), Counter(c.get(key, "unset") for c in peers)
             if len(counts) > 1:
                 (usual, most), (_, next_most) = counts.most_common(2)
-                distinct = len(set(map(_last_part, counts))) == len(counts)
-                different[key] = _last_part(own) if distinct else own
+                distinct = len({Path(value).name for value in counts}) == len(counts)
+                different[key] = Path(own).name if distinct else own
                 if key == "rule" or own != usual or most == next_most:
                     unusual[key] = different[key]
         words = (unusual or different or {"rule": config.get("rule", "run")}).items()
         labels.append(" ".join(value if key == "rule" else f"{key.split('.')[-1]}={value}" for key, value in words))
     return labels
-
-
-def _last_part(path: str) -> str:
-    return path.rstrip("/").rpartition("/")[2]
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:

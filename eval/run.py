@@ -57,7 +57,7 @@ from trainer.task import VERIFIER_MEMORY_GIB
 
 
 def shared(name: str, **changes: Any) -> Any:
-    """Define the option `name` of training here too, with these changes to the arguments of its `knob`."""
+    """Define an option with the `knob` arguments of training's option `name`, updated by `changes`."""
     return knob(**{**Config.__dataclass_fields__[name].metadata, "section": "", **changes})
 
 

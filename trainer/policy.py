@@ -183,19 +183,16 @@ class Policy:
         parameters = {name for name, _ in self.causal_lm.named_parameters(remove_duplicate=False)}
         yield from ((n, buffer) for n, buffer in self.causal_lm.state_dict().items() if n not in parameters)
 
-    def compared_names(self, *, matrices: bool) -> list[str]:
-        """Return the names of weights that an engine stores unchanged: vectors and, with `matrices`, the embedding.
+    def compared_names(self, *, split: bool) -> list[str]:
+        """Return the names of weights that an engine stores unchanged: vectors and the embedding, norms alone if split.
 
-        Engines fuse or repack every other matrix. With tensor parallelism they also split the embedding and all vectors
-        but norms; then `matrices` is False.
+        Engines fuse or repack every other matrix. split: each rank of the engine has a part of biases and embedding.
         """
         embedding = self.causal_lm.get_input_embeddings().weight
         return [
             plain_name(name)
             for name, parameter in self.causal_lm.named_parameters()
-            if parameter.dim() == 1
-            and (matrices or name.endswith("norm.weight"))
-            or (matrices and parameter is embedding)
+            if name.endswith("norm.weight") or (not split and (parameter.dim() == 1 or parameter is embedding))
         ]
 
     # ---- checkpoints ----

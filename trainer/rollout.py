@@ -459,7 +459,7 @@ class HfEngine(Engine):
         """Return the number of tokens through the first text in `stop`; len(ids) + 1 if there is none."""
 
         def stopped(length: int) -> bool:
-            text = self.tokenizer.decode(ids[:length], skip_special_tokens=False)
+            text = self.tokenizer.decode(ids[:length])
             return any(each in text for each in stop)
 
         return bisect.bisect_left(range(1, len(ids) + 1), True, key=stopped) + 1

@@ -137,7 +137,7 @@ class Run:
 
         Raises FloatingPointError if weights are not finite, EngineMismatch if the engine's weights differ.
         """
-        names = self.policy.compared_names(matrices=self.cfg.tensor_parallel == 1)
+        names = self.policy.compared_names(split=self.cfg.tensor_parallel > 1)
         sums: dict[str, torch.Tensor] = {}
 
         def summed() -> Iterator[tuple[str, torch.Tensor]]:

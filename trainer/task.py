@@ -208,7 +208,7 @@ def read_data(
             return []
         for line in report.lines:
             info(line)
-        problems = drop_bad_golds(report.problems, key, cfg, info)
+        problems = check_gold_answers(key, report.problems, cfg, info)
         return prompts_of(cfg, sets, problems, model, info) if model else [(each, []) for each in problems]
 
     # With `unreachable`, each set is read separately, so that reachable sets are checked.
@@ -264,10 +264,11 @@ def prompts_of(cfg: Config, sets: str | list[str], problems: list[Problem], mode
     return pairs
 
 
-def drop_bad_golds(problems: list[Problem], key: str, cfg: Config, info: Info) -> list[Problem]:
-    """Drop problems whose gold answer does not verify against itself, since no response to them could be rewarded.
+def check_gold_answers(key: str, problems: list[Problem], cfg: Config, info: Info) -> list[Problem]:
+    """Report problems whose gold answer does not verify against itself, and return the problems to use.
 
-    Those of eval_data stay and count as unsolved, as in published results. key: train_data or eval_data.
+    train_data: they are dropped, since no response to them could be rewarded. eval_data: they count as unsolved, as in
+    published results. key: train_data or eval_data.
     Raises ValueError for a gold answer that exceeds the verifier's limits: the data must not depend on machine speed.
     """
     if key == "train_data" and cfg.reward != "math":

@@ -305,6 +305,7 @@ def _expressions(a: str, g: str, leaf: Leaf) -> Verdict:
         return False
     if _NOT_MATHS.search(a) or "\\text{" in g or ("=" in a) != ("=" in g):
         return False
+    check_size(g)
     return False if arithmetic.differ(a, g) else leaf.expressions(a, g)
 
 

@@ -213,6 +213,8 @@ def closing_brace(text: str, opening: int, stop: int | None = None) -> int:
 
 def _as_words(text: str) -> str:
     """Return a text answer in lower case; "" if `text` is mathematics."""
+    if any(map(str.isdigit, text)):
+        return ""
     bare = _TEXT.sub(r"\1", _TEXT_COMMANDS.sub(r"\\text", text))
     plain = " ".join(_SPACING.sub(" ", bare).split()).strip(" .,").lower()
     words = re.findall("[a-z]+", plain)

@@ -165,7 +165,7 @@ def test_a_dated_system_turn_is_the_same_every_day_and_can_be_removed() -> None:
     assert build(tokenizer, "plain", "none", True)[0] == "<s>" + user
 
 
-def test_a_template_that_asks_for_the_date_itself_gets_the_same_one_every_day() -> None:
+def test_strftime_now_of_a_template_formats_a_fixed_date() -> None:
     tokenizer = make_tokenizer(CHATML + "{{ strftime_now('%Y-%m-%d %H:%M:%S') }}")
     assert build(tokenizer, "plain", "default", True)[0].endswith("2024-07-26 00:00:00")
 

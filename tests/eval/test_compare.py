@@ -240,8 +240,8 @@ def test_the_ranking_tests_every_pair_and_corrects_for_all(tmp_path: Path) -> No
         compare(runs, None, metric="eval/t/mean@8")
 
 
-def test_the_ranking_calls_no_group_higher_that_is_lower_at_the_common_step(tmp_path: Path) -> None:
-    """a ends above b, after a step that b never reached; at b's last step a is lower in every seed."""
+def test_the_ranking_uses_the_sign_of_the_tested_difference(tmp_path: Path) -> None:
+    """Group a has the higher final value. At the last common step it is lower in every seed."""
     runs = []
     for seed in range(5):
         for rule, scores in (("a", (0.4, 0.6)), ("b", (0.5,))):

@@ -472,17 +472,7 @@ def test_hostile_answers_are_text(chromium: Page, tmp_path: Path) -> None:
     lists = {"token_texts": HOSTILE}
     rng = np.random.default_rng(0)
     plain = sample(rng, "p")
-    for key in (
-        "token_ids",
-        "rollout_logprobs",
-        "old_logprobs",
-        "logprobs",
-        "entropy",
-        "lower",
-        "upper",
-        "weight",
-        "clip",
-    ):
+    for key in {*eval.report.TOKEN_LISTS, "lower", "upper"} - {"token_texts"}:
         lists[key] = plain[key][: len(HOSTILE)]
     lines = [
         sample(rng, text, answer=text, problem=text, gold=text, extracted=text, reason=text, **lists)

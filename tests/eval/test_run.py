@@ -166,7 +166,7 @@ def test_stored_files_that_cannot_be_read_are_named(
             check_settings(tmp_path / "settings.json", {"seed": 0})
 
 
-def test_settings_bind_from_the_first_answer_on(tmp_path: Path) -> None:
+def test_settings_are_compared_once_an_answer_is_stored(tmp_path: Path) -> None:
     check_settings(tmp_path / "settings.json", {"seed": 0})
     (tmp_path / "answers.jsonl").write_text("")
     check_settings(tmp_path / "settings.json", {"seed": 1})

@@ -36,8 +36,8 @@ def test_a_stuck_item_costs_itself_and_no_other():
         assert not grades[7].correct and time.monotonic() - start < 15
 
 
-def test_a_worker_without_a_pipe_ends_the_run_and_hangs_nobody(tmp_path):
-    """No file descriptor is left: the second thread cannot start its worker while the first goes on."""
+def test_a_worker_that_gets_no_pipe_is_an_error(tmp_path):
+    """Out of file descriptors: the second thread cannot start its worker while the first grades."""
     (tmp_path / "r.py").write_text("import time\ndef f(completion, gold):\n    time.sleep(0.2)\n    return 1.0\n")
     body = f"""
         import resource

@@ -257,9 +257,9 @@ def test_a_logged_clip_has_the_sign_of_the_token_s_own_advantage():
     batch = replace(micro_batch(old, torch.full((3,), 0.5)), teacher_logprobs=old - torch.tensor([2.0, 0.0, 0.0]))
     now = old + torch.tensor([0.5, 1.5, 1.0]).log()
     loss, stats = grpo_loss(Config(kl_coef=0), FIXED, batch, now, now)
-    kept = Stats(skipped_in_a_row=0)
-    kept.add(batch, loss, now, now, stats)
-    ((_, values),) = kept.latest.values()
+    step = Stats(skipped_in_a_row=0)
+    step.add(batch, loss, now, now, stats)
+    ((_, values),) = step.latest.values()
     assert values["clip"].tolist() == [-1, 1, 0] and values["weight"].tolist() == pytest.approx([0, 0, 1])
 
 

@@ -142,7 +142,7 @@ def test_a_gold_that_does_not_verify_is_dropped_with_a_line(capsys, toy_model, t
 
 
 def test_a_gold_of_an_evaluation_set_stays_and_counts_as_unsolved(capsys, toy_model, tmp_path, data):
-    """As in published results, whatever the reward: mean@k is over the same problems in every run."""
+    """mean@k covers the same problems with every reward, as in published results."""
     rows = [{"problem": "1+1+1+2=", "gold": "5"}, {"problem": "1+1+1+1=", "gold": r"\frac{1}{"}]
     (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     reward = tmp_path / "mine.py"
@@ -150,10 +150,10 @@ def test_a_gold_of_an_evaluation_set_stays_and_counts_as_unsolved(capsys, toy_mo
     for words in ([], ["--reward", f"{reward}:score"]):
         cfg = load(Config, ["--config", "demo_band", "--model", toy_model, *words])
         cfg = replace(cfg, train_data=str(data), eval_data=str(tmp_path / "held_out.jsonl"))
-        said: list[str] = []
-        task = load_task(cfg, said.append, Ranks(Accelerator(cpu=True)))
+        lines: list[str] = []
+        task = load_task(cfg, lines.append, Ranks(Accelerator(cpu=True)))
         assert [problem.gold for problem, _ in task.evals["held_out"]] == ["5", r"\frac{1}{"]
-        assert "eval_data: 1 problems counted as unsolved, whose gold answer does not verify against itself" in said
+        assert "eval_data: 1 problems counted as unsolved, whose gold answer does not verify against itself" in lines
 
 
 @pytest.mark.promise("a 10 MB gold")

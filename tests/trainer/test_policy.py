@@ -82,7 +82,7 @@ def test_named_weights_are_the_model_in_a_fixed_order(folder: str, accelerator: 
 
 
 def test_buffers_are_sent_too_and_saved(accelerator: Accelerator, tmp_path: Path):
-    """vLLM's reload leaves a buffer that does not arrive with whatever the memory held: Apertus' activation has two."""
+    """vLLM's reload does not restore a buffer that is not sent. Apertus has two in its activation."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
     config = AutoConfig.for_model("apertus", vocab_size=ROWS, num_hidden_layers=1, **sizes)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "start")
@@ -93,22 +93,22 @@ def test_buffers_are_sent_too_and_saved(accelerator: Accelerator, tmp_path: Path
     assert policy.full_weights().keys() >= expected.keys()
 
 
-def test_split_vectors_are_not_compared(accelerator: Accelerator, tmp_path: Path):
-    """With tensor parallelism an engine splits biases, here GPT-2's, but no norm of a decoder layer."""
+def test_only_norms_are_compared_with_tensor_parallelism(accelerator: Accelerator, tmp_path: Path):
+    """An engine splits biases, here OPT's. It does not split the norms of decoder layers."""
     config = AutoConfig.for_model(
         "opt", vocab_size=ROWS, hidden_size=32, ffn_dim=64, num_hidden_layers=1, num_attention_heads=2
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    names = Policy.load(str(tmp_path), policy_options(), accelerator).compared_names(matrices=False)
+    names = Policy.load(str(tmp_path), policy_options(), accelerator).compared_names(split=True)
     assert names and all(name.endswith("norm.weight") for name in names)
 
 
 def test_checksums_see_every_update_and_cover_what_an_engine_keeps(folder: str, accelerator: Accelerator):
     policy = Policy.load(folder, policy_options(), accelerator)
-    names = policy.compared_names(matrices=True)
+    names = policy.compared_names(split=False)
     assert "model.embed_tokens.weight" in names and "model.norm.weight" in names
-    split = set(names) - set(policy.compared_names(matrices=False))
-    assert {name for name in split if not name.endswith(".bias")} == {"model.embed_tokens.weight"}
+    parts = set(names) - set(policy.compared_names(split=True))
+    assert {name for name in parts if not name.endswith(".bias")} == {"model.embed_tokens.weight"}
     before = sums(policy, "float32")
     expected = dict(policy.causal_lm.named_parameters())["model.norm.weight"].double().sum().item()
     assert before["model.norm.weight"] == pytest.approx(expected, abs=1e-12)
