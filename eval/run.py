@@ -273,8 +273,8 @@ def settings_of(config: EvalConfig, work: Work, prompts: Prompts) -> dict[str, A
         for name, pairs in prompts.items()
     }
     sampling = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(work.sampling).items()}  # as in JSON
-    engine = {"model": files_hash(config.model), "engine": work.options.engine, "dtype": work.options.dtype}
-    return {"seed": config.seed, **engine, **sampling, **hashes}
+    engine = {"engine": config.engine, "dtype": work.options.dtype, "vllm": config.vllm}
+    return {"seed": config.seed, "model": files_hash(config.model), **engine, **sampling, **hashes}
 
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:
@@ -334,7 +334,7 @@ def sample(left: Sequence[Job], work: Work, folder: Path) -> Generator[Row, None
                 ours, theirs = context.Pipe(duplex=False)
                 child = context.Process(target=sampling_process, args=(own, work, theirs, log))
                 # Set before the start: the child inherits it, and CUDA reads it once, possibly at the import of torch.
-                os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(number, visible)
+                os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(number, visible) if work.device == "cuda" else ""
                 child.start()
                 theirs.close()
                 children[ours] = child, log

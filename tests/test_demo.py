@@ -28,9 +28,8 @@ def test_a_run_that_fails_ends_the_demo_and_its_lines_have_its_name(
     capfd: pytest.CaptureFixture[str],
 ):
     with pytest.raises(SystemExit) as stopped:
-        demo.train_all(["no_such_config"], 1, [], threads=1)
+        demo.train_all(["no_such_config"], 1, ["--run_name", "mine"], threads=1)
     assert str(stopped.value) == "no_such_config stopped with exit code 1; the lines above say why"
-    assert (
-        "no_such_config | config error: command line: config: no such file (got 'no_such_config.yaml')"
-        in capfd.readouterr().out
-    )
+    printed = capfd.readouterr().out
+    assert "command line: config: no such file (got 'no_such_config.yaml')" in printed
+    assert "no_such_config | " in printed and "run_name: is set twice" in printed

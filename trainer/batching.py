@@ -28,15 +28,13 @@ def make_minibatches(run: Run, samples: list[Sample]) -> list[list[MicroBatch]]:
 
     A sample's `index` determines its minibatch. Within a minibatch, sequences are reassigned to ranks to balance their
     tokens. All ranks get the same number of micro-batches. Loss denominators count the whole minibatch over all ranks.
-    Raises ValueError for a minibatch with fewer sequences than ranks.
+    Raises ValueError if a rank has fewer sequences of a minibatch than another has micro-batches.
     """
     minibatches: list[list[Sample]] = [[] for _ in range(run.plan.minibatches)]
     for sample in run.ranks.gather(samples):
         minibatches[sample.index // run.plan.sequences_per_minibatch].append(sample)
     micro_batches = []
-    for m, minibatch in enumerate(minibatches):
-        if len(minibatch) < run.plan.processes:
-            raise ValueError(f"minibatch {m} has {len(minibatch)} samples for {run.plan.processes} processes")
+    for minibatch in minibatches:
         with_loss = [s for s in minibatch if not (run.cfg.mask_truncated and s.truncated)]
         counts = {
             "sequences": len(with_loss),
@@ -64,7 +62,12 @@ def split_minibatch(run: Run, minibatch: list[Sample]) -> list[list[Sample]]:
         )
         return [[share[i] for i in part] for part in parts]
 
-    busiest = max(len(split(share, 1)) for share in shares)
+    busiest = max((len(split(share, 1)) for share in shares if share), default=1)
+    if busiest > min(map(len, shares)):
+        raise ValueError(
+            f"a minibatch has {len(minibatch)} samples for {run.plan.processes} processes, and one of them runs "
+            f"{busiest} micro-batches; add a multiple of {run.plan.processes} samples, or raise micro_batch_tokens"
+        )
     return [[minibatch[i] for i in part] for part in split(shares[run.plan.rank], busiest)]
 
 
@@ -111,8 +114,8 @@ def make_micro_batches(
     zeros: whether the advantage of each sequence is 0. Zero-advantage groups come first, since their micro-batches may
     need no backward pass. Groups are sorted by length to reduce padding, which counts as tokens if `padded`. The order
     is longest first: an out-of-memory error occurs early. A sequence longer than `budget` gets its own micro-batch.
+    `at_least` is at most the number of sequences.
     """
-    assert at_least <= len(lengths), f"{at_least} micro-batches from {len(lengths)} sequences"
     longest: dict[int, int] = {}
     for group, length in zip(groups, lengths, strict=True):
         longest[group] = max(length, longest.get(group, 0))

@@ -64,7 +64,9 @@ def config(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> EvalCo
 
 @pytest.fixture(scope="module")
 def metrics(config: EvalConfig) -> dict[str, float]:
-    return run(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # names no second device
+        return run(config)
 
 
 def answers(config: EvalConfig) -> int:
@@ -194,6 +196,11 @@ def test_other_weights_in_the_same_place_are_refused(
             run(config)
     finally:
         weights.write_bytes(kept)
+
+
+def test_other_arguments_of_vllm_are_refused(config: EvalConfig, metrics: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"other settings \(vllm: \{\} there, \{'quantization': 'fp8'\} now\)"):
+        run(dataclasses.replace(config, vllm={"quantization": "fp8"}))
 
 
 def test_a_process_that_fails_is_reported_with_its_last_words(
