@@ -127,15 +127,15 @@ def train_step(run: Run) -> dict[str, float]:
 def finish_step(run: Run, metrics: dict[str, float]) -> None:
     """Evaluate, log and save if due. If the evaluation is interrupted, the checkpoint keeps the pending metrics."""
     cfg = run.cfg
-    run.state = replace(run.state, pending_metrics=metrics)
+    run.state = replace(run.state, pending_metrics=metrics, score=None)
     if run.is_due(cfg.eval_every) or (cfg.eval_every and run.step == cfg.max_steps):
         with run.phase("eval"):
             evaluation, score = evaluate_policy(run)
-        run.state = replace(run.state, score=score, score_step=run.step)
+        run.state = replace(run.state, score=score)
         metrics = metrics | evaluation | run.clock.take()
     run.state = replace(run.state, pending_metrics={})
     if metrics:
-        run.log(metrics)
+        run.tracker.log(run.step, metrics)
     if run.step and run.is_due(cfg.save_every):
         save(run)
 
@@ -394,7 +394,7 @@ def update_policy(run: Run, minibatches: list[list[MicroBatch]]) -> Stats:
             stats.add(batch, loss, logprobs, entropy, of_tokens)
             before.append(logprobs.detach())
             del logprobs, entropy, loss, of_tokens  # frees the activations of a skipped backward pass
-        if stats.updates == 0:
+        if stats.rollout_gap is None:
             stats.rollout_gap = check_rollout_logprobs(run, minibatches, before)
         apply_update(run, stats, minibatch)
     return stats

@@ -8,7 +8,7 @@ run of the baseline, so that the load of the machine affects both sides of a rat
 
 import statistics
 import time
-from collections.abc import Callable
+import timeit
 from functools import partial
 
 import torch
@@ -47,13 +47,6 @@ def bounds(method: str, old: Tensor) -> Result:
     return load_rule(*METHODS[method])(logprobs=old, old_logprobs=old, advantages=old, entropy=old, sequence_ids=ids)
 
 
-def cpu_seconds(function: Callable[[Tensor], object], old: Tensor, repeats: int) -> float:
-    start = time.thread_time()
-    for _ in range(repeats):
-        function(old)
-    return time.thread_time() - start
-
-
 def sample(tokens: int) -> Tensor:
     """Draw log-probs of a policy with entropy of about 0.6: most tokens near p = 1, a long tail of rare tokens."""
     generator = torch.Generator().manual_seed(0)
@@ -70,7 +63,8 @@ def main() -> None:
             old, repeats = sample(tokens), max(1, (1 << 16) // tokens)  # small sizes repeat: the clock's resolution
             function(old)
             runs = range(3 if tokens == SIZES["1M"] else 7)
-            pairs = [[cpu_seconds(f, old, repeats) for f in (function, plain_bisection)] for _ in runs]
+            timers = [timeit.Timer(partial(f, old), timer=time.thread_time) for f in (function, plain_bisection)]
+            pairs = [[timer.timeit(repeats) for timer in timers] for _ in runs]
             nanoseconds = statistics.median(ours for ours, _ in pairs) / tokens / repeats * 1e9
             ratio = statistics.median(baseline / ours for ours, baseline in pairs)
             cells.append(f"{nanoseconds:11.1f} ({ratio:5.1f}x)")

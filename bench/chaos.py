@@ -96,7 +96,7 @@ class Trial:
     overrides: dict[str, object] = field(default_factory=dict)
     launcher: tuple[str, ...] = (sys.executable,)
     environment: dict[str, str] = field(default_factory=dict)
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] = field(init=False, repr=False)  # of the latest launch
     events: list[str] = field(default_factory=list)
 
     def launch(self, *, environment: dict[str, str] | None = None, **extra: object) -> None:
@@ -125,19 +125,12 @@ class Trial:
     def console(self) -> str:
         return self.console_file.read_text(errors="replace")
 
-    @property
-    def pid(self) -> int:
-        assert self.process
-        return self.process.pid
-
     def code(self) -> int:
         """Wait for the end of the process and return its exit code."""
-        assert self.process
         return self.process.wait(timeout=600)
 
     def wait_until(self, moment: Callable[[], bool], then_s: float = 0.0) -> bool:
         """Wait until `moment` returns True, then `then_s` seconds; return True if the run has not ended."""
-        assert self.process
         while self.process.poll() is None and not moment():
             time.sleep(0.001)
         time.sleep(then_s)
@@ -145,13 +138,13 @@ class Trial:
 
     def send(self, number: signal.Signals, pid: int | None = None) -> None:
         """Send a signal to the started process, or to `pid`."""
-        os.kill(pid or self.pid, number)
+        os.kill(pid or self.process.pid, number)
         self.events.append(f"{number.name} after {self.steps()} rows{' while saving' * self.saving()}")
 
     def children(self, word: str) -> list[int]:
         """Return the ids of child processes whose command line contains `word`."""
         pids = []
-        for child in psutil.Process(self.pid).children():
+        for child in psutil.Process(self.process.pid).children():
             with suppress(psutil.Error):  # it has ended
                 pids += [child.pid] if word in " ".join(child.cmdline()) else []
         return pids

@@ -12,7 +12,8 @@ import argparse
 import multiprocessing
 import resource
 import time
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import torch
 from torch import Tensor
@@ -30,8 +31,8 @@ def all_logits(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor,
     return table.gather(1, targets[:, None]).squeeze(1), entropy
 
 
-def measure(chunk: int, args: argparse.Namespace, answer: Connection) -> None:
-    """Measure one method and send (bytes, seconds, sum of log-probs). chunk: tokens per chunk; 0: the baseline."""
+def measure(chunk: int, args: argparse.Namespace) -> tuple[int, float, float]:
+    """Return (bytes, seconds, sum of log-probs) of one method. chunk: tokens per chunk; 0: the baseline."""
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
@@ -47,7 +48,7 @@ def measure(chunk: int, args: argparse.Namespace, answer: Connection) -> None:
         logprobs, _ = all_logits(hidden, weight, targets)
     logprobs.sum().backward()
     size = peak_bytes(device) - before - weight.numel() * weight.element_size()
-    answer.send((size, time.perf_counter() - start, logprobs.sum().item()))
+    return size, time.perf_counter() - start, logprobs.sum().item()
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -68,17 +69,13 @@ def main() -> None:
     print(f"{'':>22}{'GiB':>8}{'seconds':>10}{'sum of log-probs':>20}")
     context = multiprocessing.get_context("spawn")
     for chunk in [0, *args.chunks]:
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=measure, args=(chunk, args, theirs))
-        process.start()
-        theirs.close()
         name = f"chunks of {chunk}" if chunk else "all logits"
-        try:
-            size, seconds, total = ours.recv()
-            print(f"{name:>22}{size / GIB:8.2f}{seconds:10.1f}{total:20.1f}", flush=True)
-        except EOFError:
-            print(f"{name:>22}  died: out of memory?", flush=True)
-        process.join()
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            try:
+                size, seconds, total = pool.submit(measure, chunk, args).result()
+                print(f"{name:>22}{size / GIB:8.2f}{seconds:10.1f}{total:20.1f}", flush=True)
+            except BrokenProcessPool:
+                print(f"{name:>22}  died: out of memory?", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,9 @@ Axes: n sequences of a micro-batch; T response tokens of these sequences, concat
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from trainer.attention import model_inputs
 from trainer.run import Run
@@ -47,7 +45,8 @@ def make_minibatches(run: Run, samples: list[Sample]) -> list[list[MicroBatch]]:
 def split_minibatch(run: Run, minibatch: list[Sample]) -> list[list[Sample]]:
     """Return this rank's micro-batches of a minibatch. All ranks get the same number."""
     lengths = [len(s.prompt) + len(s.completion.token_ids) for s in minibatch]
-    groups = group_numbers(minibatch) if run.policy.layout == "by_sequence" else list(range(len(minibatch)))
+    by_prompt, G = run.policy.layout == "by_sequence", run.cfg.samples_per_prompt
+    groups: list[Any] = [(s.step, s.index // G) if by_prompt else i for i, s in enumerate(minibatch)]
     zeros = [s.advantage == 0 for s in minibatch]
     shares = assign_to_ranks(lengths, groups, run.plan.processes)
 
@@ -71,22 +70,14 @@ def split_minibatch(run: Run, minibatch: list[Sample]) -> list[list[Sample]]:
     return [[minibatch[i] for i in part] for part in split(shares[run.plan.rank], busiest)]
 
 
-def group_numbers(samples: Sequence[Sample]) -> list[int]:
-    """Number the runs of consecutive equal prompts. Example: prompts A, A, B, A -> 0, 0, 1, 2."""
-    numbers = [0]
-    for before, sample in pairwise(samples):
-        numbers.append(numbers[-1] + (sample.prompt != before.prompt))
-    return numbers
-
-
-def assign_to_ranks(lengths: Sequence[int], groups: Sequence[int], ranks: int) -> list[list[int]]:
+def assign_to_ranks(lengths: Sequence[int], groups: Sequence[Any], ranks: int) -> list[list[int]]:
     """Assign sequences to ranks, balanced by tokens; return the indices of `lengths` for each rank.
 
     Assigns whole groups if they have the same size and their number is a multiple of `ranks`, else single sequences.
     The order is by tokens, descending, in snake order (ranks 0, 1, 1, 0, 0, 1, ...). Two ranks differ by at most the
     tokens of the largest group or sequence.
     """
-    of_group: dict[int, list[int]] = {}
+    of_group: dict[Any, list[int]] = {}
     for i, group in enumerate(groups):
         of_group.setdefault(group, []).append(i)
     units = list(of_group.values())
@@ -102,7 +93,7 @@ def assign_to_ranks(lengths: Sequence[int], groups: Sequence[int], ranks: int) -
 
 def make_micro_batches(
     lengths: Sequence[int],
-    groups: Sequence[int],
+    groups: Sequence[Any],
     zeros: Sequence[bool],
     *,
     budget: int,
@@ -116,7 +107,7 @@ def make_micro_batches(
     is longest first: an out-of-memory error occurs early. A sequence longer than `budget` gets its own micro-batch.
     `at_least` is at most the number of sequences.
     """
-    longest: dict[int, int] = {}
+    longest: dict[Any, int] = {}
     for group, length in zip(groups, lengths, strict=True):
         longest[group] = max(length, longest.get(group, 0))
     several = (max(lengths) * len(lengths) if padded else sum(lengths)) > budget  # one micro-batch: never skipped
@@ -143,7 +134,7 @@ def make_micro_batches(
 
 def micro_batch(run: Run, samples: list[Sample], *, sequences: int, tokens: int) -> MicroBatch:
     """Build the tensors of one micro-batch. sequences, tokens: counts of the minibatch that enter the loss."""
-    cfg, device = run.cfg, run.ranks.device
+    cfg, device, dtype = run.cfg, run.ranks.device, torch.float32
     lengths = [len(s.completion.token_ids) for s in samples]
     weights = loss_weights(
         lengths,
@@ -156,15 +147,12 @@ def micro_batch(run: Run, samples: list[Sample], *, sequences: int, tokens: int)
         weights = [0.0 if s.truncated else weight for s, weight in zip(samples, weights, strict=True)]
     repeats = torch.tensor(lengths)
 
-    def per_token(values: Sequence[Any], dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.tensor(values, dtype=dtype).repeat_interleave(repeats).to(device)
-
     return MicroBatch(
         samples=samples,
         sequence_ids=torch.arange(len(samples)).repeat_interleave(repeats).to(device),
-        rollout_logprobs=concat([s.completion.logprobs for s in samples]).to(device),
-        advantages=concat([s.token_advantages for s in samples]).to(device),
-        loss_weights=per_token(weights),
+        rollout_logprobs=torch.tensor([x for s in samples for x in s.completion.logprobs], dtype=dtype).to(device),
+        advantages=torch.tensor([x for s in samples for x in s.token_advantages], dtype=dtype).to(device),
+        loss_weights=torch.tensor(weights, dtype=dtype).repeat_interleave(repeats).to(device),
         **model_inputs(
             [s.prompt for s in samples],
             [s.completion.token_ids for s in samples],
@@ -172,11 +160,6 @@ def micro_batch(run: Run, samples: list[Sample], *, sequences: int, tokens: int)
             device=device,
         ),
     )
-
-
-def concat(rows: Sequence[list[float]]) -> Tensor:
-    """Concatenate per-sequence values into a (T,) float32 tensor."""
-    return torch.tensor([x for row in rows for x in row], dtype=torch.float32)
 
 
 def loss_weights(
@@ -189,16 +172,12 @@ def loss_weights(
     seq-mean-token-sum-norm  1 / (sequences * max_response_tokens): independent of length (Dr. GRPO, arXiv 2503.20783)
 
     lengths: response tokens of each sequence of this micro-batch. sequences, tokens: counts over all micro-batches and
-    ranks of the update, so that the loss does not depend on the split. Raises ValueError for an unknown aggregation.
+    ranks of the update, so that the loss does not depend on the split.
     """
     sequences, tokens = max(1, sequences), max(1, tokens)  # 0 where every response is masked: all weights become 0
-    if aggregation == "seq-mean-token-mean":
-        return [1 / (sequences * length) for length in lengths]
-    if aggregation == "token-mean":
-        return [1 / tokens] * len(lengths)
-    if aggregation == "seq-mean-token-sum-norm":
-        return [1 / (sequences * max_response_tokens)] * len(lengths)
-    raise ValueError(
-        f"loss_aggregation: {aggregation!r} is not known; use seq-mean-token-mean, token-mean or "
-        "seq-mean-token-sum-norm"
-    )
+    weights = {
+        "seq-mean-token-mean": [1 / (sequences * length) for length in lengths],
+        "token-mean": [1 / tokens] * len(lengths),
+        "seq-mean-token-sum-norm": [1 / (sequences * max_response_tokens)] * len(lengths),
+    }
+    return weights[aggregation]

@@ -130,14 +130,14 @@ def recover(root: Path) -> tuple[Path | None, list[str]]:
     """Remove the files of an interrupted save, then return `latest`. Rank 0 only, before anything else uses `root`.
 
     Damaged checkpoints newer than the result are renamed to damaged_step_000020, so that the repeated steps can save
-    under their names. Raises CheckpointError if every checkpoint is damaged: starting over is the user's decision.
+    under their names. Raises ValueError if every checkpoint is damaged: starting over is the user's decision.
     """
     for leftover in [*root.glob(".saving_step_*"), *root.glob(".deleted_step_*")]:
         shutil.rmtree(leftover, ignore_errors=True)
     path, warnings = latest(root)
     if path is None and warnings:
         fix = f"move {root} away to start from step 0"
-        raise CheckpointError("\n".join([*warnings, f"{root} has no undamaged checkpoint; {fix}"]))
+        raise ValueError("\n".join([*warnings, f"{root} has no undamaged checkpoint; {fix}"]))
     for newer in _checkpoints(root)[: len(warnings)]:
         shutil.rmtree(root / f"damaged_{newer.name}", ignore_errors=True)
         newer.rename(root / f"damaged_{newer.name}")

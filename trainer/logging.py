@@ -178,8 +178,8 @@ class Tracker:
 
     def progress(self, total: int, phase: str, unit: str) -> tqdm:
         """Return a progress bar over `total` units. Rank 0 draws it on stderr if that is a terminal."""
-        silent = not (self._lock and sys.stderr.isatty())
-        return tqdm(total=total, desc=phase, unit=f" {unit}", leave=False, disable=silent, dynamic_ncols=True)
+        disable = None if self._lock else True  # None: unless stderr is a terminal
+        return tqdm(total=total, desc=phase, unit=f" {unit}", leave=False, disable=disable, dynamic_ncols=True)
 
     def info(self, line: str) -> None:
         """Print a line above the progress bar, on rank 0."""

@@ -40,7 +40,6 @@ class Stats:
     """Statistics of the updates of a step, on this rank."""
 
     skipped_in_a_row: int  # consecutive updates without a finite gradient, including earlier steps
-    updates: int = 0
     skipped: int = 0
     grad_norms: list[float] = field(default_factory=list)
     loss: float | Tensor = 0.0  # summed over updates
@@ -62,15 +61,13 @@ class Stats:
         fifth = (p * 5).floor().clamp(max=4)
         bins = torch.stack([torch.ones_like(p), p < 0.01, *(fifth == k for k in range(5))]).double()  # (bins, T)
         for name, value in of_tokens.items():
-            values, mask = value if isinstance(value, tuple) else (value.detach(), None)
-            if name in BY_PROBABILITY and mask is not None:
+            values, mask = value if isinstance(value, tuple) else (value.detach(), torch.ones_like(p, dtype=torch.bool))
+            if name in BY_PROBABILITY:
                 events = torch.stack([values & mask, mask]).double()  # float64 counts are exact
                 for suffix, total, count in zip(BINS, *(events @ bins.T), strict=True):
                     self._add(name + suffix, total, count)
-            elif mask is not None:
-                self._add(name, (values * mask).sum(dtype=torch.float64), mask.sum(dtype=torch.float64))
             else:
-                self._add(name, values.sum(dtype=torch.float64), p.new_full((), len(p), dtype=torch.float64))
+                self._add(name, (values * mask).sum(dtype=torch.float64), mask.sum(dtype=torch.float64))
         if len(p):
             ratio = of_tokens["ratio/mean"]
             self.ratio_max = torch.maximum(torch.as_tensor(self.ratio_max).to(p), ratio.amax())  # type: ignore[union-attr]
@@ -87,7 +84,6 @@ class Stats:
 
     def add_update(self, norm: float) -> None:
         """Record the gradient norm of an update. A norm that is not finite counts as a skipped update."""
-        self.updates += 1
         if math.isfinite(norm):
             self.grad_norms.append(norm)
             self.skipped_in_a_row = 0
@@ -136,8 +132,8 @@ def check_rollout_logprobs(run: Run, minibatches: list[list[MicroBatch]], before
 def raise_not_finite(run: Run, minibatch: list[MicroBatch], in_a_row: int) -> NoReturn:
     """Write the sequences of a minibatch to a file, then raise FloatingPointError: no finite gradient."""
     path = run.folder / f"not_finite_step_{run.step + 1:06d}_rank_{run.ranks.rank}.jsonl"
-    samples = [sample for batch in minibatch for sample in batch.samples]
-    texts = [run.task.tokenizer.decode(s.prompt + s.completion.token_ids) for s in samples]
+    sequences = [s.prompt + s.completion.token_ids for batch in minibatch for s in batch.samples]
+    texts = run.task.tokenizer.batch_decode(sequences)
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     raise FloatingPointError(
         f"step {run.step + 1}: {in_a_row} updates in a row had no finite gradient; their sequences are in {path}; "
@@ -194,9 +190,8 @@ def response_metrics(cfg: Config, samples: list[Sample]) -> dict[str, Pair]:
         "reward/accuracy": [s.grade.correct for s in samples],
         "response/length_mean": [len(s.completion.token_ids) for s in samples],
         "response/truncated": [s.truncated for s in samples],
+        **{f"reward/{reason}": [s.grade.reason == reason for s in samples] for reason in NOT_COMPARED},
     }
-    for reason in NOT_COMPARED:
-        per_response[f"reward/{reason}"] = [s.grade.reason == reason for s in samples]
     per_group = {
         "reward/solved_all": [all(s.grade.correct for s in group) for group in groups],
         "reward/solved_none": [not any(s.grade.correct for s in group) for group in groups],
@@ -210,8 +205,6 @@ def reward_parts(run: Run, samples: list[Sample]) -> dict[str, Pair]:
 
     Raises GraderError for a name that reward/ already uses.
     """
-    if ":" not in run.cfg.reward:
-        return {}
     own = {name for sample in samples for name in sample.grade.parts}
     names = sorted(set(run.ranks.gather(sorted(own))))  # the same on every rank, in the same order
     if taken := REWARD_METRICS & set(names):
@@ -239,8 +232,6 @@ def log_samples(run: Run, samples: list[Sample], stats: Stats) -> None:
     widths = [values["upper"] - values["lower"] for _, values in stats.latest.values() if "upper" in values]
     if widths:
         run.tracker.histogram("histogram/interval_width", torch.cat(widths).double().cpu().numpy())
-    if cfg.samples_logged == 0:
-        return
     shown = [sample for sample in samples if sample.index % cfg.samples_per_prompt == 0][: cfg.samples_logged]
     wanted = {(s.step, s.index) for s in run.ranks.gather(shown if run.ranks.is_main else [])}
     values_by_sample = [

@@ -18,7 +18,7 @@ T response tokens of all sequences, concatenated.
 import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +105,6 @@ class Policy:
         self.causal_lm = causal_lm  # the transformers model inside it
         self.options = options
         self.accelerator = accelerator
-        self.size = sum(p.numel() for p in causal_lm.parameters())  # parameters of the whole model
         self.tied = causal_lm.get_output_embeddings().weight is causal_lm.get_input_embeddings().weight
 
     @classmethod
@@ -140,6 +139,8 @@ class Policy:
                 f"sharding: {options.sharding} was requested, the model has {got} on {accelerator.num_processes} "
                 "process(es); ddp needs several, none is for one, fsdp2 is for both"
             )
+        if not trainable:
+            model.to("cpu")  # a frozen model is on the device only during its forward passes
         return cls(model, causal_lm, options, accelerator, layout)
 
     def text(self) -> str:
@@ -150,8 +151,8 @@ class Policy:
         gib = {"weights": held / 2**28, "gradients": trained / 2**28, "AdamW": trained / 2**27}
         adapters = f" with adapters of rank {self.options.lora.rank}" if self.options.lora else ""
         return (
-            f"policy:  {self.size:,} parameters{adapters}, sharding {self.options.sharding}, compute in "
-            f"{self.options.precision}; GiB per rank: {', '.join(f'{k} {v:.3g}' for k, v in gib.items())}"
+            f"policy:  {sum(p.numel() for p in weights):,} parameters{adapters}, sharding {self.options.sharding}, "
+            f"compute in {self.options.precision}; GiB per rank: {', '.join(f'{k} {v:.3g}' for k, v in gib.items())}"
         )
 
     def parameters(self) -> list[nn.Parameter]:
@@ -240,9 +241,10 @@ class Policy:
         """Load the state of `full_optimizer` from a file. Collective."""
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
-        several = self.accelerator.num_processes > 1
         state = torch.load(path, weights_only=True, map_location="cpu") if self.accelerator.is_main_process else {}
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True, broadcast_from_rank0=several)
+        options = StateDictOptions(
+            full_state_dict=True, cpu_offload=True, broadcast_from_rank0=self.accelerator.num_processes > 1
+        )
         set_optimizer_state_dict(self.model, optimizer, state, options=options)
 
     # ---- gradients ----
@@ -389,22 +391,21 @@ def _fully_shard(model: nn.Module, causal_lm: Any, options: PolicyOptions, accel
     Groups are moved to the device one at a time, so only the current group is unsharded there.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     if not torch.distributed.is_initialized():  # a single process without a process group
         backend = "nccl" if accelerator.device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    dtype = getattr(torch, options.precision)
-    mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) if dtype != torch.float32 else None
-    settings: dict[str, Any] = {"mesh": mesh, **({"mp_policy": mixed} if mixed else {})}
+    mixed = MixedPrecisionPolicy(param_dtype=getattr(torch, options.precision), reduce_dtype=torch.float32)
     for layer in _decoder_layers(causal_lm):
         _to_float32(layer, accelerator.device)
-        fully_shard(layer, reshard_after_forward=True, **settings)
+        fully_shard(layer, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
     _to_float32(model, accelerator.device)
-    # Reshard this group too, so that between phases every parameter is a DTensor that can be gathered by name.
-    fully_shard(model, reshard_after_forward=True, **settings)
-    assert isinstance(model, FSDPModule)
+    # Reshard this group too, so that between phases every parameter is a DTensor that can be gathered by name. A cast
+    # of its inputs would visit every number in the samples of a micro-batch, which takes longer than the cast.
+    mixed = replace(mixed, cast_forward_inputs=False)
+    fully_shard(model, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
 
 
 def _decoder_layers(causal_lm: Any) -> list[nn.Module]:

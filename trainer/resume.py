@@ -5,7 +5,7 @@
     state = load_state(path, rank, processes)
 
 A checkpoint root/step_000010 holds policy/ (Hugging Face format), optimizer.pt, config.yaml, the rows of metrics.jsonl
-so far and, per rank, state_rank_0.json. trainer/checkpoint.py writes it atomically.
+so far and, per rank, state_rank_0.pt. trainer/checkpoint.py writes it atomically.
 """
 
 import shutil
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
 
 import torch
 import yaml
@@ -25,7 +25,7 @@ from trainer.checkpoint import CheckpointError
 from trainer.preflight import describe_changes
 from trainer.ranks import Ranks
 from trainer.run import Run
-from trainer.types import State, from_text, to_text
+from trainer.types import KINDS, State
 
 # Keys that may change at a resume: they affect logging, kept checkpoints or speed, but not the training result.
 FREE_KEYS = set(
@@ -59,17 +59,17 @@ def save(run: Run) -> None:
 
     def write() -> None:
         with checkpoint.writing():
-            (folder / f"state_rank_{run.ranks.rank}.json").write_text(to_text(run.state), encoding="utf-8")
+            # Files are opened here: given a path, torch hides the reason of an error.
+            with open(folder / f"state_rank_{run.ranks.rank}.pt", "wb") as file:
+                torch.save(run.state, file)
             if run.ranks.is_main:
                 run.policy.write(folder / "policy", weights)
                 run.task.tokenizer.save_pretrained(folder / "policy")
-                with open(folder / "optimizer.pt", "wb") as file:  # given a path, torch hides the reason of an error
+                with open(folder / "optimizer.pt", "wb") as file:
                     torch.save(moments, file)
 
     def commit() -> None:
-        info: dict[str, Any] = {"wandb_run_id": run.tracker.run_id, "fingerprint": run.task.fingerprint}
-        if run.state.score is not None and run.state.score_step == step:
-            info["score"] = run.state.score
+        info = {"wandb_run_id": run.tracker.run_id, "fingerprint": run.task.fingerprint, "score": run.state.score}
         checkpoint.commit(root, step, info)
         with checkpoint.writing():
             checkpoint.replace_file(run.folder / NEWEST, f"step {step}\n".encode())
@@ -87,14 +87,17 @@ def save(run: Run) -> None:
 
 def load_state(path: Path, rank: int, processes: int) -> State:
     """Load the state of a checkpoint. Raises ValueError if its fields or its number of processes do not match."""
-    own = len(list(path.glob("state_rank_*.json"))) == processes
-    file = path / f"state_rank_{rank if own else 0}.json"
+    own = len(list(path.glob("state_rank_*.pt"))) == processes
+    file = path / f"state_rank_{rank if own else 0}.pt"
     try:
-        state = from_text(file.read_text(encoding="utf-8"))
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{file}: {error}; it was written with other fields of State") from None
-    if state.step != checkpoint.step_of(path):
-        raise ValueError(f"{file} is of step {state.step}: {path.name} was assembled from several checkpoints")
+        with torch.serialization.safe_globals(KINDS):
+            state = State(**vars(torch.load(file, weights_only=True)))  # missing fields get their defaults
+    except (TypeError, UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{file}: it was written with other fields of State, or holds a class that KINDS lacks ({reason}); see "
+            "trainer/types.py"
+        ) from None
     of_rank = [f.name for f in fields(state) if isinstance(getattr(state, f.name), list) and getattr(state, f.name)]
     if of_rank and not own:
         raise ValueError(
@@ -114,10 +117,7 @@ def find_checkpoint(
 
     def find() -> Path | None:
         root, newest = folder / "checkpoints", folder / NEWEST
-        try:
-            path, warnings = checkpoint.recover(root)
-        except CheckpointError as error:  # only the user can decide how to continue
-            raise ValueError(error) from None
+        path, warnings = checkpoint.recover(root)
         for line in warnings:
             info(f"warning: {line}")
         if path:

@@ -156,9 +156,10 @@ def read_sums(sums: dict[str, torch.Tensor]) -> dict[str, float]:
 
 
 class VllmEngine:
-    """vLLM in the trainer's process. Prevents three errors that vLLM does not report:
+    """vLLM in the trainer's process. It must be constructed after Accelerator(), whose process group it joins.
 
-    - Constructed before Accelerator(), vLLM initializes torch.distributed with world size 1: N separate trainings.
+    Prevents two errors that vLLM does not report:
+
     - In the CPU build, a tied output head keeps old weights unless "lm_head.weight" is sent.
     - Prefixes cached under old weights are reused unless the cache is reset before sampling.
 
@@ -166,8 +167,6 @@ class VllmEngine:
     """
 
     def __init__(self, model: str, options: EngineOptions, *, rank: int, world: int, device: str):
-        if world > 1 and not torch.distributed.is_initialized():
-            raise RuntimeError("the engine must be built after Accelerator(), which starts the process group")
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # same process: weights are passed by reference
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # reports that a CPU has no Triton
@@ -238,8 +237,9 @@ class VllmEngine:
     def _completion(self, output: Any, i: int, j: int) -> Completion:
         token_ids, logprobs = list(output.token_ids), list(output.logprobs.logprobs)
         if len(logprobs) != len(token_ids) or not all(-float("inf") < x <= 1e-6 for x in logprobs):
-            problem = f"the engine returned log-probs that are not finite for prompt {i}, sample {j}"
-            raise FloatingPointError(f"{problem}: {NOT_FINITE}")
+            raise FloatingPointError(
+                f"the engine returned log-probs that are not finite for prompt {i}, sample {j}: {NOT_FINITE}"
+            )
         text = self.tokenizer.decode(token_ids, skip_special_tokens=True)
         return Completion(token_ids, logprobs, output.finish_reason, text)
 

@@ -3,7 +3,7 @@
     with start(cfg, plan, info, clock) as run:              # trainer/start.py
         with run.phase("rollout"): ...                      # timed as time/rollout_s
         with run.interruptible(): ...                       # all ranks leave together if one receives a signal
-        run.sync_weights(); run.log(metrics)
+        run.sync_weights()
 
 The algorithm itself is in train.py.
 """
@@ -12,7 +12,7 @@ import hashlib
 import math
 import signal
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,9 +73,8 @@ class Run:
 
     @property
     def sampling(self) -> Sampling:
-        cfg = self.cfg
-        limits = (cfg.max_response_tokens, self.task.stop_token_ids, tuple(cfg.stop))
-        return Sampling(cfg.temperature, cfg.top_p, cfg.top_k, *limits)
+        cfg, stops = self.cfg, self.task.stop_token_ids
+        return Sampling(cfg.temperature, cfg.top_p, cfg.top_k, cfg.max_response_tokens, stops, tuple(cfg.stop))
 
     def seed(self, seed: int) -> None:
         """Seed the global RNGs of Python, NumPy and torch, on every device."""
@@ -87,9 +86,6 @@ class Run:
         """Time a phase as time/<name>_s, GPU work included."""
         return self.clock.phase(name, self.ranks.device)
 
-    def log(self, metrics: dict[str, float]) -> None:
-        self.tracker.log(self.step, metrics)
-
     # ---- stopping ----
 
     @contextmanager
@@ -100,10 +96,8 @@ class Run:
         Inside the block, `raise_if_interrupted` ends the work of this rank early.
         """
         self._leave_together()
-        try:
+        with suppress(Interrupted):  # raised again below, on all ranks
             yield
-        except Interrupted:
-            pass  # raised again below, on all ranks
         self._leave_together()
 
     def raise_if_interrupted(self) -> None:

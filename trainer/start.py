@@ -44,7 +44,6 @@ from trainer.stopping import Signals, abort_all_ranks_on_error, exit_on_error
 from trainer.task import VERIFIER_MEMORY_GIB, Info, Task, load_task
 from trainer.types import State
 
-BYTES = {"float32": 4, "bfloat16": 2}
 FAILURES = (checkpoint.CheckpointError, LogError, FloatingPointError, EngineError, EngineMismatch, GraderError)
 
 
@@ -57,7 +56,7 @@ def start(cfg: Config, plan: Plan, info: Info, clock: Clock) -> Iterator[Run]:
     """
     ranks, signals = start_processes(cfg), Signals()
     with ExitStack() as stack:
-        with exit_on_error(*USER_ERRORS, checkpoint.CheckpointError, code=2):
+        with exit_on_error(*USER_ERRORS, code=2):
             task = load_task(cfg, info, ranks)
             folder = checkpoint.safe_run_dir(cfg.output_dir, cfg.run_name)
             lock = checkpoint.RunLock(folder) if ranks.is_main else None
@@ -65,20 +64,31 @@ def start(cfg: Config, plan: Plan, info: Info, clock: Clock) -> Iterator[Run]:
             state = load_state(resumed, ranks.rank, ranks.processes) if resumed else State()
             rows = (resumed / "metrics.jsonl").read_bytes() if resumed else b""
             if lock:
-                write_files(cfg, folder, rows, info)
-        if lock:
-            stack.callback(lock.close)
+                stack.callback(lock.close)
+                lines = restore_rows(folder / "metrics.jsonl", rows)
+                checkpoint.replace_file(folder / "config.yaml", to_yaml(cfg).encode())
+                for line in [*lines, *write_environment(folder)]:
+                    info(line)
         stack.enter_context(signals.handled())
-        tracker = make_tracker(cfg, folder, resumed, lock, rows)
+        tracker = Tracker(
+            folder,
+            dataclasses.asdict(cfg),
+            mode=cfg.wandb,
+            project="bandpo",
+            run_id=checkpoint.info(resumed)["wandb_run_id"] if resumed else None,
+            max_steps=cfg.max_steps,
+            lock=lock,
+            rows=rows,
+        )
         with exit_on_error(ValueError, code=2):
             models = load_models(cfg, task, ranks, resumed)
             info(models["policy"].text())
             verifiers = make_verifiers(cfg, signals)
         with one_line_per_failure(folder, ranks):
             engine = start_engine(cfg, plan, task, models["policy"], ranks)
-        closers = (close_process_group, engine.close, tracker.finish, *(each.close for each in verifiers.values()))
-        for close in closers:  # called in reverse order
-            stack.callback(close)
+        of_group = ranks.accelerator.end_training  # the process group
+        for close in (of_group, engine.close, tracker.finish, *(each.close for each in verifiers.values())):
+            stack.callback(close)  # called in reverse order
         run = Run(
             cfg=cfg,
             plan=plan,
@@ -152,34 +162,6 @@ def use_deterministic_algorithms() -> None:
     torch.use_deterministic_algorithms(True)
 
 
-def close_process_group() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def write_files(cfg: Config, folder: Path, rows: bytes, info: Info) -> None:
-    """Write metrics.jsonl, config.yaml and environment.json. Raises OSError if that fails."""
-    lines = restore_rows(folder / "metrics.jsonl", rows)
-    checkpoint.replace_file(folder / "config.yaml", to_yaml(cfg).encode())
-    for line in [*lines, *write_environment(folder)]:
-        info(line)
-
-
-def make_tracker(
-    cfg: Config, folder: Path, resumed: Path | None, lock: checkpoint.RunLock | None, rows: bytes
-) -> Tracker:
-    return Tracker(
-        folder,
-        dataclasses.asdict(cfg),
-        mode=cfg.wandb,
-        project="bandpo",
-        run_id=checkpoint.info(resumed)["wandb_run_id"] if resumed else None,
-        max_steps=cfg.max_steps,
-        lock=lock,
-        rows=rows,
-    )
-
-
 # ---- models ----
 
 
@@ -204,8 +186,8 @@ def load_models(cfg: Config, task: Task, ranks: Ranks, resumed: Path | None) -> 
     policy = Policy.load(source, options, ranks.accelerator)
     reference = StartModel(policy) if lora and cfg.kl_coef else None
     if cfg.kl_coef and not lora:  # cfg.model is the start model, also in a resumed run
-        reference = load_frozen(cfg.model, options, ranks)
-    teacher = load_frozen(cfg.teacher, options, ranks) if cfg.teacher else None
+        reference = Policy.load(cfg.model, options, ranks.accelerator, trainable=False)
+    teacher = Policy.load(cfg.teacher, options, ranks.accelerator, trainable=False) if cfg.teacher else None
     if teacher and teacher.layout != policy.layout:
         raise ValueError(
             f"teacher: it needs {teacher.layout} sequences, the policy {policy.layout} ones (got attention "
@@ -220,20 +202,12 @@ def load_models(cfg: Config, task: Task, ranks: Ranks, resumed: Path | None) -> 
     return {"policy": policy, "reference": reference, "teacher": teacher, "optimizer": optimizer}
 
 
-def load_frozen(model: str, options: PolicyOptions, ranks: Ranks) -> Policy:
-    """Load a frozen model, kept in CPU memory between its forward passes."""
-    policy = Policy.load(model, options, ranks.accelerator, trainable=False)
-    policy.model.to("cpu")
-    return policy
-
-
 def make_verifiers(cfg: Config, signals: Signals) -> dict[str, Any]:
     """Start the fields `verifier` and `eval_verifier` of a Run. A signal interrupts the wait for grades."""
     workers = (cfg.verifier_workers, cfg.verifier_timeout_s, VERIFIER_MEMORY_GIB)
-    in_flight = (cfg.reward_concurrency, cfg.reward_timeout_s)
-    verifier = Verifier(*workers, cfg.reward, signals.raise_if_interrupted, *in_flight)
-    same = cfg.reward == "math"
-    tolerant = verifier if same else Verifier(*workers, "math", signals.raise_if_interrupted)
+    stop = signals.raise_if_interrupted
+    verifier = Verifier(*workers, cfg.reward, stop, cfg.reward_concurrency, cfg.reward_timeout_s)
+    tolerant = verifier if cfg.reward == "math" else Verifier(*workers, "math", stop)
     return {"verifier": verifier, "eval_verifier": tolerant}
 
 
@@ -244,7 +218,7 @@ def start_engine(cfg: Config, plan: Plan, task: Task, policy: Policy, ranks: Ran
     cache = float(cpu_cache)
     if ranks.device.type != "cpu":  # the engine's share of the memory minus the weights
         share = cfg.engine_memory_share * torch.cuda.mem_get_info(ranks.device)[1] * cfg.tensor_parallel
-        cache = share - task.model_size.parameters * BYTES[precision]
+        cache = share - task.model_size.parameters * getattr(torch, precision).itemsize
     options = EngineOptions(
         engine=cfg.engine,
         dtype=precision,
@@ -267,6 +241,6 @@ def sequences_at_once(cfg: Config, size: Size, *, wanted: int, cache_bytes: floa
     Each sequence counts with half of the maximum length, since most responses end before the limit. If too many are
     longer, vLLM recomputes some of them, which is slow but correct.
     """
-    tokens = cache_bytes / cache_a_token(size, BYTES[precision])
+    tokens = cache_bytes / cache_a_token(size, getattr(torch, precision).itemsize)
     longest = cfg.max_prompt_tokens + cfg.max_response_tokens
     return max(1, min(wanted, int(tokens / (longest / 2)), MOST_SEQUENCES[cfg.engine]))

@@ -81,8 +81,7 @@ def set_parent_death_signal() -> None:
     Does nothing without a launcher: the parent is then a shell, which may end before training does (nohup).
     """
     if sys.platform == "linux" and LAUNCHED & os.environ.keys():
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
         if not is_launcher(os.getppid()):  # it died while this process was still importing
             raise SystemExit("the launcher has died: training does not start without it")
 

@@ -3,10 +3,8 @@
 Axes: n sequences of a micro-batch; T response tokens of these sequences, concatenated.
 """
 
-import json
 import math
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -71,44 +69,16 @@ class State:
     """Position of a run, saved in each checkpoint next to the weights and the optimizer state.
 
     To store custom state, add a field with a default and assign it: run.state = replace(run.state, x=1). Supported
-    values: numbers, strings, None, lists, dicts and samples.
+    values: numbers, strings, None, tensors, samples, and lists and dicts of them.
     """
 
     step: int = 0  # completed steps
     prompts_drawn: int = 0  # position in the order of training prompts
     tokens_seen: int = 0  # response tokens trained on, over all ranks
     skipped_in_a_row: int = 0  # consecutive updates without a finite gradient
-    score: float | None = None  # mean@k of the latest evaluation, averaged over the evaluation sets
-    score_step: int = -1  # step of that evaluation
+    score: float | None = None  # mean@k of this step's evaluation, averaged over the evaluation sets
     queue: list[list[Sample]] = field(default_factory=list)  # this rank's samples for the next `off_policy_steps` steps
     pending_metrics: dict[str, float] = field(default_factory=dict)  # metrics of the last step until its evaluation
 
 
-KINDS = {kind.__name__: kind for kind in (State, Sample, Problem, Completion, Grade)}
-
-
-def to_text(state: State) -> str:
-    """Serialize a State to JSON for `from_text`. Raises TypeError for a field value of an unsupported type."""
-
-    def plain(value: Any) -> Any:
-        if is_dataclass(value) and type(value).__name__ in KINDS:
-            return {"kind": type(value).__name__, **{f.name: plain(getattr(value, f.name)) for f in fields(value)}}
-        if isinstance(value, dict):  # as pairs: JSON would turn every key into a string
-            return {"kind": "dict", "pairs": [[plain(k), plain(v)] for k, v in value.items()]}
-        if isinstance(value, (list, tuple)):
-            return [plain(v) for v in value]
-        if value is None or isinstance(value, (str, bool, int, float)):
-            return value
-        raise TypeError(f"State holds numbers, strings, lists, dicts and samples, not {type(value).__name__}")
-
-    return json.dumps(plain(state))
-
-
-def from_text(text: str) -> State:
-    """Inverse of `to_text`. Missing fields get their defaults."""
-
-    def restored(value: dict[str, Any]) -> Any:
-        kind = value.pop("kind")
-        return dict(value["pairs"]) if kind == "dict" else KINDS[kind](**value)
-
-    return json.loads(text, object_hook=restored)
+KINDS = [State, Sample, Problem, Completion, Grade]  # the classes that the file of a State may contain

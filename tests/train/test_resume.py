@@ -350,7 +350,6 @@ def test_a_stopped_launcher_takes_the_trainer_along_and_nothing_is_lost(toy_mode
     trial.launch()
     assert trial.wait_until(lambda: trial.steps() > 2), trial.console()[-3000:]
     assert len(left_behind(str(trial.folder), patience_s=0)) >= 3  # launcher, trainer, grading process
-    assert trial.process
     if ctrl_c:
         os.killpg(trial.process.pid, signal.SIGINT)
     else:

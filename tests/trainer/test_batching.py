@@ -17,7 +17,7 @@ from tiny import VOCABULARY, make_batch, make_sample, policy_options, ragged, ti
 from configs import load
 from configs.schema import Config, Plan
 from trainer.attention import register_attention
-from trainer.batching import assign_to_ranks, group_numbers, loss_weights, make_micro_batches, make_minibatches
+from trainer.batching import assign_to_ranks, loss_weights, make_micro_batches, make_minibatches
 from trainer.policy import LogprobModel
 from trainer.rollout import Completion
 
@@ -121,10 +121,6 @@ def test_assign_to_ranks_by_hand():
     assert assign_to_ranks([1, 9, 3, 7, 5, 2], [0, 0, 1, 1, 2, 2], 2) == [[1, 2, 5], [3, 4, 0]]  # 3 groups, 2 ranks
     assert assign_to_ranks([1, 9, 3, 7], [0, 0, 0, 1], 2) == [[1, 0], [3, 2]]  # groups of unequal size
     assert assign_to_ranks([1, 2, 3], [0, 1, 2], 2) == [[2], [1, 0]]
-
-
-def test_group_numbers():
-    assert group_numbers([make_sample(p, [1]) for p in ([5, 6], [5, 6], [5], [5, 6])]) == [0, 0, 1, 2]
 
 
 # ---- minibatches ----
