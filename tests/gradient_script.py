@@ -47,7 +47,7 @@ class Recorder(torch.optim.SGD):
 def samples() -> list[Sample]:
     """Sorted by length, so that the first rank has all the short ones: the worst case for equal counts."""
     rows = sorted(ragged(PROMPTS * SAMPLES, longest=LONGEST), key=lambda s: len(s[1]))
-    return [make_sample(p, r, index=i, advantage=a if i % 2 else 0.0) for i, (p, r, a) in enumerate(rows)]
+    return [make_sample(p, r, index=i, advantage=a if i // SAMPLES % 2 else 0.0) for i, (p, r, a) in enumerate(rows)]
 
 
 def without_reference(batch: MicroBatch, kl_coef: float) -> MicroBatch:

@@ -8,6 +8,7 @@ A checkpoint root/step_000010 holds policy/ (Hugging Face format), optimizer.pt,
 so far and, per rank, state_rank_0.pt. trainer/checkpoint.py writes it atomically.
 """
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -93,7 +94,7 @@ def load_state(path: Path, rank: int, processes: int) -> State:
         with torch.serialization.safe_globals(KINDS):
             state = State(**vars(torch.load(file, weights_only=True)))  # missing fields get their defaults
     except (TypeError, UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = re.sub(r"(?s).* GLOBAL (\S+) .*", r"\1", str(error))  # torch's message has 30 lines
         raise ValueError(
             f"{file}: it was written with other fields of State, or holds a class that KINDS lacks ({reason}); see "
             "trainer/types.py"
