@@ -7,7 +7,9 @@ Figures are ignored, and units stay in the gold.
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
+
+from data.problem import Problem
 
 # Column names by priority; a dot selects a field of a struct. `solution` is a worked solution with the answer in its
 # last box; in a table with `prompt` it may be only the answer.
@@ -25,17 +27,6 @@ DAPO_PREFIX = (
 )
 DAPO_SUFFIX = '\n\nRemember to put your answer on its own line after "Answer:".'
 _FORMAT = re.compile(r"####|\\boxed|<answer>|\bAnswer:")  # an instruction inside a problem
-
-
-class Parsed(NamedTuple):
-    """Parsed row. note: a peculiarity of the row, which is counted and printed; "" if there is none."""
-
-    problem: str
-    messages: tuple[dict[str, Any], ...]
-    gold: str
-    key: Any
-    level: int | None
-    note: str
 
 
 def clean_gold(value: Any) -> str:
@@ -119,7 +110,7 @@ def _braced(text: str, start: int) -> tuple[str, int]:
     return "", len(text)
 
 
-def find_columns(columns: Sequence[str], prompt: str | None, answer: str | None) -> tuple[str, str]:
+def find_columns(where: str, columns: Sequence[str], prompt: str | None, answer: str | None) -> tuple[str, str]:
     """Return (problem column, answer column) of a table. prompt, answer: chosen columns; None: detect.
 
     Without an answer column, `messages` is both: its last turn is the reference response.
@@ -131,14 +122,17 @@ def find_columns(columns: Sequence[str], prompt: str | None, answer: str | None)
     gold = answer or next(filter(present.__contains__, ANSWER_COLUMNS), "messages" if query == "messages" else "")
     if not {query, gold} <= present:
         raise ValueError(
-            f"columns {', '.join(columns) or '(none)'} hold no problem ({query or ', '.join(PROBLEM_COLUMNS)}) with an "
-            f"answer ({gold or ', '.join(ANSWER_COLUMNS)}); set prompt_column and answer_column"
+            f"{where}: columns {', '.join(columns) or '(none)'} hold no problem "
+            f"({query or ', '.join(PROBLEM_COLUMNS)}) with an answer ({gold or ', '.join(ANSWER_COLUMNS)}); set "
+            "prompt_column and answer_column"
         )
     return query, gold
 
 
-def parse(row: Mapping[str, Any], problem_column: str, answer_column: str, worked: bool) -> Parsed:
-    """Parse one row. worked: the answer column has worked solutions, in which only a marked final answer counts.
+def parse(row: Mapping[str, Any], problem_column: str, answer_column: str, worked: bool) -> tuple[Problem, Any, str]:
+    """Return the problem of a row, its published id (None: none) and a note on the row to count and print ("": none).
+
+    worked: the answer column has worked solutions, in which only a marked final answer counts.
 
     Raises ValueError with the column of an invalid value.
     """
@@ -179,7 +173,7 @@ def parse(row: Mapping[str, Any], problem_column: str, answer_column: str, worke
     extra = row.get("extra_info")
     keys = [row.get("unique_id"), row.get("id"), extra.get("index") if isinstance(extra, dict) else None]
     key = next((key for key in keys if key is not None), None)
-    return Parsed(problem, tuple(messages), gold, key, _level(row.get("level")), note)
+    return Problem("", problem, gold, "", _level(row.get("level")), tuple(messages)), key, note
 
 
 def _value(row: Mapping[str, Any], column: str) -> Any:

@@ -11,10 +11,10 @@ known set: its split, levels and expected count apply), or a generated set: toy_
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.formats import OTHER_COLUMNS, Parsed, find_columns, parse
+from data.formats import OTHER_COLUMNS, find_columns, parse
 from data.problem import Problem
 from data.registry import SETS, SUFFIXES, SetSpec, check_names, is_hub_id, set_name, split_name
 from data.tables import HubUnreachable, Table, read_hub, read_local
@@ -121,12 +121,7 @@ def _clean(
 ) -> LoadReport:
     """Parse all rows, and drop unusable and duplicate problems. The report accounts for every row."""
     levels = spec.levels if spec else None
-    try:
-        question, answer = find_columns(table.columns, prompt_column, answer_column)
-    except ValueError as error:
-        raise ValueError(f"{table.where}: {error}") from error
-    if levels and "level" not in table.columns:
-        raise ValueError(f"{table.where}: {source} needs column 'level' to keep levels {levels}; found {table.columns}")
+    question, answer = find_columns(table.where, table.columns, prompt_column, answer_column)
     worked = not answer_column and answer == "solution" and question != "prompt"
     read = {column.partition(".")[0] for column in (question, answer)} | {question, answer, *OTHER_COLUMNS}
 
@@ -139,42 +134,42 @@ def _clean(
     n_rows = 0
     for n_rows, row in enumerate(table.rows([c for c in table.columns if keep_rows or c in read]), 1):
         try:
-            parsed = parse(row, question, answer, worked)
-            _check_text(parsed)
+            problem, key, note = parse(row, question, answer, worked)
+            texts = (problem.problem, problem.gold, str(key), *(turn["content"] for turn in problem.messages))
+            "".join(texts).encode()  # UnicodeEncodeError for half of a surrogate pair, which JSON can escape
         except ValueError as error:
-            where = f"{table.where}, row {n_rows}"
-            raise ValueError(f"{where}: {error} (read as {question} + {answer}). Correct or remove the row.") from error
-        reason = "empty problem" if not parsed.problem else "" if parsed.gold else "empty gold"
-        if levels and parsed.level not in levels:
+            raise ValueError(
+                f"{table.where}, row {n_rows}: {error} (read as {question} + {answer}). Correct or remove the row."
+            ) from error
+        reason = "empty problem" if not problem.problem else "" if problem.gold else "empty gold"
+        if levels and problem.level not in levels:
             reason = f"outside levels {levels[0]}-{levels[-1]}"
         if reason:
             dropped[reason] += 1
             continue
-        text = f"{parsed.problem}{parsed.messages or ''}"
+        text = f"{problem.problem}{problem.messages or ''}"
         copies[text] += 1
         if text in first:
-            if first[text].gold != parsed.gold:
+            if first[text].gold != problem.gold:
                 conflicting.add(text)
             continue
-        if parsed.note:
-            notes[parsed.note] += 1
-        id = f"{source}/{n_rows - 1 if parsed.key is None else parsed.key}"
+        notes[note] += 1
+        id = f"{source}/{n_rows - 1 if key is None else key}"
         id = f"{id}#{n_rows - 1}" if id in ids else id
         ids.add(id)
         row_copy = json.loads(json.dumps(row, default=str)) if keep_rows else {}
-        first[text] = Problem(id, parsed.problem, parsed.gold, source, parsed.level, parsed.messages, row_copy)
+        first[text] = replace(problem, id=id, source=source, row=row_copy)
 
-    if conflicting:
-        dropped["conflicting gold"] = sum(copies[text] for text in conflicting)
+    dropped["conflicting gold"] = sum(copies[text] for text in conflicting)
     problems = [problem for text, problem in first.items() if text not in conflicting]
-    duplicates = sum(copies.values()) - dropped["conflicting gold"] - len(problems)
-    dropped = +(dropped + Counter({"duplicate": duplicates}))
+    dropped["duplicate"] = sum(copies.values()) - dropped["conflicting gold"] - len(problems)
+    dropped = +dropped  # without zeros
     why = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
     why = f" (dropped: {why})" if why else ""
     if not problems:
         raise ValueError(f"{table.where}: no problem left of {n_rows:,} rows{why}")
     lines = [f"{source}: {n_rows:,} rows -> {len(problems):,} problems from {table.where}{why}"]
-    lines += [f"{source}: {count:,} problems {note}" for note, count in notes.items()]
+    lines += [f"{source}: {count:,} problems {note}" for note, count in notes.items() if note]
     for what, actual, published in (
         ("rows", n_rows, spec and spec.rows),
         ("problems", len(problems), spec and spec.problems),
@@ -185,14 +180,3 @@ def _clean(
                 "changed"
             )
     return LoadReport(problems, dict(dropped), lines)
-
-
-def _check_text(parsed: Parsed) -> None:
-    """Raise ValueError for half of a surrogate pair, which JSON can escape but tokenizers and files reject."""
-    about = {"problem": parsed.problem, "gold answer": parsed.gold, "id": str(parsed.key)}
-    for what, text in {**about, "conversation": "".join(turn["content"] for turn in parsed.messages)}.items():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            half = ascii(text[error.start])
-            raise ValueError(f"the {what} holds half of a surrogate pair, {half}, which is not text") from None

@@ -172,7 +172,7 @@ def test_a_gold_that_uses_up_its_limits_is_neither_kept_nor_dropped(capsys, toy_
     with data.open("a") as file:
         file.write(json.dumps({"problem": "1+1+1+1=", "gold": gold}) + "\n")
     with rewards.Verifier(workers=1, timeout_s=0.1, memory_gib=2.0, grader="math") as hurried:
-        monkeypatch.setattr(rewards, "_shared_verifier", lambda: hurried)
+        monkeypatch.setattr(rewards, "_shared_verifier", lambda process: hurried)
         lines = refused(capsys, toy_model, tmp_path, "--train_data", data)
     assert "1 gold answers are too much for the verifier" in lines[0] and "good/80: gold" in lines[1]
     assert lines[1].endswith(": timeout")
@@ -224,7 +224,7 @@ def test_control_tokens_in_problems_are_counted(capsys, toy_model, tmp_path, dat
 @pytest.mark.parametrize(
     "row, told",
     [
-        (rb'{"problem": "1+\ud800=", "gold": "1"}', "row 1: the problem holds half of a surrogate pair"),
+        (rb'{"problem": "1+\ud800=", "gold": "1"}', "row 1: 'utf-8' codec can't encode character '\\ud800'"),
         (b'{"a": ' + b"[" * 100_000, "line 1: not JSON (nested too deeply)"),
         (b'{"problem": "\xff", "gold": "1"}', "line 1: not UTF-8 text"),
         (b'{"a": }', "line 1: not JSON (Expecting value)"),
