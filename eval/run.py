@@ -260,9 +260,14 @@ def prepare(config: EvalConfig) -> tuple[Prompts, Work]:
         arguments=config.vllm,
         trust_remote_code=config.trust_remote_code,
     )
-    stops = tuple(stop_token_ids(config.model, tokenizer))
-    limits = (config.max_response_tokens, stops, tuple(config.stop))
-    sampling = Sampling(config.temperature, config.top_p, config.top_k, *limits)
+    sampling = Sampling(
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        max_tokens=config.max_response_tokens,
+        stop_token_ids=tuple(stop_token_ids(config.model, tokenizer)),
+        stop=tuple(config.stop),
+    )
     return prompts, Work(config.model, config.seed, config.processes or max(1, gpus), device, options, sampling)
 
 

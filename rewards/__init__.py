@@ -10,6 +10,7 @@ math/ has the comparison of answers, pool/ the worker processes. Grading policie
 Command line: `python -m rewards.check FILE.jsonl`.
 """
 
+import os
 from functools import cache
 
 from .math.answer_line import answer_line_reward
@@ -19,18 +20,20 @@ from .math.golds import NOT_CHECKED, Undecided, trouble_with
 from .math.grade import NOT_COMPARED, REASONS, Grade, Reason, shape_reward
 from .math.guards import MAX_CHARS
 from .math.normalize import normalize
-from .pool.own import NAMES
 from .pool.verifier import BUILT_IN, GraderError, Ticket, Verifier
 
 __all__ = [
-    "BUILT_IN", "NAMES", "NOT_CHECKED", "NOT_COMPARED", "REASONS", "Grade", "GraderError", "Reason", "Ticket",
+    "BUILT_IN", "NOT_CHECKED", "NOT_COMPARED", "REASONS", "Grade", "GraderError", "Reason", "Ticket",
     "Verifier", "answer_line_reward", "check_golds", "math_reward", "shape_reward", "vote_key",
 ]  # fmt: skip
 
 
 @cache
-def _shared_verifier() -> Verifier:
-    """Return a verifier with one worker, started at the first call and closed at interpreter exit."""
+def _shared_verifier(process: int) -> Verifier:
+    """Return a verifier with one worker, started at the first call.
+
+    process: id of the calling process, so that a forked child starts its own.
+    """
     return Verifier(workers=1, timeout_s=2.0, memory_gib=2.0, grader="math")
 
 
@@ -39,7 +42,7 @@ def math_reward(completion: str, gold: str, problem: str = "") -> Grade:
 
     Blocks for at most a few seconds.
     """
-    return _shared_verifier().grade(completion, gold, {"problem": {"problem": problem}})
+    return _shared_verifier(os.getpid()).grade(completion, gold, {"problem": {"problem": problem}})
 
 
 def check_golds(golds: list[str]) -> list[str | None]:
@@ -50,7 +53,7 @@ def check_golds(golds: list[str]) -> list[str | None]:
     try:
         return [trouble_with(gold, UNDECIDED) for gold in golds]
     except Undecided:
-        return _shared_verifier().check_golds(golds)
+        return _shared_verifier(os.getpid()).check_golds(golds)
 
 
 def vote_key(extracted: str) -> str:

@@ -11,18 +11,15 @@ the first worker. Other workers start when an item needs one.
 
 An item whose worker ends gets strikes and is graded again, alone, until it has MAX_STRIKES.
 
-A Verifier works from any thread, in a forked child (with new workers), in several processes, and during interpreter
-shutdown. Workers are killed by `close`, at exit, and by the kernel when their parent dies (Linux).
+A Verifier works from any thread and during interpreter shutdown, but not in a forked child. Workers are killed by
+`close`, and end when their parent dies: the kernel kills them on Linux, elsewhere they end with their item.
 """
 
-import atexit
 import contextlib
 import importlib.util
 import logging
-import os
 import queue
 import threading
-import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -91,7 +88,7 @@ class Ticket(Future[dict[str, Any]]):
         return Grade(score > 0, None, reply["reason"], score, reply["parts"])
 
 
-class Verifier:
+class Verifier(contextlib.AbstractContextManager["Verifier"]):
     """Process pool that grades (completion, gold) pairs.
 
     workers: number of processes. timeout_s: CPU time per item, so that verdicts do not depend on the load.
@@ -123,16 +120,19 @@ class Verifier:
         self.grader, self._closed, self._while_waiting = _check_grader(grader), False, while_waiting
         wait_s = WAITING * timeout_s if self.grader == "math" else reward_timeout_s
         self._limits = (self.grader, timeout_s, memory_gib, wait_s)
-        self._asked: dict[str, bool] = {}
-        self._workers, self._at_once = workers, 1
-        self._reset()
-        if self.grader != "answer_line":
-            hello = self._start_first()
-            self._asked = hello.get("asked", {})
-            if hello.get("many"):
-                self._workers = min(workers, concurrency)
-                self._at_once = concurrency // self._workers
-        _OPEN.add(self)
+        self._queue: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._known: dict[Judged, Ticket] = {}
+        self._live: set[Worker] = set()
+        self._idle: list[Worker] = []
+        self._counts: Counter[str] = Counter()
+        self._shares: dict[str, float] = {"no_answer": 1.0}
+        hello = {} if self.grader == "answer_line" else self._start_first()
+        many: bool = hello.get("many", False)  # the reward takes several items at once
+        self._asked: dict[str, bool] = hello.get("asked", {})
+        self._workers = min(workers, concurrency) if many else workers
+        self._at_once = concurrency // self._workers if many else 1
 
     def _start_first(self) -> dict[str, Any]:
         """Start a worker, check that it works within its limits, and return its first message."""
@@ -145,26 +145,14 @@ class Verifier:
             if self.grader != "math":
                 raise ValueError(f"reward: {self.grader} cannot be used: {end}") from None
             if end.reason in ("timeout", "stalled"):
-                too_short = f"verifier_timeout_s: too short to compare even x+1 and 1+x (got {timeout_s}); 3 is usual"
-                raise ValueError(too_short) from None
-            too_small = f"verifier_memory_gib: no grading process can work in it (got {memory_gib}: {end}); 2 is usual"
-            raise ValueError(too_small) from None
+                raise ValueError(
+                    f"verifier_timeout_s: too short to compare even x+1 and 1+x (got {timeout_s}); 3 is usual"
+                ) from None
+            raise ValueError(
+                f"verifier_memory_gib: no grading process can work in it (got {memory_gib}: {end}); 2 is usual"
+            ) from None
         self._idle.append(worker)
         return worker.hello
-
-    def _reset(self) -> None:
-        """Clear queue, threads and workers: in the constructor and in a forked child."""
-        self._queue: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
-        self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()
-        self._known: dict[Judged, Ticket] = {}
-        self._live: set[Worker] = set()
-        self._idle: list[Worker] = []
-        self._counts: Counter[str] = Counter()
-        self._shares: dict[str, float] = {"no_answer": 1.0}
-
-    def __enter__(self) -> "Verifier":
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -239,7 +227,6 @@ class Verifier:
     def close(self) -> None:
         """Kill the workers. Pending items get the reason crash. Idempotent."""
         self._closed = True
-        _OPEN.discard(self)
         for _ in self._threads:
             self._queue.put(None)
         for worker in list(self._live):
@@ -352,20 +339,3 @@ def _check_grader(grader: str) -> str:
     if not Path(path).is_file():
         raise ValueError(f"grader={grader!r}: there is no file {Path(path).resolve()}")
     return f"{Path(path).resolve()}:{name}"
-
-
-_OPEN: "weakref.WeakSet[Verifier]" = weakref.WeakSet()
-
-
-def _close_all() -> None:
-    for verifier in list(_OPEN):
-        verifier.close()
-
-
-def _forget_parents_workers() -> None:
-    for verifier in list(_OPEN):
-        verifier._reset()
-
-
-atexit.register(_close_all)
-os.register_at_fork(after_in_child=_forget_parents_workers)

@@ -102,18 +102,23 @@ def test_from_many_threads_at_once():
 
 
 @pytest.mark.slow
-def test_after_a_fork_the_child_has_workers_of_its_own(tmp_path):
+def test_after_a_fork_the_child_has_a_verifier_of_its_own(tmp_path):
+    """Of the shared one only. Another raises an error there and does not wait for threads that the child lacks."""
     done = run_script(
         tmp_path,
         """
         import os, rewards
         verifier = rewards.Verifier(workers=1, timeout_s=5.0, memory_gib=2.0, grader="math")
         assert verifier.grade("\\\\boxed{2\\\\sqrt2}", "\\\\sqrt8").correct
+        assert rewards.math_reward("\\\\boxed{2\\\\sqrt2}", "\\\\sqrt8").correct
         child = os.fork()
-        grades = verifier.collect([verifier.submit("\\\\boxed{5\\\\sqrt2}", "\\\\sqrt{50}")])
+        assert rewards.math_reward("\\\\boxed{5\\\\sqrt2}", "\\\\sqrt{50}").correct
         if child == 0:
-            os._exit(0 if all(grade.correct for grade in grades) else 1)
-        assert all(grade.correct for grade in grades)
+            try:
+                verifier.grade("\\\\boxed{5\\\\sqrt2}", "\\\\sqrt{50}")
+            except rewards.GraderError:
+                os._exit(0)
+            os._exit(1)
         assert os.waitpid(child, 0)[1] == 0
         print("fine")
         """,
