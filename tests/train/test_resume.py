@@ -47,14 +47,13 @@ def alone(toy_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_same_seed_is_the_same_run_on_a_busy_machine(toy_model: str, tmp_path: Path):
-    """Two steps of the demo with all threads, twice, in each other's way: every metric and every weight."""
+    """Two small steps with all threads, twice, in each other's way: every metric and every weight."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     environment |= {"OMP_WAIT_POLICY": "passive"}  # twice as fast beside others
     runs = []
     for name in ("one", "other"):
         keys = {"config": "demo_band", "model": toy_model, "output_dir": tmp_path, "run_name": name}
-        keys |= {"engine": "vllm", "max_steps": 2, "eval_every": 2, "eval_samples": 2, "kl_coef": 0.01}
-        keys |= {"wandb": "disabled"}
+        keys |= {**SMALL, "engine": "vllm", "max_steps": 2, "eval_every": 2, "kl_coef": 0.01}
         words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
         runs.append(subprocess.Popen([sys.executable, "train.py", *words], cwd=ROOT, env=environment))
     assert [run.wait(timeout=400) for run in runs] == [0, 0]
