@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from configs.memory import Size, activations_a_token
-from trainer.policy import Policy
+from trainer.policy import LogprobModel, Policy
 from trainer.preflight import check_processes
 from trainer.rollout import read_sums, weight_sum
 
@@ -59,6 +59,15 @@ def test_bfloat16_computes_in_bfloat16(folder: str, accelerator: Accelerator):
         rounded, _ = Policy.load(folder, policy_options(precision="bfloat16"), accelerator)(BATCH)
     gap = (exact - rounded).abs().max().item()
     assert 1e-4 < gap < 0.5  # half the digits are gone, the numbers are not
+
+
+def test_fsdp2_does_not_copy_a_micro_batch(folder: str, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch):
+    """A cast of its inputs would visit every number in the samples: 70 ms for 16 of 1,200 tokens on a CPU."""
+    policy = Policy.load(folder, policy_options(sharding="fsdp2", precision="bfloat16"), accelerator)
+    forward, seen = LogprobModel.forward, []
+    monkeypatch.setattr(LogprobModel, "forward", lambda model, batch: seen.append(batch) or forward(model, batch))
+    logprobs, _ = policy(BATCH)
+    assert seen[0] is BATCH and logprobs.dtype == torch.float32
 
 
 def test_the_same_policy_has_the_same_logprobs_with_and_without_gradient(folder: str, accelerator: Accelerator):
