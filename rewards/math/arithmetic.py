@@ -46,7 +46,11 @@ def _parse(text: str) -> ast.expr:
         text = pattern.sub(python, text)
     if not _PYTHON.fullmatch(text):
         raise ValueError("no arithmetic")
-    return ast.parse(text.strip(), mode="eval").body
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except SystemError:  # CPython miscounts the depth if another thread parses meanwhile (python/cpython#106905)
+        tree = ast.parse(text.strip(), mode="eval")
+    return tree.body
 
 
 @lru_cache(maxsize=4096)

@@ -1,6 +1,8 @@
 """Fuzzing in seconds; `make fuzz` is the same for longer."""
 
+import ast
 import time
+from typing import Any
 
 import pytest
 from fuzzing import FRAGMENTS, fuzz
@@ -8,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import Grade, Verifier, answer_line_reward, vote_key
+from rewards.math import arithmetic
 from rewards.math.compare import UNDECIDED, compare
 from rewards.math.echo import is_echo
 from rewards.math.extract import final_answers
@@ -60,6 +63,20 @@ def test_long_runs_take_no_time_in_the_caller(fragment):
             compare((answer,), gold, UNDECIDED)
             is_echo((answer,), gold, f"Find ${text}$.")
         assert time.thread_time() - start < 2
+
+
+def test_an_expression_is_parsed_again_after_a_fault_of_cpython(monkeypatch: pytest.MonkeyPatch):
+    """python/cpython#106905, seen here once in thousands of runs: it must neither end a run nor change a verdict."""
+    parse, faults = ast.parse, [SystemError("AST constructor recursion depth mismatch (before=171, after=-896)")]
+
+    def failing_once(*words: Any, **keys: Any) -> ast.AST:
+        if faults:
+            raise faults.pop()
+        return parse(*words, **keys)
+
+    monkeypatch.setattr(ast, "parse", failing_once)
+    arithmetic.is_undone.cache_clear()
+    assert arithmetic.is_undone("17*23", whole=True) and not faults
 
 
 @pytest.mark.slow
