@@ -84,7 +84,7 @@ def train(config: str, keys: Sequence[str], threads: int) -> int:
     accelerate = shutil.which("accelerate", path=str(Path(sys.executable).parent)) or "accelerate"
     line = [accelerate, "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
     line += ["--dynamo_backend", "no", "train.py", "--config", f"{config}.yaml"]
-    line += ["--output_dir", "runs", "--run_name", config, *keys]  # an option that is set twice is an error
+    line += ["--output_dir", RUNS.name, "--run_name", config, *keys]  # an option that is set twice is an error
     # Passive waiting: threads do not spin, which is several times faster on a busy machine.
     environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", **os.environ}
     with subprocess.Popen(

@@ -130,7 +130,7 @@ def find_columns(where: str, columns: Sequence[str], prompt: str | None, answer:
 
 
 def parse(row: Mapping[str, Any], problem_column: str, answer_column: str, worked: bool) -> tuple[Problem, Any, str]:
-    """Return the problem of a row, its published id (None: none) and a note on the row to count and print ("": none).
+    """Parse one row; return (problem without id, source and row; published id or None; note to count and print or "").
 
     worked: the answer column has worked solutions, in which only a marked final answer counts.
 

@@ -122,6 +122,8 @@ def _clean(
     """Parse all rows, and drop unusable and duplicate problems. The report accounts for every row."""
     levels = spec.levels if spec else None
     question, answer = find_columns(table.where, table.columns, prompt_column, answer_column)
+    if levels and "level" not in table.columns:
+        raise ValueError(f"{table.where}: {source} needs column 'level' to keep levels {levels}; found {table.columns}")
     worked = not answer_column and answer == "solution" and question != "prompt"
     read = {column.partition(".")[0] for column in (question, answer)} | {question, answer, *OTHER_COLUMNS}
 
@@ -136,7 +138,7 @@ def _clean(
         try:
             problem, key, note = parse(row, question, answer, worked)
             texts = (problem.problem, problem.gold, str(key), *(turn["content"] for turn in problem.messages))
-            "".join(texts).encode()  # UnicodeEncodeError for half of a surrogate pair, which JSON can escape
+            "".join(texts).encode()  # raises UnicodeEncodeError for half of a surrogate pair, which JSON can escape
         except ValueError as error:
             raise ValueError(
                 f"{table.where}, row {n_rows}: {error} (read as {question} + {answer}). Correct or remove the row."

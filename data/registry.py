@@ -92,10 +92,13 @@ def set_name(name: str) -> str:
 
 def check_names(key: str, sets: Sequence[str]) -> None:
     """Raise ValueError if two sets have the same `set_name`."""
-    names = [set_name(each) for each in sets]
-    if same := [each for each, name in zip(sets, names, strict=True) if names.count(name) > 1]:
-        clash = f"{' and '.join(same)} would both be {set_name(same[0])} in logs and metrics"
-        raise ValueError(f"{key}: {clash}; remove one or rename its file")
+    first: dict[str, str] = {}
+    for each in sets:
+        name = set_name(each)
+        if name in first:
+            clash = f"{first[name]} and {each} would both be {name} in logs and metrics"
+            raise ValueError(f"{key}: {clash}; remove one or rename its file")
+        first[name] = each
 
 
 def check_leaks(train_sets: str | list[str], eval_sets: str | list[str]) -> list[str]:

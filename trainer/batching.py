@@ -172,7 +172,7 @@ def loss_weights(
     seq-mean-token-sum-norm  1 / (sequences * max_response_tokens): independent of length (Dr. GRPO, arXiv 2503.20783)
 
     lengths: response tokens of each sequence of this micro-batch. sequences, tokens: counts over all micro-batches and
-    ranks of the update, so that the loss does not depend on the split.
+    ranks of the update, so that the loss does not depend on the split. Raises ValueError for an unknown aggregation.
     """
     sequences, tokens = max(1, sequences), max(1, tokens)  # 0 where every response is masked: all weights become 0
     weights = {
@@ -180,4 +180,6 @@ def loss_weights(
         "token-mean": [1 / tokens] * len(lengths),
         "seq-mean-token-sum-norm": [1 / (sequences * max_response_tokens)] * len(lengths),
     }
+    if aggregation not in weights:
+        raise ValueError(f"loss_aggregation: {aggregation!r} is not known; use {', '.join(weights)}")
     return weights[aggregation]

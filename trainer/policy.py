@@ -112,8 +112,8 @@ class Policy:
         """Load float32 weights from a folder or hub id and shard them by `options.sharding`; collective.
 
         Weights are cast to float32 on the device, one group at a time. The host holds only the memory-mapped files,
-        shared by all ranks. Raises ValueError if weights are missing or not finite, RuntimeError if the sharding is not
-        as requested.
+        shared by all ranks. A frozen model is then moved to the CPU (see `on_device`). Raises ValueError if weights are
+        missing or not finite, RuntimeError if the sharding is not as requested.
         """
         causal_lm = _read(path, options)
         check_finite(causal_lm, path)
@@ -140,7 +140,7 @@ class Policy:
                 "process(es); ddp needs several, none is for one, fsdp2 is for both"
             )
         if not trainable:
-            model.to("cpu")  # a frozen model is on the device only during its forward passes
+            model.to("cpu")
         return cls(model, causal_lm, options, accelerator, layout)
 
     def text(self) -> str:
@@ -402,8 +402,8 @@ def _fully_shard(model: nn.Module, causal_lm: Any, options: PolicyOptions, accel
         _to_float32(layer, accelerator.device)
         fully_shard(layer, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
     _to_float32(model, accelerator.device)
-    # Reshard this group too, so that between phases every parameter is a DTensor that can be gathered by name. A cast
-    # of its inputs would visit every number in the samples of a micro-batch, which takes longer than the cast.
+    # Reshard this group too, so that between phases every parameter is a DTensor that can be gathered by name. Its
+    # input is a MicroBatch; a cast would traverse every token id and log-prob of its samples.
     mixed = replace(mixed, cast_forward_inputs=False)
     fully_shard(model, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
 

@@ -86,9 +86,9 @@ def start(cfg: Config, plan: Plan, info: Info, clock: Clock) -> Iterator[Run]:
             verifiers = make_verifiers(cfg, signals)
         with one_line_per_failure(folder, ranks):
             engine = start_engine(cfg, plan, task, models["policy"], ranks)
-        of_group = ranks.accelerator.end_training  # the process group
-        for close in (of_group, engine.close, tracker.finish, *(each.close for each in verifiers.values())):
-            stack.callback(close)  # called in reverse order
+        stack.callback(ranks.accelerator.end_training)  # destroys the process group; callbacks run in reverse order
+        for close in (engine.close, tracker.finish, *(each.close for each in verifiers.values())):
+            stack.callback(close)
         run = Run(
             cfg=cfg,
             plan=plan,

@@ -518,7 +518,7 @@ def test_a_missing_column_names_file_columns_and_layouts(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"bad\.parquet: columns problem, reply hold no .*\(problem\) with an answer"):
         data.load_problems(str(path))
     level = write_parquet(tmp_path / "nolevel.parquet", [{"problem": "a", "answer": "1"}])
-    with pytest.raises(ValueError, match=r"nolevel\.parquet: no problem left of 1 rows .dropped: 1 outside levels 3-5"):
+    with pytest.raises(ValueError, match=r"nolevel\.parquet: math_train_l3_5 needs column 'level'"):
         data.load_problems(f"math_train_l3_5={level}")
 
 

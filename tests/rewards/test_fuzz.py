@@ -66,7 +66,7 @@ def test_long_runs_take_no_time_in_the_caller(fragment):
 
 
 def test_an_expression_is_parsed_again_after_a_fault_of_cpython(monkeypatch: pytest.MonkeyPatch):
-    """python/cpython#106905, seen here once in thousands of runs: it must neither end a run nor change a verdict."""
+    """python/cpython#106905: the error neither ends a run nor changes a verdict."""
     parse, faults = ast.parse, [SystemError("AST constructor recursion depth mismatch (before=171, after=-896)")]
 
     def failing_once(*words: Any, **keys: Any) -> ast.AST:

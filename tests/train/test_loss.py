@@ -337,6 +337,8 @@ def test_loss_weights_by_hand():
     assert weights("token-mean") == pytest.approx([1 / 20] * 2)
     assert weights("seq-mean-token-sum-norm") == pytest.approx([1 / 40] * 2)
     assert weights("token-mean", 0, 0) == [1, 1]  # every response is masked: no division by 0
+    with pytest.raises(ValueError, match="loss_aggregation: 'mean' is not known; use seq-mean-token-mean, token-mean"):
+        weights("mean")
 
 
 @pytest.mark.parametrize("aggregation", ["seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"])

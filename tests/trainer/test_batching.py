@@ -153,7 +153,7 @@ def test_a_minibatch_is_chosen_by_the_index_of_the_sample():
 
 @pytest.mark.parametrize("added, budget, found", [(1, 64, 2), (1, 33, 0), (2, 33, 3), (-3, 64, 0), (-4, 64, 0)])
 def test_every_rank_needs_a_sequence_for_each_micro_batch(added: int, budget: int, found: int):
-    """Of a minibatch of 4 with `added` more on two ranks; 0: refused, instead of ranks that wait for each other."""
+    """Two ranks share a minibatch of 4 + `added` samples. found: micro-batches of a rank; 0: refused."""
     indices = [0, 1, 2, 3, 3, 3][: 4 + added] + [4, 5, 6, 7]
     samples = [make_sample([3], [4] * 24, index=i) for i in indices]
     run = run_of(config(micro_batch_tokens=budget))
