@@ -156,6 +156,7 @@ def test_any_set_of_the_hub_by_its_id(tmp_path: Path, hub: str) -> None:
         assert re.match(pattern, text), text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offline", [True, False])
 def test_without_a_network_it_says_what_to_fetch_and_does_not_retry(tmp_path: Path, offline: bool) -> None:
     # Port 9 refuses connections, as an unplugged machine does.

@@ -450,6 +450,7 @@ def test_matplotlib_is_not_imported_before_something_is_drawn() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path: Path) -> None:
     rows = [{"step": step, "train/entropy": 1 / step} for step in (1, 2)]
     runs = [str(write_run(tmp_path / "runs" / rule, rows, rule=rule)) for rule in ("fixed", "band")]

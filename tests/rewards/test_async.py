@@ -142,6 +142,7 @@ def test_a_batch_reward_that_fails_ends_the_grading(tmp_path, returns, message):
     assert re.search(message, str(error.value)) and "begins 'abc'" in str(error.value)
 
 
+@pytest.mark.slow
 def test_one_item_that_hangs_or_dies_costs_no_other_of_its_call(tmp_path):
     body = """
         import os

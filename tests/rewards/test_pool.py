@@ -85,6 +85,7 @@ def test_batch_with_hostile_items_finishes_with_every_other_grade_right():
     assert {grade.reason for index, grade in enumerate(grades) if index % 20 == 0} >= {"guard", "timeout", "no_answer"}
 
 
+@pytest.mark.slow
 def test_from_many_threads_at_once():
     with math_verifier(workers=2) as verifier:
         right: list[bool] = []
@@ -152,6 +153,7 @@ def test_the_main_script_is_not_run_again_by_workers(tmp_path):
     assert done.stdout == "once\n", done.stderr
 
 
+@pytest.mark.slow
 def test_at_interpreter_exit(tmp_path):
     done = run_script(
         tmp_path,
@@ -191,6 +193,7 @@ def test_no_worker_outlives_its_parent(tmp_path, ending):
     assert trainer.returncode != 0 and wait_until_gone(pids)
 
 
+@pytest.mark.slow
 def test_close_kills_the_workers_and_settles_what_is_pending():
     verifier = math_verifier(timeout_s=60.0)
     verifier.grade(*HARD)
@@ -204,6 +207,7 @@ def test_close_kills_the_workers_and_settles_what_is_pending():
         verifier.submit(*("\\boxed{5\\sqrt2}", "\\sqrt{50}"))
 
 
+@pytest.mark.slow
 def test_close_while_a_worker_is_starting():
     verifier = math_verifier(timeout_s=60.0)
     ticket = verifier.submit(STUCK, "\\sqrt2")
@@ -212,6 +216,7 @@ def test_close_while_a_worker_is_starting():
     assert not any(thread.is_alive() for thread in verifier._threads)
 
 
+@pytest.mark.slow
 @pytest.mark.promise("the same answer that times out, many times over")
 def test_equal_answers_are_judged_once_also_when_they_time_out():
     """Sixteen would take sixteen seconds of processor time; another bomb costs its own."""
@@ -243,6 +248,7 @@ def test_limits_that_cannot_be_worked_in_are_refused_at_once(limits, told):
         Verifier(**{"workers": 1, "timeout_s": 1.0, "memory_gib": 2.0, "grader": "math", **limits})
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.promise("the threads that grade have ended")
 def test_grading_that_nobody_is_left_to_do_is_an_error():

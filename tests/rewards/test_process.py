@@ -15,6 +15,7 @@ from verifiers import HARD, math_verifier, own_verifier, wait_until_gone, worker
 from rewards import Grade, GraderError
 
 
+@pytest.mark.slow
 def test_a_worker_killed_from_outside_loses_nothing():
     with math_verifier() as verifier:
         verifier.grade(*HARD)
@@ -45,6 +46,7 @@ def grader_that(tmp_path: Path, when: str, does: str, tries: int) -> str:
     return textwrap.dedent(accident)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("when", "kills"), [("load", 5), ("call", 9)])
 @pytest.mark.parametrize("number", ["KILL", "TERM"])
 @pytest.mark.promise("a grading process killed from outside, also while it starts")
@@ -56,6 +58,7 @@ def test_a_kill_from_outside_is_no_fault_of_the_item(tmp_path, when, kills, numb
     assert len((tmp_path / "tries").read_text().split()) == kills + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("does", "tries"),
     [("os._exit(0)", 2), ("ctypes.string_at(0)", 2), ("os.abort()", 2), ("os.kill(os.getpid(), signal.SIGKILL)", 10)],

@@ -399,6 +399,7 @@ def test_a_token_beyond_the_embedding(capsys, toy_model, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_variables_of_a_launcher_that_is_gone(tmp_path, toy_model):
     """Some clusters leave them in the environment."""
     argv = ["--config", "demo_band", "--model", toy_model, "--output_dir", str(tmp_path), "--sharding", "ddp"]
@@ -452,6 +453,7 @@ def test_an_adapter_is_no_model(capsys, tmp_path):
     assert "has no config.json; merge this adapter into its base model" in line
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_mistake():
     done = subprocess.run(
         f"{sys.executable} train.py --config demo_band --dry_run | true; exit ${{PIPESTATUS[0]}}",

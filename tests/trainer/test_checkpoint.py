@@ -227,6 +227,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_a_good_newest_checkpoint(tmp_path):
     """SIGKILL at 12 moments spread over writing, sealing, renaming and pruning; each time the writer goes on."""
     done = 0

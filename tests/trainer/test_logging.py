@@ -412,6 +412,7 @@ def test_an_offline_run_holds_everything_and_its_resumption_the_same_id(tmp_path
     assert run_id[1] in second.name
 
 
+@pytest.mark.slow
 def test_disabled_leaves_no_trace(tmp_path):
     done = run(tmp_path, "disabled")
     assert "wandb" not in done.stdout and not (tmp_path / "wandb").exists()
@@ -419,6 +420,7 @@ def test_disabled_leaves_no_trace(tmp_path):
     assert "wandb" not in done.stdout and not offline_files(tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_wandb_s_own_offline_setting_is_followed(tmp_path):
     server = Server(resumed=None, refuses=False)
     done = run(tmp_path, "auto", WANDB_MODE="offline", WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
@@ -443,6 +445,7 @@ def test_a_server_that_accepts_and_says_nothing_is_offline(tmp_path):
     assert len(history(offline_files(tmp_path)[0])) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [{"WANDB_BASE_URL": "garbage"}, {"WANDB_MODE": "nonsense"}])
 def test_settings_that_wandb_refuses_switch_it_off_with_a_line(tmp_path, setting):
     done = run(tmp_path, "auto", **setting)
@@ -590,11 +593,13 @@ def test_no_key_or_a_broken_one_is_offline_without_a_question(tmp_path):
     assert "wandb: offline, WANDB_API_KEY invalid" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_outlives_the_process_of_wandb(tmp_path):
     done = run(tmp_path, "offline", last=6, event="kill")
     assert "wandb: stopped by the error below; training goes on, metrics.jsonl has everything" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_by_an_exception_is_marked_failed(tmp_path):
     run(tmp_path, "offline", event="crash")
     every = list(wandb_records(offline_files(tmp_path)[0]))

@@ -72,6 +72,7 @@ print("called")
 """
 
 
+@pytest.mark.slow
 def test_the_deprecated_collective_of_accelerate_prints_no_warning():
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default::FutureWarning"}
     done = subprocess.run(

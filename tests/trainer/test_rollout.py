@@ -70,6 +70,7 @@ def test_dynamic_sampling_goes_by_right_and_wrong_when_rewards_are_shaped(toy_mo
     assert plain["train/epoch"] == 16 / 8192 < dynamic["train/epoch"]
 
 
+@pytest.mark.slow
 def test_dynamic_sampling_replaces_groups_without_signal(toy_model: str, tmp_path: Path):
     """The start policy answers nearly always alike, so that most groups are all right or all wrong."""
     keys = ["--model", toy_model, "--output_dir", tmp_path, *SMALL, *ONE, "--samples_per_prompt", 32]
