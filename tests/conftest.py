@@ -3,7 +3,6 @@
 import dataclasses
 import fcntl
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +35,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that has just begun to learn the synthetic task: many kinds of answers, some of them right."""
     from data.toy import TASKS, warm_up
 
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-    shared = tmp_path_factory.getbasetemp().parent / f"tiny_model_{run}"
-    with open(shared.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # as above
-        if not shared.exists():
-            model, tokenizer = warm_up(dataclasses.replace(TASKS["toy"], warm_up_steps=(60, 1)), seed=0, device="cpu")
-            model.save_pretrained(shared)
-            tokenizer.save_pretrained(shared)
-    return shutil.copytree(shared, tmp_path_factory.mktemp("model") / "tiny")  # tests alter it
+    folder = tmp_path_factory.mktemp("model")
+    model, tokenizer = warm_up(dataclasses.replace(TASKS["toy"], warm_up_steps=(60, 1)), seed=0, device="cpu")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

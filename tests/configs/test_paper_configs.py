@@ -363,7 +363,7 @@ def refusal(tmp_path: Path, launcher: list[str], *overrides: object) -> tuple[in
 
 @pytest.mark.slow
 def test_without_the_hub_the_users_line_says_how_to_get_the_model(tmp_path: Path):
-    code, lines = refusal(tmp_path, [*ACCELERATE, "--quiet", *ONE_PROCESS])
+    code, lines = refusal(tmp_path, [ACCELERATE, "launch", "--quiet", *ONE_PROCESS])
     assert code != 0  # Accelerate's launcher turns every failure into 1
     assert len(lines) == 1
     assert "Qwen/Qwen2.5-3B-Instruct could not be fetched" in lines[0] and "--model DIR" in lines[0]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from launching import (
-    LAUNCH,
+    ACCELERATE,
     LIVELY,
     ROOT,
     TESTS,
@@ -169,10 +169,10 @@ def test_adapters_of_two_processes_are_those_of_one(toy_model: str, tmp_path: Pa
 def test_processes_that_were_not_obtained_stop_the_run(toy_model: str, tmp_path: Path):
     arguments = small_run(toy_model, tmp_path, "run", "ddp", 1)
     # Without ACCELERATE_USE_CPU both processes think they are alone.
-    done = launch(1, TESTS / "ranks.py", 2, "train.py", *arguments, "--engine", "hf", ACCELERATE_USE_CPU="false")
+    done = launch(2, "train.py", *arguments, ACCELERATE_USE_CPU="false")
     assert done.returncode != 0 and "the launcher started 2 processes, Accelerate sees 1" in done.stderr
     # And this starts a single one.
-    line = [*LAUNCH, "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    line = [ACCELERATE, "launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
     alone = small_run(toy_model, tmp_path, "run", "none", 1)
     done = subprocess.run(
         [*line, "--dynamo_backend", "no", "train.py", *alone],
@@ -201,8 +201,7 @@ def test_a_rank_that_dies_ends_the_run_within_a_minute(fault: str, toy_model: st
 
 
 def test_a_mistake_of_all_ranks_is_told_once(toy_model: str, tmp_path: Path):
-    mistaken = [*small_run(toy_model, tmp_path, "run", "ddp", 1), "--lr", "-1"]
-    done = launch(1, TESTS / "ranks.py", 2, "train.py", *mistaken, "--engine", "hf")
+    done = launch(2, "train.py", *small_run(toy_model, tmp_path, "run", "ddp", 1), "--lr", "-1")
     assert done.returncode != 0 and done.stderr.count("config error: ") == 1
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import BOXED, metrics
+from launching import metrics
 from safetensors.torch import load_file, save_file
 
 import train
@@ -35,7 +35,6 @@ def argv(model: str, run: Path, **overrides: object) -> list[str]:
         "output_dir": run.parent,
         "run_name": run.name,
         "engine": "hf",
-        "reward": BOXED,
         **SMALL,
         "eval_every": 2,
         **overrides,
@@ -298,7 +297,7 @@ def test_killed_grading_processes_change_no_grade(toy_model: str, tmp_path: Path
 
 
 def test_a_wandb_that_is_not_there_stops_nothing(toy_model: str, tmp_path: Path):
-    trial = Trial(tmp_path / "run", "hf", {"max_steps": 2, "eval_every": 0, "wandb": "auto", "reward": BOXED})
+    trial = Trial(tmp_path / "run", "hf", {"max_steps": 2, "eval_every": 0, "wandb": "auto"})
     server = {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
     trial.launch(environment=server)
     assert trial.code() == 0 and "wandb sync" in trial.console(), trial.console()[-3000:]
@@ -363,7 +362,7 @@ def test_an_engine_that_dies_ends_the_run_with_its_error(toy_model: str, tmp_pat
         "rollout.VllmEngine.generate = dying\n"
         "sys.exit(train.main(sys.argv[2:]))\n"
     )
-    keys = {"eval_every": 0, "save_every": 1, "reward": BOXED}
+    keys = {"eval_every": 0, "save_every": 1}
     trial = Trial(tmp_path / "run", "vllm", dict(keys), launcher=(sys.executable, str(script)))
     trial.launch(environment={"PYTHONPATH": str(Path(train.__file__).parent)})
     assert trial.code() == 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from launching import BOXED, metrics, without_clock
+from launching import metrics, without_clock
 
 import train
 from bench.chaos import SMALL, difference
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 def argv(model: str, run: Path, **overrides: object) -> list[str]:
     keys = {"model": model, "output_dir": run.parent, "run_name": run.name, "engine": "hf", **SMALL, "eval_every": 0}
-    keys |= {"reward": BOXED, "max_steps": 4, "save_every": 1, "keep_last": 9, **overrides}
+    keys |= {"max_steps": 4, "save_every": 1, "keep_last": 9, **overrides}
     return ["--config", "demo_band", *(word for key, value in keys.items() for word in (f"--{key}", str(value)))]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from launching import BOXED, LAUNCH, ONE_PROCESS, ROOT, metrics, together
+from launching import ACCELERATE, ONE_PROCESS, ROOT, metrics, together
 
 import train
 from bench.chaos import SMALL, STEPS, Trial, difference, killed_run, left_behind, two_processes
@@ -31,8 +31,7 @@ pytestmark = pytest.mark.slow
 
 
 def argv(model: str, run: Path, **overrides: object) -> list[str]:
-    keys = {"model": model, "output_dir": run.parent, "run_name": run.name, "engine": "hf", "reward": BOXED}
-    keys |= {**SMALL, **overrides}
+    keys = {"model": model, "output_dir": run.parent, "run_name": run.name, "engine": "hf", **SMALL, **overrides}
     return ["--config", "demo_band", *(word for key, value in keys.items() for word in (f"--{key}", str(value)))]
 
 
@@ -306,7 +305,7 @@ def test_a_resumed_run_cannot_change_what_is_learnt(alone: Path, toy_model: str,
 
 def test_a_run_killed_while_it_saves_ends_as_if_nothing_had_been(alone: Path, toy_model: str, tmp_path: Path):
     """`python -m bench.chaos` kills at any other moment too, and with vLLM."""
-    trial = Trial(tmp_path / "killed", "hf", {"reward": BOXED})
+    trial = Trial(tmp_path / "killed", "hf")
     killed_run(trial, "saving", (0, 0), random.Random(0))
     assert difference(trial.folder, alone) == "", trial.events
     assert left_behind(str(trial.folder)) == []
@@ -316,7 +315,6 @@ def test_two_processes_killed_and_stopped_end_as_if_nothing_had_been(toy_model: 
     """One rank dies by SIGKILL; later the launcher is asked to stop; then the run is left to end. bench.chaos does the
     same with vLLM, and with ddp."""
     left_alone, trial = tmp_path / "alone", two_processes(tmp_path / "disturbed", "hf", "fsdp2")
-    trial.overrides["reward"] = BOXED
     together(2, "train.py", *argv(toy_model, left_alone, sharding="fsdp2"), timeout_s=600)
 
     trial.launch()
@@ -342,8 +340,12 @@ def test_two_processes_killed_and_stopped_end_as_if_nothing_had_been(toy_model: 
 @pytest.mark.promise("the launcher stopped or killed later")
 def test_a_stopped_launcher_takes_the_trainer_along_and_nothing_is_lost(toy_model: str, tmp_path: Path, ctrl_c: bool):
     """SIGTERM to `accelerate launch`, which dies of it at once; Ctrl-C to all processes of the terminal."""
-    launcher = (*LAUNCH, *ONE_PROCESS)
-    trial = Trial(tmp_path / "run", "hf", {"max_steps": 500, "save_every": 0, "reward": BOXED}, launcher=launcher)
+    grader = tmp_path / "grader.py"
+    grader.write_text("def grade(completion, gold):\n    return completion.endswith('{' + gold + '}')\n")
+    launcher = (ACCELERATE, "launch", *ONE_PROCESS)
+    trial = Trial(
+        tmp_path / "run", "hf", {"max_steps": 500, "save_every": 0, "reward": f"{grader}:grade"}, launcher=launcher
+    )
     trial.launch()
     assert trial.wait_until(lambda: trial.steps() > 2), trial.console()[-3000:]
     assert len(left_behind(str(trial.folder), patience_s=0)) >= 3  # launcher, trainer, grading process
@@ -365,7 +367,7 @@ def test_the_first_process_of_a_container_saves_when_it_is_asked_to_stop(toy_mod
     unshare = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
     if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], check=False).returncode:
         pytest.skip("namespaces are not allowed here")
-    keys = {"max_steps": 500, "save_every": 0, "eval_every": 0, "reward": BOXED}
+    keys = {"max_steps": 500, "save_every": 0, "eval_every": 0}
     trial = Trial(tmp_path / "run", "hf", dict(keys), launcher=(*unshare, sys.executable))
     trial.launch()
     assert trial.wait_until(lambda: trial.steps() > 1), trial.console()[-3000:]
@@ -379,7 +381,7 @@ def test_the_first_process_of_a_container_saves_when_it_is_asked_to_stop(toy_mod
 @pytest.mark.promise("the launcher killed while the trainer still imports")
 def test_an_orphan_of_the_first_seconds_trains_no_step(toy_model: str, tmp_path: Path):
     """The launcher is killed while the trainer is still importing, before the trainer could ask to be told of it."""
-    trial = Trial(tmp_path / "run", "hf", {"reward": BOXED}, launcher=(*LAUNCH, *ONE_PROCESS))
+    trial = Trial(tmp_path / "run", "hf", launcher=(ACCELERATE, "launch", *ONE_PROCESS))
     trial.launch()
     trial.wait_until(lambda: trial.children("train.py") != [])
     trial.send(signal.SIGKILL)

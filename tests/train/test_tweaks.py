@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from launching import BOXED, ROOT, metrics, without_clock
+from launching import ROOT, metrics, without_clock
 
 import train
 from data.toy import toy_problems
@@ -33,7 +33,7 @@ SMALL: dict[str, object] = {
     **{"temperature": 1.6, "lr": 1e-3, "output_dir": "runs"},
 }
 # What the paper's runs have that the tiny model of the synthetic task cannot use; a tweak may set these.
-DEFAULTS = f"prompt_template: plain\nreward: {BOXED}\ntrain_data: toy.jsonl\n"
+DEFAULTS = "prompt_template: plain\nreward: math\ntrain_data: toy.jsonl\n"
 
 
 @dataclass

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from launching import LAUNCH, LIVELY, ROOT, metrics, small_run, together, without_clock
+from launching import ACCELERATE, LIVELY, ROOT, metrics, small_run, together, without_clock
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,7 +31,7 @@ class Machines:
         self.outputs = [folder / f"machine_{rank}.txt" for rank in (0, 1)]
         self.launchers = []
         for rank, output in enumerate(self.outputs):
-            command = [*LAUNCH, "--config_file", str(CONFIG), "--machine_rank", str(rank)]
+            command = [ACCELERATE, "launch", "--config_file", str(CONFIG), "--machine_rank", str(rank)]
             command += ["--main_process_ip", "127.0.0.1", "--main_process_port", port, "--num_processes", "2"]
             environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
             with output.open("w") as file:
