@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -179,6 +180,8 @@ class VllmEngine:
 
             gc.collect()
             gc.freeze()  # vLLM collects garbage five times as it starts; skip the modules imported so far
+            if device.startswith("cpu"):
+                remove_shared_memory(rank, options.tensor_parallel)
             self.llm = LLM(**arguments, use_tqdm_on_load=False)
         self.tokenizer = self.llm.get_tokenizer()
         self.requests = 0
@@ -267,6 +270,14 @@ class VllmEngine:
         self.wake()  # memory that is not mapped cannot be freed
         gc.freeze()  # saves one of the two garbage collections of the shutdown
         self.llm.llm_engine.engine_core.shutdown()  # private: vllm.LLM has no method for it
+
+
+def remove_shared_memory(rank: int, group_size: int) -> None:
+    """Remove this rank's shared memory of an earlier run: the CPU build names it alike in all runs and leaves it."""
+    first = rank - rank % group_size
+    ranks = "-".join(str(each) for each in range(first, first + group_size))
+    for left in Path("/dev/shm").glob(f"*tp:*-[[]{ranks}]-cpushm_{rank - first}"):
+        left.unlink()
 
 
 def start_advice(message: str, arguments: dict[str, Any]) -> str:
