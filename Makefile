@@ -1,4 +1,4 @@
-# make demo    set up, train the synthetic task with GRPO's fixed clip and with Band, compare   (about four minutes)
+# make demo    set up, train the synthetic task with GRPO's fixed clip and with Band, compare   (two to four minutes)
 # make test    set up, run the tests
 # make help    everything else
 # All work on a fresh machine with git, make, Python 3.11 or later and a C compiler. What is installed goes to .venv.
