@@ -12,6 +12,7 @@ from tiny import make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train
+from data.toy import toy_problems
 
 pytestmark = pytest.mark.slow
 
@@ -43,14 +44,9 @@ def test_reward_rises_and_the_metrics_are_there(band_run: Path):
         # The engine's log-probs against the trainer's, on every token of the step, after the step before's sync.
         assert row["rollout/logprob_diff_max"] < 1e-3 and 0 <= row["rollout/kl"] < 1e-6
         assert row["optim/skipped"] == 0 and row["optim/grad_norm"] > 0
-        assert {
-            "clip/up/p<0.2",
-            "clip/up/p<=1",
-            "reward/solved_all",
-            "reward/solved_none",
-            "reward/timeout",
-        } <= row.keys()
+        assert {"reward/solved_all", "reward/solved_none", "reward/timeout"} <= row.keys()
         assert {"time/rollout_s", "time/update_s", "time/sync_s", "memory/peak_gib", "optim/lr"} <= row.keys()
+    assert {"clip/up/p<0.2", "clip/up/p<=1"} <= set().union(*steps)  # of the steps that had such tokens
     assert {"eval/toy_eval/pass@32", "eval/toy_eval/maj@32", "eval/toy_eval/strict_mean@32"} <= rows[4].keys()
 
 
@@ -195,15 +191,19 @@ def test_the_policy_approaches_its_teacher(toy_model: str, tmp_path: Path):
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.3 * parameter.std() * torch.randn_like(parameter) if parameter.dim() > 1 else 0
+            parameter += 0.5 * parameter.std() * torch.randn_like(parameter) if parameter.dim() > 1 else 0
     model.save_pretrained(tmp_path / "teacher")
     AutoTokenizer.from_pretrained(toy_model).save_pretrained(tmp_path / "teacher")
-    keys = ["--max_steps", 12, "--lr", 3e-4, "--temperature", 1.5, "--minibatches", 1, "--epochs", 1]
+    # The same 16 problems at every step: the gap of another 16 may be twice as large.
+    rows = [{"problem": each.problem, "answer": each.gold} for each in toy_problems("toy_train")[:16]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = ["--train_data", tmp_path / "rows.jsonl", "--max_steps", 12, "--lr", 3e-4, "--temperature", 1.5]
+    keys += ["--minibatches", 1, "--epochs", 1]
     trained_here("demo_band", *with_teacher(toy_model, tmp_path / "teacher", tmp_path, *keys))
-    rows = metrics(tmp_path / "run")
-    assert all(row["reward/zero_std"] == 1 for row in rows)
-    gaps = [row["kl/teacher"] for row in rows]
-    assert 0 < sum(gaps[-6:]) / 6 < 0.75 * sum(gaps[:2]) / 2
+    steps = metrics(tmp_path / "run")
+    assert all(row["reward/zero_std"] == 1 for row in steps)
+    gaps = [row["kl/teacher"] for row in steps]
+    assert 0 < sum(gaps[-2:]) < 0.75 * sum(gaps[:2])  # 0.37 to 0.54 for three start models
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(

@@ -52,13 +52,14 @@ def error_of(capsys: pytest.CaptureFixture[str], words: list[str], code: int) ->
 
 
 def poison(folder: Path, one_in: int) -> str:
-    """A grader that gives some answers a number which is finite in double precision and infinite in single."""
+    """A grader whose numbers for one problem in `one_in` are finite in double precision and infinite in single."""
     path = folder / f"poison_{one_in}.py"
     path.write_text(
         "from zlib import crc32\n"
-        "def grade(completion, gold):\n"
-        "    number = crc32((completion + gold).encode())\n"
-        f"    return 1e39 * (number % 97) if number % {one_in} == 0 else float(number % 2)\n"
+        "def grade(completion, problem):\n"
+        "    number = crc32(completion.encode())\n"
+        f"    spoilt = crc32(problem['problem'].encode()) % {one_in} == 0\n"
+        "    return 1e39 * (1 + number % 97) if spoilt else float(number % 2)\n"
     )
     return f"{path}:grade"
 
@@ -72,7 +73,7 @@ ONE_UPDATE = {"minibatches": 1, "eval_every": 0, "advantage": "group_mean", "tem
 def test_an_update_without_a_finite_gradient_is_skipped_and_counted(toy_model: str, tmp_path: Path):
     run = tmp_path / "run"
     keys = {"save_every": 1, "keep_last": 9, "prompts_per_step": 4, **ONE_UPDATE}
-    assert train.main(argv(toy_model, run, reward=poison(tmp_path, 250), **keys)) == 0
+    assert train.main(argv(toy_model, run, reward=poison(tmp_path, 12), **keys)) == 0
     skipped = [row["optim/skipped"] for row in metrics(run)]
     assert 0 < sum(skipped) < len(skipped)  # some updates were poisoned, some were not
     saved = sorted((run / "checkpoints").iterdir())

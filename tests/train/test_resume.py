@@ -76,7 +76,7 @@ def test_a_rule_that_draws_at_random_is_resumed_bit_for_bit(toy_model: str, tmp_
     assert train.main(argv(toy_model, tmp_path / "parts", max_steps=2, **keys)) == 0
     assert train.main(argv(toy_model, tmp_path / "parts", **keys)) == 0
     assert difference(tmp_path / "parts", tmp_path / "whole") == ""
-    assert any(row["clip/up"] > 0 for row in metrics(tmp_path / "whole"))
+    assert any(row.get("clip/up", 0) > 0 for row in metrics(tmp_path / "whole"))
 
 
 def test_a_tweak_that_draws_random_numbers_goes_on_with_the_same_ones(
@@ -419,12 +419,11 @@ def test_a_schedule_keeps_its_length(toy_model: str, tmp_path: Path, capsys: pyt
 def test_deterministic_algorithms_have_all_that_a_step_needs(toy_model: str, tmp_path: Path):
     """torch raises for an operation without one; the KL to the reference is logged where there is a reference."""
     try:
-        with_reference = argv(toy_model, tmp_path / "run", max_steps=2, kl_coef=0.01, eval_every=0, deterministic=True)
-        assert train.main(with_reference) == 0
+        keys = {"max_steps": 2, "kl_coef": 0.01, "eval_every": 0, "temperature": 2}  # hot: groups differ, weights move
+        assert train.main(argv(toy_model, tmp_path / "run", deterministic=True, **keys)) == 0
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
-    values = [row["kl/reference"] for row in metrics(tmp_path / "run")]
-    assert 0 < values[0] < values[1]  # away from the model started from
+    assert all(row["kl/reference"] > 0 for row in metrics(tmp_path / "run"))  # away from the model started from
     assert train.main(argv(toy_model, tmp_path / "without", max_steps=1, kl_coef=0, eval_every=0)) == 0
     assert "kl/reference" not in metrics(tmp_path / "without")[0]

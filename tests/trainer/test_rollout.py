@@ -63,8 +63,8 @@ def test_dynamic_sampling_goes_by_right_and_wrong_when_rewards_are_shaped(toy_mo
     trained_here("demo_band", *keys, "--run_name", "plain")
     trained_here("demo_band", *keys, "--run_name", "dynamic", "--dynamic_sampling", 8)
     (plain,), (dynamic,) = metrics(tmp_path / "plain"), metrics(tmp_path / "dynamic")
-    assert plain["reward/zero_std"] == 0
     alike = [row["reward/solved_none"] + row["reward/solved_all"] for row in (plain, dynamic)]
+    assert plain["reward/zero_std"] < alike[0] / 2
     assert alike[0] > 0.1 and alike[1] < alike[0] / 2
     # Refills use up the epoch: 16 prompts of 8,192, and those that were drawn in place of others.
     assert plain["train/epoch"] == 16 / 8192 < dynamic["train/epoch"]
