@@ -14,6 +14,9 @@ from .guards import MAX_ITEMS, TooLarge
 from .normalize import FUNCTIONS, ROW, normalize
 from .units import split_unit
 
+_TOKEN = re.compile(r"\\[a-zA-Z]+|\\?.", re.DOTALL)
+_OPENING = frozenset(("(", "[", "{", "\\{", "\\langle", "\\begin"))
+_CLOSING = frozenset((")", "]", "}", "\\}", "\\rangle", "\\end"))
 _PAIRS = {"\\{": ("\\}",), "\\langle": ("\\rangle",), "(": (")", "]"), "[": (")", "]")}
 _MATRICES = frozenset("pmatrix bmatrix matrix array Bmatrix smallmatrix".split())
 _STACKS = frozenset("cases aligned align gathered split array".split())
@@ -41,20 +44,14 @@ def split(text: str, separator: str) -> list[str]:
     """Split at a separator outside all brackets."""
     if separator not in text:
         return [text]
-    pieces, depth, last, index, is_word = [], 0, 0, 0, separator[-1].isalpha()
-    while index < len(text):
-        end = index + len(separator)
-        if depth == 0 and text.startswith(separator, index) and not (is_word and text[end : end + 1].isalpha()):
-            pieces.append(text[last:index])  # \in is not a prefix of \infty
-            index = last = end
-            continue
-        char = text[index]
-        if char == "\\" and not text.startswith(("\\{", "\\}"), index):
-            depth += text.startswith(("\\langle", "\\begin"), index) - text.startswith(("\\rangle", "\\end"), index)
-            index += 1
-        depth += (char in "({[") - (char in ")}]")
-        index += 1
-    return [piece.strip() for piece in [*pieces, text[last:]]]
+    pieces, depth = [""], 0
+    for token in _TOKEN.findall(text):
+        depth += (token in _OPENING) - (token in _CLOSING)
+        if token == separator and depth == 0:
+            pieces.append("")
+        else:
+            pieces[-1] += token
+    return [piece.strip() for piece in pieces]
 
 
 @lru_cache(maxsize=4096)
@@ -82,10 +79,7 @@ def listed(text: str) -> tuple[str, ...]:
 def _items(text: str) -> tuple[str, ...]:
     """Split at semicolons, whose items may be lists, else at commas. Raises TooLarge over MAX_ITEMS."""
     items = split(text, ";")
-    return _few(items if len(items) > 1 else split(text, ","))
-
-
-def _few(items: list[str]) -> tuple[str, ...]:
+    items = items if len(items) > 1 else split(text, ",")
     if len(items) > MAX_ITEMS:
         raise TooLarge
     return tuple(items)
@@ -140,9 +134,7 @@ def rows_of(text: str, kinds: frozenset[str] = _MATRICES) -> tuple[tuple[str, ..
     match = _ENVIRONMENT.fullmatch(text.strip("()[]")) if "\\begin" in text else None
     if not match or match[1] not in kinds:
         return ()
-    rows = tuple(tuple(entry.strip() for entry in row.split("&")) for row in match[2].split(ROW) if row.strip())
-    _few([entry for row in rows for entry in row])
-    return rows
+    return tuple(tuple(entry.strip() for entry in row.split("&")) for row in match[2].split(ROW) if row.strip())
 
 
 def pieces_of(text: str) -> tuple[tuple[str, str], ...]:
