@@ -176,10 +176,11 @@ _NAMED_TUPLE = re.compile(rf"\(({_LETTER}(?:[,;]{_LETTER})+)\)")
 _DERIVATIVE = re.compile(r"\\frac\{(?:d|\\partial)(?:\^\{(\d)\})?(\w)(?:\(\w\))?\}\{(?:d|\\partial)(\w)(?:\^\{\1\})?\}")
 _SIMPLE = re.compile(rf"({_GREEK}|[A-Za-z])((?:'|\^\{{\\prime\}})*)((?:_\{{[^{{}}]*\}})?)(?:\((.*)\))?")
 _CONSTANTS = frozenset(("e", "i", "\\pi", "\\infty", "\\emptyset"))
-_NEIGHBOURS = ("xyz", "abcd", "pqr", "mn", "uvw", "st", "kl", "rs", "ef", "fgh", "hk", "ijk", "αβγδ", "λμν", "φψω")
-_GREEK_LETTERS: dict[str, str] = dict(
-    zip("alpha beta gamma delta lambda mu nu phi psi omega".split(), "αβγδλμνφψω", strict=True)
-)  # the other letters are not in _NEIGHBOURS
+_SERIES = tuple(row.split() for row in (
+    "x y z", "a b c d", "p q r", "m n", "u v w", "s t", "k l", "r s", "e f", "f g h", "h k", "i j k",
+    r"\alpha \beta \gamma \delta", r"\lambda \mu \nu", r"\phi \psi \omega",
+    r"r \theta z", r"r \theta \phi", r"r \theta \varphi",
+))  # fmt: skip
 
 
 class Statement(NamedTuple):
@@ -285,19 +286,13 @@ def tuple_names(name: str) -> tuple[str, ...]:
     return names if len(set(names)) == len(names) else ()
 
 
-def _letter(name: str) -> str:
-    r"""Return the letter of a name: x of x_{1}, α of \alpha; a backslash for any other command."""
-    command = re.match(r"\\([a-z]+)", name)
-    return _GREEK_LETTERS.get(command[1], "\\") if command else name[0].lower()
-
-
 def in_name_order(names: tuple[str, ...], values: tuple[str, ...]) -> tuple[str, ...]:
-    """Sort values by name if the names are in one series (x, y; a, b; x_1, x_2). r precedes an angle."""
-    letters = [_letter(name) for name in names]
-    family = any(set(letters) <= set(row) for row in _NEIGHBOURS) or (len(set(letters)) == 1 and "\\" not in letters)
-    if not family and not ("r" in names and {"\\theta", "\\phi", "\\varphi"}.intersection(names)):
+    """Sort values by name if the names are in one series (x, y; a, b; r, θ) or have one letter (x_1, x_2)."""
+    letters = [_TOKEN.findall(name)[0].lower() for name in names]
+    series = next((row for row in _SERIES if set(letters) <= set(row)), letters)
+    if series is letters and (len(set(letters)) > 1 or letters[0][0] == "\\"):
         return values
-    order = sorted(range(len(names)), key=lambda i: (names[i][0] == "\\", letters[i], len(names[i]), names[i]))
+    order = sorted(range(len(names)), key=lambda i: (series.index(letters[i]), len(names[i]), names[i]))
     return tuple(values[index] for index in order)
 
 
