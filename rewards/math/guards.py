@@ -47,7 +47,7 @@ def check_size(text: str) -> None:
     """Raise TooLarge if an expression exceeds a limit of this module. Linear time."""
     depths = accumulate((char in "({[") - (char in ")}]") for char in text)
     powers = _EXPONENT.findall(text) if "^" in text else ()
-    too_large = (
+    if (
         len(text) > MAX_CHARS
         or (sum(map(text.count, "({[")) > MAX_DEPTH and max(depths) > MAX_DEPTH)
         or max(map(len, _DIGITS.findall(text)), default=0) > (MAX_BINOMIAL_DIGITS if "\\binom" in text else MAX_DIGITS)
@@ -57,6 +57,5 @@ def check_size(text: str) -> None:
         or len(_OPERATOR.findall(text)) > MAX_OPERATORS
         or len(_FUNCTION.findall(text)) > MAX_FUNCTIONS
         or text.count("|") > MAX_BARS
-    )
-    if too_large:
+    ):
         raise TooLarge
