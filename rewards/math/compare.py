@@ -45,17 +45,16 @@ def compare(answers: Sequence[str], gold: str, leaf: Leaf) -> tuple[Verdict, str
     The verdict is None if `leaf` cannot decide. Several answers must each equal the gold, or together equal it as a
     list.
     """
+    several = len(answers) > 1
     try:
-        if len(answers) == 1:
-            verdict = _guarded_equal(answers[0], gold, leaf)
-            return verdict, "match" if verdict else "mismatch"
-        each = _all_of(_guarded_equal(answer, gold, leaf) for answer in answers)
-        together = _guarded_equal(" , ".join(answers), gold, leaf) if each is not True else True
+        verdict = _all_of(_guarded_equal(answer, gold, leaf) for answer in answers)
+        together = _guarded_equal(" , ".join(answers), gold, leaf) if several and verdict is not True else verdict
     except (TooLarge, RecursionError):
         return False, "guard"
-    if each or together:
+    if verdict or together:
         return True, "match"
-    return (None, "") if each is None or together is None else (False, "contradiction")
+    verdict = None if None in (verdict, together) else False
+    return verdict, "contradiction" if several else "mismatch"
 
 
 def _guarded_equal(answer: str, gold: str, leaf: Leaf) -> Verdict:
