@@ -20,7 +20,6 @@ MAX_GAP_CHARS = 100  # largest gap between adjacent answers
 MAX_CASE_CHARS = 300  # the same if the second answer is introduced as another case
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
-_BARE_BOX = re.compile(r"[^\s$]+")
 _ANSWER = re.compile(
     r"\banswers?\b[ \t*_`]*[:：][ \t*_`]*|^####[ \t]+(?=[-+$]*\d[\d.,/]*%?(?:[ \t]+[a-z]+)?[ \t]*$)"
     r"|<answer>(?=(?:(?!<|\\boxed|answers?\b[ \t*_`]*[:：]).)*</answer>)",
@@ -73,16 +72,18 @@ def final_answers(completion: str) -> tuple[str, ...]:
     text = completion.rpartition("</think>")[2]
     text = _without_phantoms(text) if "phantom" in text else text
     boxes = _last_boxes(text)
-    if boxes is None or "<think>" in text:  # the last box is truncated or empty, or the thinking did not end
-        return ()
     candidates = boxes or _last_answer_lines(text, 0)
-    if boxes:
-        other = _AND_ANOTHER.match(text, boxes[-1].end)
-        beside = [Found(other[1].rstrip(".,"), other.start(), other.end())] if other else []
-        after = [line for line in _last_answer_lines(text, boxes[-1].end) if _VALUE_LIKE.match(without_lead(line.text))]
-        candidates = [*_answer_line_above(text, boxes[0].start), *boxes, *beside, *after]
-    elif candidates and _BLANK.fullmatch(candidates[-1].text):
+    if not candidates or _BLANK.fullmatch(candidates[-1].text) or "<think>" in text:  # the thinking did not end
         return ()
+    if boxes:
+        first, last = boxes[0].start, boxes[-1].end
+        lines = _last_answer_lines(text[: text.rfind("\n", 0, first) + 1], max(0, first - 3 * MAX_GAP_CHARS))
+        stated = [line for line in lines if _VALUE_LIKE.match(line.text) and not _BLANK.fullmatch(line.text)]
+        above = [line for line in stated[-1:] if _BLANK.fullmatch(text, line.end, first)]
+        other = _AND_ANOTHER.match(text, last)
+        beside = [Found(other[1].rstrip(".,"), other.start(), other.end())] if other else []
+        below = [line for line in _last_answer_lines(text, last) if _VALUE_LIKE.match(without_lead(line.text))]
+        candidates = [*above, *boxes, *beside, *below]
     return tuple(dict.fromkeys(item.text for item in candidates))
 
 
@@ -96,31 +97,27 @@ def _without_phantoms(text: str) -> str:
     return "".join(pieces) + text[position:]
 
 
-def _box_at(text: str, command: re.Match[str], stop: int) -> Found | None:
+def _box_at(text: str, command: re.Match[str], stop: int) -> Found:
+    """Return the box of a command, with an empty text if it does not end before `stop`."""
     if not text.startswith("{", command.end()):  # `\boxed 2`, as in some MATH solutions
-        bare = _BARE_BOX.match(text, command.end(), stop)
-        return Found(bare[0].rstrip(".,;"), command.start(), bare.end()) if bare else None
+        bare = re.split(r"[\s$]", text[command.end() : stop], maxsplit=1)[0]
+        return Found(bare.rstrip(".,;"), command.start(), command.end() + len(bare))
     closing = closing_brace(text, command.end(), stop)
-    inner = text[command.end() + 1 : closing].strip()
+    inner = text[command.end() + 1 : closing].strip() if closing >= 0 else ""
     before = _BEFORE_BOX.search(text[max(0, command.start() - 40) : command.start()])
     after = _AFTER_BOX.match(text, closing + 1)
     unit_or_power = after and (not after[1] or split_unit(normalize(f"1{after[1]}")).unit) and after[0]
     if (before or unit_or_power) and inner and "=" not in inner:
         inner = f"{before[before.lastindex or 0] if before else ''}({inner}){unit_or_power or ''}"
-    return Found(inner, command.start(), closing + 1) if closing >= 0 else None
+    return Found(inner, command.start(), closing + 1)
 
 
-def _last_boxes(text: str) -> list[Found] | None:
-    """Return the last box and those adjacent to it, in reading order.
-
-    Returns [] without a box, None if the last box is truncated or empty.
-    """
+def _last_boxes(text: str) -> list[Found]:
+    """Return the last box and those adjacent to it, in reading order."""
     boxes: list[Found] = []
     for command in reversed(list(_BOX.finditer(text))):
         box = _box_at(text, command, boxes[0].start if boxes else len(text))
-        if not boxes and (box is None or _BLANK.fullmatch(box.text)):
-            return None
-        if box is None or len(boxes) > MAX_ANSWERS or (boxes and not _side_by_side(text[box.end : boxes[0].start])):
+        if boxes and (not box.text or len(boxes) > MAX_ANSWERS or not _side_by_side(text[box.end : boxes[0].start])):
             break
         boxes.insert(0, box)
     return boxes
@@ -150,16 +147,6 @@ def _line_after(text: str, label: re.Match[str]) -> Found:
     answer = _STRAY.sub("", line).strip(" \t\r*_`")
     unit = _PLAIN_UNIT.fullmatch(answer)
     return Found(f"{unit[1]}\\text{{ {unit[2] or unit[3]}}}" if unit else answer, label.start(), start + len(line))
-
-
-def _answer_line_above(text: str, start: int) -> list[Found]:
-    """Return the "Answer: 41" line directly above the first box, if it has a value."""
-    above, newline, beside = text[max(0, start - 3 * MAX_GAP_CHARS) : start].rpartition("\n")
-    labels = list(_ANSWER.finditer(above)) if newline and _BLANK.fullmatch(beside) else []
-    stated = above[labels[-1].end() :].strip() if labels else ""
-    value = stated.partition("\n")[0]
-    own = not _BLANK.fullmatch(value) and _BLANK.fullmatch(stated[len(value) :]) and _VALUE_LIKE.match(value)
-    return [Found(value, 0, 0)] if own else []
 
 
 def _side_by_side(gap: str) -> bool:
