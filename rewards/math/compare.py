@@ -109,15 +109,14 @@ def _texts(a: str, g: str, leaf: Leaf):
 def _statements(a: str, g: str, leaf: Leaf):
     """Statements: `x=5` equals 5. An unsolved equation equals nothing, unless the gold is a curve."""
     x, y = statement(a), statement(g)
-    if x is None and y is None:
-        return NotImplemented
-    if y is None:
-        assert x is not None
-        return x.solved and not x.modulus and _claims(x, g, leaf)
     if x is None:
+        if y is None:
+            return NotImplemented
         named = y.solved and not y.modulus and all(parts.names_a_value(name, y.value) for name in y.names)
         chained = y.names or all(same_number(link, y.value) for link in y.links)  # 0.56=56\%
         return equal(a, parts.ordered_value(y), leaf) if named and chained else False
+    if y is None:
+        return x.solved and not x.modulus and _claims(x, g, leaf)
     if x.modulus or y.modulus:
         p, q, m = number(x.value), number(y.value), number(y.modulus)
         congruent = equal(x.value, y.value, leaf) if p is None or q is None or not m else (p - q) % m == 0

@@ -308,6 +308,6 @@ def assigned(items: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def ordered_value(found: Statement) -> str:
     """Return the value, sorted by name for a named tuple: (y,x)=(1,2) gives (2,1)."""
     names, values = tuple_names(found.names[0]) if found.names else (), bracket(found.value)
-    if not names or values is None or len(values.items) != len(names):
+    if values is None or len(values.items) != len(names):
         return found.value
     return f"{values.opening}{','.join(in_name_order(names, values.items))}{values.closing}"
