@@ -13,15 +13,15 @@ from .grade import Grade
 TAIL_CHARS = 300
 
 _LINE = re.compile(r"answer\s*:\s*([^\n]+)", re.IGNORECASE)
-_REWRITTEN = (
+_REPLACED = (
     ("an ", ""), ("a ", ""), (".$", "$"), ("\\$", ""), ("\\ ", ""), (" ", ""),
     ("mbox", "text"), (",\\text{and}", ","), ("\\text{and}", ","), ("\\text{m}", "\\text{}"),
-)  # fmt: skip
-_DROPPED = (
-    *"square ways integers dollars mph inches hours km units \\ldots sue points feet minutes digits cents".split(),
-    *"degrees cm gm pounds meters meals edges students childrentickets multiples \\text{s} \\text{.}".split(),
-    "\\text{\ns}", "\\text{}^2", "\\text{}^3", "\\text{\n}", "\\text{}",
-    *'\\mathrm{th} ^\\circ ^{\\circ} \\; ,\\! {,} " \\dots'.split(),
+    *((word, "") for word in (
+        *"square ways integers dollars mph inches hours km units \\ldots sue points feet minutes digits cents".split(),
+        *"degrees cm gm pounds meters meals edges students childrentickets multiples \\text{s} \\text{.}".split(),
+        "\\text{\ns}", "\\text{}^2", "\\text{}^3", "\\text{\n}", "\\text{}",
+        *'\\mathrm{th} ^\\circ ^{\\circ} \\; ,\\! {,} " \\dots'.split(),
+    )),
 )  # fmt: skip
 _UNWRAPPED = (  # applied in this order; only a box extends to the last brace
     (re.compile(r".*?\$(.*?)\$.*"), r"$\1$"),
@@ -46,10 +46,8 @@ def answer_line_reward(completion: str, gold: str) -> Grade:
 
 def _clean(text: str) -> str:
     text = text.rpartition("=")[2]
-    for old, new in _REWRITTEN:
+    for old, new in _REPLACED:
         text = text.replace(old, new)
-    for word in _DROPPED:
-        text = text.replace(word, "")
     for pattern, spelling in _UNWRAPPED:
         text = pattern.sub(spelling, text)
     text = text.replace("$", "")
