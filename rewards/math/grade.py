@@ -18,23 +18,21 @@ NOT_COMPARED = tuple(reason for reason in REASONS if reason not in ("match", "mi
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """Verdict on one completion. Only a user's reward sets `own_score` and `own_parts`."""
+    """Verdict on one completion. Only a user's reward sets `own_score` and `parts`.
+
+    parts: additional numbers by name, logged as reward/NAME.
+    """
 
     correct: bool
     extracted: str | None
     reason: Reason
     own_score: float | None = None
-    own_parts: dict[str, float] | None = field(default=None, hash=False)
+    parts: dict[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def score(self) -> float:
         """Reward before shaping; 1.0 or 0.0 for the built-in graders."""
         return float(self.correct) if self.own_score is None else self.own_score
-
-    @property
-    def parts(self) -> dict[str, float]:
-        """Additional numbers by name, logged as reward/NAME."""
-        return self.own_parts or {}
 
 
 def shape_reward(

@@ -85,7 +85,7 @@ class Ticket(Future[dict[str, Any]]):
         if self.judged is not None:
             return self.judged.grade(bool(reply["value"]), reply["reason"])
         score = reply["value"] or 0.0
-        return Grade(score > 0, None, reply["reason"], score, reply["parts"])
+        return Grade(score > 0, None, reply["reason"], score, reply["parts"] or {})
 
 
 class Verifier(contextlib.AbstractContextManager["Verifier"]):
