@@ -10,7 +10,8 @@ _DIGITS = r"(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+|\d+)(?:\.\d*)?|\.
 _SCIENTIFIC = re.compile(
     rf"({_DIGITS})(?:(?:[eE]|\*10\^\{{)([+-]?\d+)\}}?)?|10\^\{{([+-]?\d+)\}}"
 )  # or a plain decimal
-_FRACTION = re.compile(rf"\\frac\{{([+-]?)({_DIGITS})\}}\{{([+-]?)({_DIGITS})\}}|()({_DIGITS})/([+-]?)({_DIGITS})")
+_SIGNED = rf"([+-]?(?:{_DIGITS}))"
+_FRACTION = re.compile(rf"\\frac\{{{_SIGNED}\}}\{{{_SIGNED}\}}|{_SIGNED}/{_SIGNED}")
 _MIXED = re.compile(r"(\d+) ?\\frac\{(\d+)\}\{(\d+)\}|(\d+)[ +](\d+)/(\d+)")
 _REPEATING = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\{(\d+)\}|\\dot\{(\d)\}(\d*)\\dot\{(\d)\}|\((\d+)\))")
 _ELLIPSIS = re.compile(r"(\d*)\.(\d+)\\ldots")
@@ -61,9 +62,8 @@ def _unsigned(text: str) -> Fraction | None:
         head, exponent = _decimal(match[1] or "1"), match[2] or match[3] or "0"
         return head * Fraction(10) ** int(exponent) if len(exponent) < 5 and abs(int(exponent)) <= MAX_DIGITS else None
     if match := _FRACTION.fullmatch(text):
-        sign, top, other_sign, bottom = (group for group in match.groups() if group is not None)
-        negative = (sign == "-") != (other_sign == "-")
-        return _decimal(top) / _decimal(bottom) * (-1 if negative else 1) if _decimal(bottom) else None
+        top, bottom = (_decimal(group) for group in match.groups() if group)
+        return top / bottom if bottom else None
     if match := _MIXED.fullmatch(text):
         whole, upper, lower = (int(group) for group in match.groups() if group)
         return whole + Fraction(upper, lower) if 0 < upper < lower else None  # 3\frac{5}{2} is no mixed number
