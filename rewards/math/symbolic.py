@@ -24,13 +24,24 @@ logger = logging.getLogger(__name__)
 
 _SPELLING = NormalizationConfig(basic_latex=True, units=False, malformed_operators=False, nits=False, boxed="none")
 _READING = ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fractions=False)
-_DEGREES = re.compile(r"(\d+|\\frac\{\d+\}\{\d+\})\\degree")
-_DECIMAL = re.compile(r"(\d*)\.(\d+)")
-_MIXED = re.compile(r"(?<![\d}^.)])(\d+)\\frac\{(\d+)\}\{(\d+)\}")
-_CONSTANT_ELSEWHERE = re.compile(  # letters that latex2sympy parses as constants, functions or differentials
-    r"\\int.*|\\(?:math[a-z]+|begin|end)\{\w+\}|\\frac\{d[^{}]*\}\{d\w+\}|_\{\w+\}|\\Gamma(?=\()|\\(?!(?:gamma|Gamma)(?![a-zA-Z]))[a-zA-Z]+"
-    r"|\\?(gamma|Gamma|[EId]|e(?=_))(?:_\{(\w+)\})?"
-)
+
+
+def _improper(match: re.Match[str]) -> str:
+    whole, upper, lower = int(match[1]), int(match[2]), int(match[3])
+    return f"\\frac{{{whole * lower + upper}}}{{{lower}}}" if 0 < upper < lower else match[0]
+
+
+_AS_SYMPY = [(re.compile(pattern), spelling) for pattern, spelling in (
+    (r"(\d*)\.(\d+)", lambda m: f"\\frac{{{int(m[1] + m[2])}}}{{{10 ** len(m[2])}}}"),
+    (r"(?<![\d}^.)])(\d+)\\frac\{(\d+)\}\{(\d+)\}", _improper),
+    (r"(?<=[\d)])\(|(?<=\\pi)\(", "*("),  # otherwise a mixed number: 2(3) would be 5
+    (r"(\d+|\\frac\{\d+\}\{\d+\})\\degree", r"(\\frac{\1*\\pi}{180})"),
+    (r"\\int.*|\\(?:math[a-z]+|begin|end)\{\w+\}|\\frac\{d[^{}]*\}\{d\w+\}|_\{\w+\}|\\Gamma(?=\()"
+     r"|\\(?!(?:gamma|Gamma)(?![a-zA-Z]))[a-zA-Z]+"
+     r"|\\?(gamma|Gamma|[EId]|e(?=_))(?:_\{(\w+)\})?",  # parsed as constants, functions or differentials
+     lambda m: f"\\Xi_{{{m[1]}{m[2] or ''}}}" if m[1] else m[0]),
+    (ROW, r"\\\\"), (r"\*", r"\\cdot "), ("%", r"\\cdot \\frac{1}{100}"),
+)]  # fmt: skip
 _POINTS = tuple(map(sympy.Rational, "17/11 23/7 5/13 29/19 41/17 3/31 53/23 8/37".split()))
 _CONSTANTS = frozenset(("C", "c", "K", "k", "C_{1}", "c_{1}"))  # constants of integration
 
@@ -98,23 +109,14 @@ def _parse(text: str) -> Any:
 
     Decimals and mixed numbers become fractions, degrees become radians, i is the imaginary unit.
     """
-    text = _DECIMAL.sub(lambda m: f"\\frac{{{int(m[1] + m[2])}}}{{{10 ** len(m[2])}}}", text)
-    text = _MIXED.sub(_improper, text)
-    text = re.sub(r"(?<=[\d)])\(|(?<=\\pi)\(", "*(", text)  # otherwise a mixed number: 2(3) would be 5
-    text = _DEGREES.sub(r"(\\frac{\1*\\pi}{180})", text)
-    text = _CONSTANT_ELSEWHERE.sub(lambda m: f"\\Xi_{{{m[1]}{m[2] or ''}}}" if m[1] else m[0], text)
-    text = text.replace(ROW, "\\\\").replace("*", "\\cdot ").replace("%", "\\cdot \\frac{1}{100}")
+    for pattern, spelling in _AS_SYMPY:
+        text = pattern.sub(spelling, text)
     parsed: Any = latex2sympy(text, normalization_config=_SPELLING, conversion_config=_READING)
     if not isinstance(parsed, (sympy.Basic, sympy.MatrixBase)):
         raise ValueError("neither an expression nor a matrix")
     parsed = parsed if isinstance(parsed, sympy.Eq) else parsed.doit()
     parsed = parsed.subs({symbol: sympy.I for symbol in parsed.free_symbols if symbol.name == "i"})
     return parsed.replace(_is_odd_root_of_negative, lambda root: -((-root.base) ** root.exp))
-
-
-def _improper(match: re.Match[str]) -> str:
-    whole, upper, lower = int(match[1]), int(match[2]), int(match[3])
-    return f"\\frac{{{whole * lower + upper}}}{{{lower}}}" if 0 < upper < lower else match[0]
 
 
 def _is_odd_root_of_negative(part: Any) -> bool:
