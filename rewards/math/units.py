@@ -75,7 +75,9 @@ _TAIL_START = re.compile(r"(?<=[\w)}%\]]) (?=[A-Za-z])|(?<=[\d)}])(?=[A-Za-z])")
 _SIGN = re.compile(r"\\\$|[$€£₹¥¢]|Rs\.?|\\text\{(?:USD|US\$|Rs\.?)\}|(?:US)\\?\$")
 _SIGN_BEHIND = re.compile(r"(.*\d) ?\\?([$€£₹¥¢])")
 _SCALED = re.compile(r"(.*\d)(?:\\text\{([KMB])\}| ?([KMB]))")
-_DEGREE = re.compile(r"(.+)\\degree(?:\\text\{ ?([CFK])\}| ?([CFK]))?", re.DOTALL)
+_DEGREE = re.compile(  # not \cos 60\degree
+    r"((?:(?!\\(?:degree|sin|cos|tan|cot|sec|csc)).)+)\\degree(?:(\\text\{)? ?([CFK])(?(2)\}))?", re.DOTALL
+)
 
 
 class Measure(NamedTuple):
@@ -93,10 +95,8 @@ def split_unit(text: str) -> Measure:
     sign = text[:1] if text[:1] in ("+", "-") else ""
     if currency := _SIGN.match(text, len(sign)):
         return _money(text, sign, currency[0], text[currency.end() :])
-    degree = _DEGREE.fullmatch(text)
-    if degree and "\\degree" not in degree[1] and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", degree[1]):
-        scale = (degree[2] or degree[3] or "").lower()
-        return Measure(degree[1], f"degree-{scale}" if scale else "degree")
+    if degree := _DEGREE.fullmatch(text):
+        return Measure(degree[1], f"degree-{degree[3].lower()}" if degree[3] else "degree")
     return next(filter(None, (_measured(core, words) for core, words in _tails(text))), Measure(text, ""))
 
 
