@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-_PREFIXES = dict(kilo="k", mega="M", giga="G", tera="T", hecto="h", deci="d", centi="c", milli="m", micro="μ", nano="n")
+_PREFIXES = {"": ""} | dict(
+    kilo="k", mega="M", giga="G", tera="T", hecto="h", deci="d", centi="c", milli="m", micro="μ", nano="n"
+)
 _BASES = dict(
     meter="m", metre="m", gram="g", liter="L", litre="L", second="s", watt="W", joule="J", volt="V", ampere="A",
     amp="A", newton="N", pascal="Pa", hertz="Hz", electronvolt="eV", mole="mol", coulomb="C", tesla="T", ohm="Ω",
@@ -29,14 +31,12 @@ atm | cup | teaspoon tsp | tablespoon tbsp | piece 个 只 条 本 张 块 棵 �
 ordered-pair | increase | decrease | probability
 """
 _CANONICAL = {
-    word: group.split()[0]
-    for group in _ALIASES.strip().replace("\n", "|").split("|")
-    for word in group.split()
-}  # fmt: skip
+    **{prefix + base: short + symbol for base, symbol in _BASES.items() for prefix, short in _PREFIXES.items()},
+    **{word: names.split()[0] for names in _ALIASES.strip().replace("\n", "|").split("|") for word in names.split()},
+}
 _SLASHED = {"mph": "mi/h", "kmh": "km/h", "kph": "km/h", "kmph": "km/h", "bps": "b/s", "Mbps": "Mb/s", "Gbps": "Gb/s"}
 _RATES = re.compile(rf"\b(?:{'|'.join(_SLASHED)})\b")
 _SYMBOL = re.compile(r"[GMTkhdcmμn]?(?:[mgslLWJVANΩ]|Pa|Hz|eV|mol|cal)|[GMTkmμn][KCTBb]")
-_SPELLED = re.compile(rf"({'|'.join(_PREFIXES)})?({'|'.join(_BASES)})s?")
 _GLUED = re.compile(r"(?:mm|cm|km|kg|mg|ml|mL|lbs?|oz|ft|mph|kmh|[hH]z)(?![a-zA-Z])|[a-zA-Z]{4}")  # cannot be a product
 _FACTOR = re.compile(r"([^\s*^\d{}]+)(?:\^?\{?(-?\d)\}?)?(?:[\s*]+|$)")
 _PER = re.compile(r" ?/ ?| per | an? (?=[a-z]{3})")
@@ -195,5 +195,4 @@ def _known(word: str) -> str:
             return _CANONICAL[spelled]
     if _SYMBOL.fullmatch(word):
         return word[:-1] + "L" if word[-1] == "l" and not word.endswith("mol") and not word.endswith("cal") else word
-    named = _SPELLED.fullmatch(lower)
-    return _PREFIXES.get(named[1] or "", "") + _BASES[named[2]] if named else ""
+    return ""
