@@ -35,7 +35,6 @@ _CANONICAL = {
     **{word: names.split()[0] for names in _ALIASES.strip().replace("\n", "|").split("|") for word in names.split()},
 }
 _SLASHED = {"mph": "mi/h", "kmh": "km/h", "kph": "km/h", "kmph": "km/h", "bps": "b/s", "Mbps": "Mb/s", "Gbps": "Gb/s"}
-_RATES = re.compile(rf"\b(?:{'|'.join(_SLASHED)})\b")
 _SYMBOL = re.compile(r"[GMTkhdcmμn]?(?:[mgslLWJVANΩ]|Pa|Hz|eV|mol|cal)|[GMTkmμn][KCTBb]")
 _GLUED = re.compile(r"(?:mm|cm|km|kg|mg|ml|mL|lbs?|oz|ft|mph|kmh|[hH]z)(?![a-zA-Z])|[a-zA-Z]{4}")  # cannot be a product
 _FACTOR = re.compile(r"([^\s*^\d{}]+)(?:\^?\{?(-?\d)\}?)?(?:[\s*]+|$)")
@@ -141,7 +140,7 @@ def _measured(core: str, words: str) -> Measure | None:
         core, words = f"{core}*10^{{{_MULTIPLIERS[first.lower()]}}}", rest.removeprefix("s ")
     if words.lower() in ("percent", "pct", "per cent"):
         return Measure(core + "%", "")
-    factors = _factors_of(f" {_RATES.sub(lambda m: _SLASHED[m[0]], words)}")
+    factors = _factors_of(" " + " ".join(_SLASHED.get(word, word) for word in words.split(" ")))
     if factors is None:
         return None
     unit = " ".join(name if power == 1 else f"{name}^{power}" for name, power in sorted(factors.items()) if power)
@@ -193,6 +192,4 @@ def _known(word: str) -> str:
     for spelled in (word, lower, lower.rstrip("."), lower.removesuffix("s") if len(lower) > 3 else lower):
         if spelled in _CANONICAL:
             return _CANONICAL[spelled]
-    if _SYMBOL.fullmatch(word):
-        return word[:-1] + "L" if word[-1] == "l" and not word.endswith("mol") and not word.endswith("cal") else word
-    return ""
+    return re.sub("(?<!mo|ca)l$", "L", word) if _SYMBOL.fullmatch(word) else ""
