@@ -69,10 +69,9 @@ _MULTIPLIERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trilli
 
 _POWER = r"(?:\^\{?-?\d\}?)?"
 _IN_TEXT = re.compile(rf"(.+?)[ ,]*((?:[*/]?\\text\{{[^{{}}]*\}}{_POWER})+)", re.DOTALL)
-_CHINESE = re.compile(r"(.*?[\d)}%\]]) ?([\u4e00-\u9fff]+)", re.DOTALL)
+_CHINESE_OR_SIGN = re.compile(r"(.*?[\d)}%\]]) ?\\?([\u4e00-\u9fff]+|[$€£₹¥¢])", re.DOTALL)
 _TAIL_START = re.compile(r"(?<=[\w)}%\]]) (?=[A-Za-z])|(?<=[\d)}])(?=[A-Za-z])")
 _SIGN = re.compile(r"\\\$|[$€£₹¥¢]|Rs\.?|\\text\{(?:USD|US\$|Rs\.?)\}|(?:US)\\?\$")
-_SIGN_BEHIND = re.compile(r"(.*\d) ?\\?([$€£₹¥¢])")
 _SCALED = re.compile(r"(.*\d)(?:\\text\{([KMB])\}| ?([KMB]))")
 _DEGREE = re.compile(  # not \cos 60\degree
     r"((?:(?!\\(?:degree|sin|cos|tan|cot|sec|csc)).)+)\\degree(?:(\\text\{)? ?([CFK])(?(2)\}))?", re.DOTALL
@@ -101,13 +100,9 @@ def split_unit(text: str) -> Measure:
 
 def _tails(text: str) -> Iterator[tuple[str, str]]:
     """Yield (core, words) for each way to split words off the end of a text."""
-    match = _IN_TEXT.fullmatch(text)
+    match = _IN_TEXT.fullmatch(text) or _CHINESE_OR_SIGN.fullmatch(text)
     if match:
         yield match[1], re.sub(r"\\text\{([^{}]*)\}", r" \1", match[2])
-    elif chinese := _CHINESE.fullmatch(text):
-        yield chinese[1], chinese[2]
-    elif sign := _SIGN_BEHIND.fullmatch(text):
-        yield sign[1], sign[2]
     for start in () if "\\text" in text else _TAIL_START.finditer(text):
         words = text[start.end() :]
         glued = not start[0]
