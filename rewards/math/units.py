@@ -65,14 +65,17 @@ _NO_ADJECTIVES = _NO_NOUNS | frozenset(
 )
 MAX_WORDS = 12  # words of a unit and of the text after it
 NOT_OPTIONAL = frozenset(("am", "pm"))  # required if in the gold: 3:45 may be either
-_MULTIPLIERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
+_MULTIPLIERS = {  # exponents of ten; capital letters only for money
+    "hundred": 2, "thousand": 3, "K": 3, "万": 4, "million": 6, "M": 6, "亿": 8, "billion": 9, "B": 9, "trillion": 12,
+}  # fmt: skip
 
 _POWER = r"(?:\^\{?-?\d\}?)?"
 _IN_TEXT = re.compile(rf"(.+?)[ ,]*((?:[*/]?\\text\{{[^{{}}]*\}}{_POWER})+)", re.DOTALL)
 _CHINESE_OR_SIGN = re.compile(r"(.*?[\d)}%\]]) ?\\?([\u4e00-\u9fff]+|[$€£₹¥¢])", re.DOTALL)
 _TAIL_START = re.compile(r"(?<=[\w)}%\]]) (?=[A-Za-z])|(?<=[\d)}])(?=[A-Za-z])")
 _SIGN = re.compile(r"\\\$|[$€£₹¥¢]|Rs\.?|\\text\{(?:USD|US\$|Rs\.?)\}|(?:US)\\?\$")
-_SCALED = re.compile(r"(.*\d)(?:\\text\{([KMB])\}| ?([KMB]))")
+_SCALE = re.compile(r"(?<=\d)(\\text\{)? ?([KMB])(?(1)\})$")  # of money: $70K
+_RATE = re.compile("([^/]*)(/[a-zA-Z]+)")
 _DEGREE = re.compile(  # not \cos 60\degree
     r"((?:(?!\\(?:degree|sin|cos|tan|cot|sec|csc)).)+)\\degree(?:(\\text\{)? ?([CFK])(?(2)\}))?", re.DOTALL
 )
@@ -114,13 +117,9 @@ def _tails(text: str) -> Iterator[tuple[str, str]]:
 def _money(text: str, sign: str, currency: str, amount: str) -> Measure:
     """Split an amount of money: `$5`, `-$5`, `$5 per day`, `$5 dollars`, `$70K`, `$48,000/year`."""
     unit = _CANONICAL[re.sub(r"\\text|[\\{}.]", "", currency).lower()]
-    if scaled := _SCALED.fullmatch(amount):
-        exponent = {"K": 3, "M": 6, "B": 9}[scaled[2] or scaled[3]]
-        return Measure(f"{sign}{scaled[1]}*10^{{{exponent}}}", unit)
-    number, slash, under = amount.partition("/")
-    inner = split_unit(amount)
-    if slash and under.isalpha() and (rate := _measured(number, f"/{under}")):
-        inner = rate
+    amount = _SCALE.sub(lambda scale: f"*10^{{{_MULTIPLIERS[scale[2]]}}}", amount)
+    rate = _RATE.fullmatch(amount)
+    inner = (rate and _measured(rate[1], rate[2])) or split_unit(amount)
     if inner.unit in ("", unit):
         return Measure(sign + inner.core, unit)
     return Measure(sign + inner.core, f"{unit} {inner.unit}") if "^-1" in inner.unit else Measure(text, "")
