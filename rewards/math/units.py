@@ -147,37 +147,33 @@ def _factors_of(words: str) -> Counter[str] | None:
         words = shorter
     total: Counter[str] = Counter()
     for place, part in enumerate(_PER.split(words)):
-        factors = _product(part.strip()) if part.strip() or place else Counter()
+        factors = _product(part.strip()) if part.strip() or place else []
         if factors is None and place and re.fullmatch("[a-z]{3,}", part) and part not in _NO_ADJECTIVES:
-            factors = Counter({part: 1})  # per page
+            factors = [(part, 1)]  # per page
         if factors is None:
             return None
-        for name, power in factors.items():
+        for name, power in factors:
             total[name] += -power if place else power
     return total
 
 
-def _product(words: str) -> Counter[str] | None:
+def _product(words: str) -> list[tuple[str, int]] | None:
+    """Return the (unit, power) of each factor of a product of units, or of counted things; None for other words."""
     if raised := _RAISED.fullmatch(words):
         inner = _product(next(filter(None, (raised[2], raised[3], raised[6], raised[7]))))
         times = 2 if raised[1] or raised[4] or raised[5] else 3
-        return inner and Counter({name: times * power for name, power in inner.items()})
+        return inner and [(name, times * power) for name, power in inner]
     together = words.lower().replace(" ", "-") if len(words) > 1 else words
-    if whole := _CANONICAL.get(together) or _CANONICAL.get(together.removesuffix("s")):
-        words = whole
-    total: Counter[str] = Counter()
-    names = [(name, int(power or 1)) for name, power in _FACTOR.findall(words)]
-    known = [(_known(name), power) for name, power in names] if "".join(_FACTOR.split(words)[::3]) == "" else []
-    if known and all(name for name, _ in known):
-        for name, power in known:
-            total[name] += power
-        return total
+    words = _CANONICAL.get(together) or _CANONICAL.get(together.removesuffix("s")) or words
+    factors = [(_known(name), int(power or 1)) for name, power in _FACTOR.findall(words)]
+    if factors and all(name for name, _ in factors) and not _FACTOR.sub("", words):
+        return factors
     *adjectives, noun = words.lower().split(" ")
     plural = noun.isalpha() and len(noun) >= 4 and noun.endswith("s") and not noun.endswith("ss")
     if not plural or len(adjectives) > 2 or noun in _NO_NOUNS or _NUMBER_WORD.search(words.lower()):
         return None
     described = all(word.isalpha() and word not in _NO_ADJECTIVES for word in adjectives)
-    return Counter({" ".join([*adjectives, noun[:-1]]): 1}) if described else None
+    return [(" ".join([*adjectives, noun[:-1]]), 1)] if described else None
 
 
 def _known(word: str) -> str:
