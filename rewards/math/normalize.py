@@ -109,7 +109,7 @@ _AT_LAST = _rules(
 _MATHS_IN_TEXT = re.compile(
     r"\s*[-+\\$]|\s*\(?[-+]?\d[\d,.:/]*\)?%?(?:\s|$)|[^=\\]*[=\\]|\s*\d+[A-F]|\s*\(?[A-Za-z]\)?\s*$"
 )
-_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_TEXT = re.compile(r"\\(?:text|mbox|textrm|textbf|textit|mathrm|textnormal)\s*\{([^{}]*)\}")
 _AFTER_NUMBER = re.compile(r"[\w}%)][ ,]*$|\\text\{[^{}]*\}(?:\^\{?-?\d\}?)?[*/ ]*$")
 _LOOSE_BLANK = re.compile(r"(?<![\w.,]) |(?<=,) (?!\d{3}(?!\d))|(?<!\d,)(?<=,) | (?![\w.])")
 _ROOT = re.compile(r"√(\d+)")
@@ -139,7 +139,6 @@ _QUALIFIED = re.compile(
     r"|double|triple|times|minus|negative|except|without|but|up to|another|extra|every|percent|by|from)\b"
 )
 _TEXT_WORDS = re.compile(r"[a-z][a-z ,.'&/\-]*")
-_TEXT_COMMANDS = re.compile(r"\\(?:mbox|textrm|textbf|textit|mathrm|textnormal)(?=\s*\{)")
 _KNOWN_WORDS = frozenset("yes no true false even odd none all dne max min never always both".split())
 _SYNONYMS = re.compile(
     r"^((?:the \w+ )?does not exist$)|^(no (?:\w+ )?solution)s$|^((?:all |the )?real(?: number)?s(?: x)?)$"
@@ -215,7 +214,7 @@ def _as_words(text: str) -> str:
     """Return a text answer in lower case; "" if `text` is mathematics."""
     if any(map(str.isdigit, text)):
         return ""
-    bare = _TEXT.sub(r"\1", _TEXT_COMMANDS.sub(r"\\text", text))
+    bare = _TEXT.sub(r"\1", text)
     plain = " ".join(_SPACING.sub(" ", bare).split()).strip(" .,").lower()
     words = re.findall("[a-z]+", plain)
     if not _TEXT_WORDS.fullmatch(plain) or _NOT_TEXT.intersection(words):
