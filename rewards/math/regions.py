@@ -41,11 +41,6 @@ _LINE = Region((Span("-\\infty", "\\infty", False, False),))
 @lru_cache(maxsize=4096)
 def region(text: str) -> Region | None:
     """Parse a region from normalised text, with touching spans joined; None if it is not a region."""
-    parsed = _read(text)
-    return None if parsed is None else _join_spans(parsed)
-
-
-def _read(text: str) -> Region | None:
     if text in ("\\mathbb{R}", "\\emptyset"):
         return _LINE if text == "\\mathbb{R}" else Region(())
     both, items, unions = split(text, "\\land"), listed(text), split(text, "\\cup")
@@ -59,11 +54,11 @@ def _read(text: str) -> Region | None:
         return _combine(unions, union=True)
     base, *without = split(text.replace("\\mathbb{R}-", "\\mathbb{R}\\setminus"), "\\setminus")
     if without:
-        whole, holes = _read(base), bracket(without[0])
+        whole, holes = region(base), bracket(without[0])
         return whole._replace(holes=whole.holes + holes.items) if whole and holes and holes.is_set else None
     built = _BUILDER.fullmatch(text)
     if built:
-        return _read(built[1] or built[2])
+        return region(built[1] or built[2])
     group = bracket(text)
     if group is None:
         return _inequality(text) if SIGNS.search(text) else None
@@ -102,7 +97,7 @@ def _combine(texts: list[str] | tuple[str, ...], *, union: bool) -> Region | Non
 
     Returns None for other texts.
     """
-    regions = [part for part in map(_read, texts) if part]
+    regions = [part for part in map(region, texts) if part]
     names = {part.name for part in regions if part.name}
     spans = [span for part in regions for span in part.spans]
     points = [point for part in regions for point in part.points]
@@ -116,7 +111,7 @@ def _combine(texts: list[str] | tuple[str, ...], *, union: bool) -> Region | Non
             return None
         ((low, has_low),), ((high, has_high),) = lows, highs
         spans = [Span(low, high, has_low, has_high)]
-    return Region(tuple(spans), tuple(points), tuple(holes), "".join(names))
+    return _join_spans(Region(tuple(spans), tuple(points), tuple(holes), "".join(names)))
 
 
 def _join_spans(area: Region) -> Region:
