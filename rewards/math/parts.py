@@ -101,8 +101,7 @@ def plain(text: str) -> str:
     if _EITHER_SIGN.search(text) and "\\neq" not in text:
         items = outer.items if outer and outer.is_set else listed(text) or (text,)
         signed = ",".join(signed for item in items for signed in both_signs(item))
-        text = f"\\{{{signed}\\}}" if outer and outer.is_set else signed
-        outer = bracket(text)
+        return plain(f"\\{{{signed}\\}}" if outer and outer.is_set else signed)
     if outer and len(outer.items) == 1 and outer.opening in ("(", "\\{") and outer.closing in (")", "\\}"):
         inner = outer.items[0]
         return text if re.match(r"[a-z](?:\\in|[|:])|[^<>=]*\\[lgn]eq|.*[<>]", inner) or not inner else plain(inner)
