@@ -25,6 +25,7 @@ _ANSWER = re.compile(
     r"|<answer>(?=(?:(?!<|\\boxed|answers?\b[ \t*_`]*[:：]).)*</answer>)",
     re.IGNORECASE | re.MULTILINE | re.DOTALL,
 )
+_CONTENT = re.compile(r"\s*(?:\\\[(.*?)\\\]|\$\$(.*?)\$\$|([^\n]*))", re.DOTALL)  # displayed formula or line
 _CHECK = re.compile(r"\b(?:check|verif|confirm|test|validat)\w*\b[^.!?\n]*$", re.I)  # We check our answer: 6*7=42
 _STRAY = re.compile(  # </answer>, </s>, <|im_end|>; an unpaired **; the ending of Minerva's prompt
     r"<(?:/[a-z]{1,12}|\|[a-z_]{1,24}\|)>|(?<![\w)}\]])\*\*|\*\*(?![\w(\\{])|\bI hope (?:it|this) is correct\W*$"
@@ -138,15 +139,12 @@ def _last_answer_lines(text: str, start: int) -> list[Found]:
 
 def _line_after(text: str, label: re.Match[str]) -> Found:
     """Return the answer of a label: the rest of its line, or the next non-empty line if the rest is empty."""
-    start = label.end() + len(text[label.end() :]) - len(text[label.end() :].lstrip())
-    for opening, closing in (("\\[", "\\]"), ("$$", "$$")):  # a displayed formula may run over several lines
-        end = text.find(closing, start + 2) if text.startswith(opening, start) else -1
-        if end >= 0:
-            return Found(text[start + 2 : end].strip(), label.start(), end + 2)
-    line = text[start:].partition("\n")[0]
-    answer = _STRAY.sub("", line).strip(" \t\r*_`")
+    content = next(_CONTENT.finditer(text, label.end()))
+    if content[3] is None:
+        return Found((content[1] or content[2] or "").strip(), label.start(), content.end())
+    answer = _STRAY.sub("", content[3]).strip(" \t\r*_`")
     unit = _PLAIN_UNIT.fullmatch(answer)
-    return Found(f"{unit[1]}\\text{{ {unit[2] or unit[3]}}}" if unit else answer, label.start(), start + len(line))
+    return Found(f"{unit[1]}\\text{{ {unit[2] or unit[3]}}}" if unit else answer, label.start(), content.end())
 
 
 def _side_by_side(gap: str) -> bool:
