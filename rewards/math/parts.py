@@ -172,6 +172,7 @@ _DENIAL = re.compile(
 )
 _VARIABLE = re.compile(rf"(?:[a-zA-Z]|{_GREEK})(?:_\{{\w+\}}|\([a-z]\))?")
 _NAMED_TUPLE = re.compile(rf"\(({_LETTER}(?:[,;]{_LETTER})+)\)")
+_MEMBER = re.compile(rf"^((?![ei] ?\\){_VARIABLE.pattern}|{_NAMED_TUPLE.pattern}) ?\\in(?![a-z]) ?")  # x\in\{1,2\}
 _DERIVATIVE = re.compile(r"\\frac\{(?:d|\\partial)(?:\^\{(\d)\})?(\w)(?:\(\w\))?\}\{(?:d|\\partial)(\w)(?:\^\{\1\})?\}")
 _SIMPLE = re.compile(rf"({_GREEK}|[A-Za-z])((?:'|\^\{{\\prime\}})*)((?:_\{{[^{{}}]*\}})?)(?:\((.*)\))?")
 _CONSTANTS = frozenset(("e", "i", "\\pi", "\\infty", "\\emptyset"))
@@ -204,13 +205,10 @@ class Statement(NamedTuple):
 def statement(text: str) -> Statement | None:
     """Parse a statement; None for a bare value or a list."""
     modulus = re.search(r"\\pmod\{([^{}]+)\}$", text)
-    body = (text[: modulus.start()] if modulus else text).replace("\\equiv", "=")
-    if ("=" not in body and "\\in" not in body and not modulus) or listed(body):
+    body = _MEMBER.sub(r"\1=", text[: modulus.start()] if modulus else text).replace("\\equiv", "=")
+    if ("=" not in body and not modulus) or listed(body):
         return None
     sides = split(body, "=")
-    if len(sides) == 1:
-        member = split(body, "\\in")
-        sides = member if len(member) == 2 and (is_variable(member[0]) or tuple_names(member[0])) else sides
     if (len(sides) == 1 and not modulus) or not all(sides):
         return None
     if len(sides) == 2 and is_variable(sides[1]) and not is_name(sides[0]):  # 5=x
