@@ -9,7 +9,6 @@ r"""Canonical spelling of answers: LaTeX, Unicode and plain-text variants become
 """
 
 import re
-from collections.abc import Callable
 from functools import lru_cache
 
 ROW = "¶"  # row separator of a matrix, to distinguish it from a backslash
@@ -60,7 +59,9 @@ _SPACING = re.compile(r"\\[,;:> ]|~|\\\n|\s+|\\hspace\*?\{[^{}]*\}")
 _EDGE = r"(?:[ \t\r\n,;~]|\\[,;:!> ]|\\\\(?![a-zA-Z])|\\q?quad(?![a-zA-Z])|\\(?:blacks|s)quare|\\checkmark)+"
 _EDGES = re.compile(rf"^{_EDGE}|(?<![ \t\r\n,;~]){_EDGE}$")
 _PRAISE = re.compile(r"(?:\s|[✅✔✓☑✨⭐🎉🎊🏆👍💯🔥🌟🙂😀😊😄])+$")  # removed at the end; a cross stays and is rejected
-_TEXT_COMMAND = re.compile(r"\\text(?=\s*\{)")
+_TEXT_GROUP = re.compile(  # with groups inside
+    r"\\text\s*\{((?:\\.|[^{}\\]|\{(?:\\.|[^{}\\]|\{[^{}]*\})*+\})*+)\}", re.DOTALL
+)
 _PLAIN_JOINER = re.compile(r"(?<=[ )\]}])(and|or)(?=[ (\[])")
 _SEVERAL_EACH = re.compile(r"=[^;=]*,[^;=]*=.* or .*=[^;=]*,[^;=]*=", re.DOTALL)  # x=1,y=2 or x=3,y=4
 _INEQUALITY = re.compile(r"[<>]|\\[lgn]eq")
@@ -228,8 +229,9 @@ def _normalize_math(text: str) -> str:
     text = _apply_rules(text, _BEFORE_COMMANDS)
     text = _COMMAND.sub(_one_command, text) if "\\" in text else text
     text = _apply_rules(text, _BEFORE_TEXTS)
-    if "\\text" in text:
-        text = _rewrite(text, _TEXT_COMMAND, 1, lambda inner, before: _one_text(inner[0].strip(), before))
+    text, *groups = _TEXT_GROUP.split(text)
+    for inner, after in zip(groups[::2], groups[1::2], strict=True):
+        text += _one_text(inner.strip(), text) + after
     both = " \\land " if _INEQUALITY.search(text) else " , "  # "and" between inequalities is an intersection
     either = " ; " if " or " in text and _SEVERAL_EACH.search(text) else " , "
     text = _PLAIN_JOINER.sub(lambda m: both if m[1] == "and" else either, text)
@@ -248,30 +250,22 @@ def _apply_rules(text: str, rules: list[tuple[str, re.Pattern[str], str]]) -> st
     return text
 
 
-def _rewrite(text: str, commands: re.Pattern[str], count: int, rewrite: Callable[[list[str], str], str]) -> str:
-    """Replace each command and its arguments by `rewrite(arguments, text before)`.
+def _in_braces(text: str) -> str:
+    r"""Put both arguments of `\frac12`, `\frac1{72}`, `\binom n2` in braces, from the last command to the first.
 
     As in TeX, an argument is a group in braces or one token.
     """
-    pieces, position = [""], 0
-    for match in commands.finditer(text):
-        arguments, end = [], match.end()
-        while len(arguments) < count and (token := _TOKEN.match(text, end)):
+    for command in reversed(list(_ARGUMENTS.finditer(text))):
+        arguments, end = [], command.end()
+        while len(arguments) < 2 and (token := _TOKEN.match(text, end)):
             braces = token[1] == "{"
             end = closing_brace(text, token.end() - 1) + 1 if braces else token.end()
             if end == 0:
                 return text
             arguments.append(text[token.end() : end - 1] if braces else token[1])
-        if match.start() >= position and len(arguments) == count:
-            before = text[position : match.start()]
-            pieces += [before, rewrite([match[0], *arguments][-count - (count > 1) :], pieces[-1] + before)]
-            position = end
-    return "".join([*pieces, text[position:]])
-
-
-def _in_braces(text: str) -> str:
-    r"""Put both arguments of `\frac12`, `\frac1{72}`, `\binom n2` in braces."""
-    return _rewrite(text, _ARGUMENTS, 2, lambda p, _: f"{p[0]}{{{_in_braces(p[1])}}}{{{_in_braces(p[2])}}}")
+        if len(arguments) == 2:
+            text = f"{text[: command.end()]}{{{arguments[0]}}}{{{arguments[1]}}}{text[end:]}"
+    return text
 
 
 def _one_command(match: re.Match[str]) -> str:
@@ -288,7 +282,8 @@ def _one_text(inner: str, before: str) -> str:
         return f" {inner.strip(', ')} "
     if not inner.strip(".,;:"):
         return inner.strip(".:") or " "
-    in_group = len(inner) == 1 and before.count("{") > before.count("}")  # \frac{3\mathrm{n}}{2}
+    depth = sum((brace == "{") - (brace == "}") for brace in _BRACE.findall(before))
+    in_group = len(inner) == 1 and depth > 0  # \frac{3\mathrm{n}}{2}
     if inner in ("e", "i", "infinity") or in_group or (not after_number and _MATHS_IN_TEXT.match(inner)):
         return inner
     return f"\\text{{{re.sub(r'[{}^]', '', ' '.join(inner.split()))}}}"
