@@ -168,11 +168,10 @@ def without_lead(text: str) -> str:
     """Return the value in a sentence (see _LEAD and _SENTENCE); other text is unchanged."""
     plain = _TEXT.sub(r"\1", text) if text.startswith("\\text") else text
     plain = _NEEDED.sub(r"\1", plain)
-    lead = _LEAD.match(plain)
-    if not lead:
-        lead = _SENTENCE.match(plain)
-        lead = lead if lead and _VERB.search(lead[0]) and not _QUALIFIED.search(lead[0]) else None
+    lead = _LEAD.match(plain) or _SENTENCE.match(plain)
     if not lead or _DENIED.search(lead[0]):
+        return text
+    if lead.re is _SENTENCE and (_QUALIFIED.search(lead[0]) or not _VERB.search(lead[0])):
         return text
     value = _unwrap(plain[lead.end() :])
     ending = _ENDING.fullmatch(value)
