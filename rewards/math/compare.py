@@ -17,7 +17,6 @@ from . import arithmetic, parts, regions
 from .exact import number, same_number, value_or_text
 from .guards import MAX_ALGEBRA_ITEMS, MAX_CHARS, TooLarge, check_size
 from .normalize import normalize
-from .parts import Statement, statement, unknowns
 from .units import NOT_OPTIONAL, split_unit
 
 Verdict = bool | None
@@ -108,7 +107,7 @@ def _texts(a: str, g: str, leaf: Leaf):
 
 def _statements(a: str, g: str, leaf: Leaf):
     """Statements: `x=5` equals 5. An unsolved equation equals nothing, unless the gold is a curve."""
-    x, y = statement(a), statement(g)
+    x, y = parts.statement(a), parts.statement(g)
     if x is None:
         if y is None:
             return NotImplemented
@@ -121,19 +120,18 @@ def _statements(a: str, g: str, leaf: Leaf):
         p, q, m = number(x.value), number(y.value), number(y.modulus)
         congruent = equal(x.value, y.value, leaf) if p is None or q is None or not m else (p - q) % m == 0
         return x.modulus == y.modulus and not x.links and congruent
-    if x.names and x.solved and y.names and y.solved:
-        if any(parts.same_name(p, q) for p in x.names for q in y.names):
-            return _claims(x, parts.ordered_value(y), leaf)
+    if x.solved and y.solved and any(parts.same_name(p, q) for p in x.names for q in y.names):
+        return _claims(x, parts.ordered_value(y), leaf)
     two_sides = all(len(side.names) + len(side.links) == 1 for side in (x, y))
     return _expressions(a, g, leaf) if y.is_curve and two_sides else False
 
 
-def _claims(claim: Statement, g: str, leaf: Leaf) -> Verdict:
+def _claims(claim: parts.Statement, g: str, leaf: Leaf) -> Verdict:
     r"""Return whether the value and each link equal the gold: 6*7=42 and 42=6*7 are correct, 17=42 is not.
 
     A formula in other letters is not compared: A=\pi r^2=9\pi.
     """
-    links = [link for link in claim.links if not claim.names or unknowns(link) <= unknowns(g)]
+    links = [link for link in claim.links if not claim.names or parts.unknowns(link) <= parts.unknowns(g)]
     value = equal(parts.ordered_value(claim), g, leaf)
     if value is False and links and not claim.names:
         value, links = equal(links[0], g, leaf), [*links[1:], claim.value]
