@@ -64,8 +64,6 @@ _TEXT_GROUP = re.compile(  # with groups inside
 )
 _PLAIN_JOINER = re.compile(r"(?<=[ )\]}])(and|or)(?=[ (\[])")
 _SEVERAL_EACH = re.compile(r"=[^;=]*,[^;=]*=.* or .*=[^;=]*,[^;=]*=", re.DOTALL)  # x=1,y=2 or x=3,y=4
-_INEQUALITY = re.compile(r"[<>]|\\[lgn]eq")
-_DOUBLED = re.compile(r"(?<!\\)\\\\begin")
 
 
 def _rules(*rows: tuple[str, str, str]) -> list[tuple[str, re.Pattern[str], str]]:
@@ -114,6 +112,7 @@ _TEXT = re.compile(r"\\(?:text|mbox|textrm|textbf|textit|mathrm|textnormal)\s*\{
 _AFTER_NUMBER = re.compile(r"[\w}%)][ ,]*$|\\text\{[^{}]*\}(?:\^\{?-?\d\}?)?[*/ ]*$")
 _LOOSE_BLANK = re.compile(r"(?<![\w.,]) |(?<=,) (?!\d{3}(?!\d))|(?<!\d,)(?<=,) | (?![\w.])")
 _ROOT = re.compile(r"√(\d+)")
+_DOUBLED = re.compile(r"(?<!\\)\\\\begin")
 _UNIT_OUTSIDE = re.compile(r"^\$([^$]+)\$\s*([A-Za-z][A-Za-z ./]*)$")  # $5$ cm
 _LEAD = re.compile(  # text of a sentence before its value: "The value of $n$ is", "There are", "Domain:"
     r"(?i)(?:(?:so|thus|hence|therefore|then|finally)[,\s]+)?(?:there (?:are|is)(?=\s)"
@@ -231,7 +230,7 @@ def _normalize_math(text: str) -> str:
     text, *groups = _TEXT_GROUP.split(text)
     for inner, after in zip(groups[::2], groups[1::2], strict=True):
         text += _one_text(inner.strip(), text) + after
-    both = " \\land " if _INEQUALITY.search(text) else " , "  # "and" between inequalities is an intersection
+    both = " \\land " if re.search(r"[<>]|\\[lgn]eq", text) else " , "  # "and" between inequalities is an intersection
     either = " ; " if " or " in text and _SEVERAL_EACH.search(text) else " , "
     text = _PLAIN_JOINER.sub(lambda m: both if m[1] == "and" else either, text)
     text = _apply_rules(text, _BEFORE_BRACES)

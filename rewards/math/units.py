@@ -75,7 +75,6 @@ _CHINESE_OR_SIGN = re.compile(r"(.*?[\d)}%\]]) ?\\?([\u4e00-\u9fff]+|[$€£₹�
 _TAIL_START = re.compile(r"(?<=[\w)}%\]]) (?=[A-Za-z])|(?<=[\d)}])(?=[A-Za-z])")
 _SIGN = re.compile(r"\\\$|[$€£₹¥¢]|Rs\.?|\\text\{(?:USD|US\$|Rs\.?)\}|(?:US)\\?\$")
 _SCALE = re.compile(r"(?<=\d)(\\text\{)? ?([KMB])(?(1)\})$")  # of money: $70K
-_RATE = re.compile("([^/]*)(/[a-zA-Z]+)")
 _DEGREE = re.compile(  # not \cos 60\degree
     r"((?:(?!\\(?:degree|sin|cos|tan|cot|sec|csc)).)+)\\degree(?:(\\text\{)? ?([CFK])(?(2)\}))?", re.DOTALL
 )
@@ -118,7 +117,7 @@ def _money(text: str, sign: str, currency: str, amount: str) -> Measure:
     """Split an amount of money: `$5`, `-$5`, `$5 per day`, `$5 dollars`, `$70K`, `$48,000/year`."""
     unit = _CANONICAL[re.sub(r"\\text|[\\{}.]", "", currency).lower()]
     amount = _SCALE.sub(lambda scale: f"*10^{{{_MULTIPLIERS[scale[2]]}}}", amount)
-    rate = _RATE.fullmatch(amount)
+    rate = re.fullmatch("([^/]*)(/[a-zA-Z]+)", amount)
     inner = (rate and _measured(rate[1], rate[2])) or split_unit(amount)
     if inner.unit in ("", unit):
         return Measure(sign + inner.core, unit)
