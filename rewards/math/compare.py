@@ -44,16 +44,17 @@ def compare(answers: Sequence[str], gold: str, leaf: Leaf) -> tuple[Verdict, str
     The verdict is None if `leaf` cannot decide. Several answers must each equal the gold, or together equal it as a
     list.
     """
-    several = len(answers) > 1
     try:
-        verdict = _all_of(_guarded_equal(answer, gold, leaf) for answer in answers)
-        together = _guarded_equal(" , ".join(answers), gold, leaf) if several and verdict is not True else verdict
+        if len(answers) == 1:
+            verdict = _guarded_equal(answers[0], gold, leaf)
+            return verdict, "match" if verdict else "mismatch"
+        each = _all_of(_guarded_equal(answer, gold, leaf) for answer in answers)
+        together = each or _guarded_equal(" , ".join(answers), gold, leaf)
     except (TooLarge, RecursionError):
         return False, "guard"
-    if verdict or together:
+    if together:
         return True, "match"
-    verdict = None if None in (verdict, together) else False
-    return verdict, "contradiction" if several else "mismatch"
+    return (None, "") if None in (each, together) else (False, "contradiction")
 
 
 def _guarded_equal(answer: str, gold: str, leaf: Leaf) -> Verdict:
