@@ -105,7 +105,8 @@ def _box_at(text: str, command: re.Match[str], stop: int) -> Found:
         return Found(bare.rstrip(".,;"), command.start(), command.end() + len(bare))
     closing = closing_brace(text, command.end(), stop)
     inner = text[command.end() + 1 : closing].strip() if closing >= 0 else ""
-    before = _BEFORE_BOX.search(text[max(0, command.start() - 40) : command.start()])
+    near = text[max(0, command.start() - 40) : command.start()]
+    before = None if near.endswith("$") else _BEFORE_BOX.search(near)  # $ is the most frequent case
     after = _AFTER_BOX.match(text, closing + 1)
     unit_or_power = after and (not after[1] or split_unit(normalize(f"1{after[1]}")).unit) and after[0]
     if (before or unit_or_power) and inner and "=" not in inner:
