@@ -211,8 +211,6 @@ def closing_brace(text: str, opening: int, stop: int | None = None) -> int:
 
 def _as_words(text: str) -> str:
     """Return a text answer in lower case; "" if `text` is mathematics."""
-    if any(map(str.isdigit, text)):
-        return ""
     bare = _TEXT.sub(r"\1", text)
     plain = " ".join(_SPACING.sub(" ", bare).split()).strip(" .,").lower()
     words = re.findall("[a-z]+", plain)
@@ -295,4 +293,4 @@ def _squeeze(text: str) -> str:
     text = re.sub(r"(\\[a-zA-Z]+) (?![a-zA-Z])", r"\1", " ".join(text.split()))
     parts = re.split(r"(\\text\{[^{}]*\})", text)
     parts[::2] = [_LOOSE_BLANK.sub("", part) for part in parts[::2]]
-    return "".join(parts).replace(" \\text", "\\text")
+    return "".join(parts)
