@@ -15,7 +15,7 @@ _FRACTION = re.compile(rf"\\frac\{{{_SIGNED}\}}\{{{_SIGNED}\}}|{_SIGNED}/{_SIGNE
 _MIXED = re.compile(r"(\d+) ?\\frac\{(\d+)\}\{(\d+)\}|(\d+)[ +](\d+)/(\d+)")
 _REPEATING = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\{(\d+)\}|\\dot\{(\d)\}(\d*)\\dot\{(\d)\}|\((\d+)\))")
 _ELLIPSIS = re.compile(r"(\d*)\.(\d+)\\ldots")
-_PARENTHESES = re.compile(r"([+-]?)\(([^(),]*)\)")
+_PARENTHESES = re.compile(r"^([+-]?)\(([^(),]*)\)$")
 
 
 @lru_cache(maxsize=1 << 16)
@@ -28,8 +28,7 @@ def number(text: str) -> Fraction | None:
     factor: int | Fraction = 1
     if text.endswith("%"):
         text, factor = text[:-1].rstrip(), Fraction(1, 100)
-    enclosed = _PARENTHESES.fullmatch(text) if text[-1:] == ")" else None
-    text = enclosed[1] + enclosed[2] if enclosed else text
+    text = _PARENTHESES.sub(r"\1\2", text) if text.endswith(")") else text
     if text[:1] in ("+", "-"):
         text, factor = text[1:], -factor if text[0] == "-" else factor
     value = _unsigned(text) if text[:1].isdigit() or text[:1] in ("\\", ".") else None
