@@ -107,8 +107,7 @@ def _tails(text: str) -> Iterator[tuple[str, str]]:
         yield match[1], re.sub(r"\\text\{([^{}]*)\}", r" \1", match[2])
     for start in () if "\\text" in text else _TAIL_START.finditer(text):
         words = text[start.end() :]
-        glued = not start[0]
-        known = _GLUED.match(words) if glued else re.search("[A-Za-z]{2}|[/.]", words)
+        known = re.search("[A-Za-z]{2}|[/.]", words) if start[0] else _GLUED.match(words)
         if known and words.count(" ") < MAX_WORDS and re.fullmatch(rf"[A-Za-z./ *-]+{_POWER}", words):
             yield text[: start.start()], words
 
