@@ -90,8 +90,6 @@ class Measure(NamedTuple):
 @lru_cache(maxsize=4096)
 def split_unit(text: str) -> Measure:
     """Split a normalised answer into value and unit. The unit is "" if there is none or if the words are not a unit."""
-    if text[-1:].isdigit() and text[:1].isdigit():
-        return Measure(text, "")
     sign = text[:1] if text[:1] in ("+", "-") else ""
     if currency := _SIGN.match(text, len(sign)):
         return _money(text, sign, currency[0], text[currency.end() :])
