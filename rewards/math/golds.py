@@ -6,8 +6,7 @@ that equals itself without the shortcut for equal strings.
 
 from dataclasses import replace
 
-from . import compare, guards
-from .exact import number
+from .compare import Leaf, compare
 from .extract import final_answers
 from .normalize import normalize
 
@@ -15,19 +14,14 @@ NOT_CHECKED = ("timeout", "crash")
 """Reasons of a gold that exceeded the limits of its check: no verdict, since a faster machine may reach one."""
 
 
-def trouble_with(gold: str, leaf: compare.Leaf) -> str | None:
+def trouble_with(gold: str, leaf: Leaf) -> str | None:
     """Return why this gold must not be used; None if it is valid. Raises Undecided if `leaf` cannot decide."""
-    if len(gold) > guards.MAX_CHARS:
-        return "over a size limit (docs/verifier.md)"
-    text = normalize(gold)
-    if not text:
+    verdict, reason = compare((gold,), gold, replace(leaf, trust_spelling=False))
+    if reason != "guard" and not normalize(gold):
         return "empty"
     if final_answers(f"\\boxed{{{gold}}}") != (gold.strip(),):
         return "does not survive \\boxed{}: unbalanced braces, a box of its own, or nothing visible"
-    try:
-        guards.check_size(text)
-        verdict = number(text) is not None or compare.equal(text, text, replace(leaf, trust_spelling=False))
-    except (guards.TooLarge, RecursionError):
+    if reason == "guard":
         return "over a size limit (docs/verifier.md)"
     if verdict is None:
         raise Undecided
