@@ -277,14 +277,11 @@ def _ratios(a: str, g: str, leaf: Leaf):
         return NotImplemented
     if _TIME.fullmatch(a) and _TIME.fullmatch(g):
         return a.lstrip("0") == g.lstrip("0")
-    if len(x) > 2 or len(y) > 2:
-        values = [(number(p), number(q)) for p, q in zip(x, y, strict=False)]
-        return len(x) == len(y) and all(p and q for p, q in values) and len({p / q for p, q in values if p and q}) == 1
     alone = [number(terms[0]) for terms in (x, y) if len(terms) == 1]
     if any(value is not None and value.denominator == 1 for value in alone):
         return False
-    ours, theirs = (f"\\frac{{{terms[0]}}}{{{terms[1]}}}" if len(terms) == 2 else terms[0] for terms in (x, y))
-    return equal(ours, theirs, leaf)
+    ours, theirs = ([f"\\frac{{{term}}}{{{terms[-1]}}}" for term in terms[:-1]] or terms for terms in (x, y))
+    return _in_order(ours, theirs, leaf)
 
 
 _UNEVALUATED = ("\\mod", "\\pmod", "\\int", "\\sum", "\\prod", "\\lim", "\\oint", "\\iint")
