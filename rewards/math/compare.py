@@ -267,15 +267,12 @@ def _units(a: str, g: str, leaf: Leaf):
     return not percent and (bare or x.unit == y.unit) and equal(x.core, y.core, leaf)
 
 
-_TIME = re.compile(r"\d{1,2}:[0-5]\d")
-
-
 def _ratios(a: str, g: str, leaf: Leaf):
     """Ratios: 1:2 equals 2:4 and 1/2, 1:2:3 equals 2:4:6. Times of day must be identical. An integer is not a ratio."""
     x, y = parts.split(a, ":"), parts.split(g, ":")
     if len(x) == 1 and len(y) == 1:
         return NotImplemented
-    if _TIME.fullmatch(a) and _TIME.fullmatch(g):
+    if all(re.fullmatch(r"\d{1,2}:[0-5]\d", text) for text in (a, g)):
         return a.lstrip("0") == g.lstrip("0")
     alone = [number(terms[0]) for terms in (x, y) if len(terms) == 1]
     if any(value is not None and value.denominator == 1 for value in alone):

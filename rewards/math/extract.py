@@ -30,7 +30,6 @@ _CHECK = re.compile(r"\b(?:check|verif|confirm|test|validat)\w*\b[^.!?\n]*$", re
 _STRAY = re.compile(  # </answer>, </s>, <|im_end|>; an unpaired **; the ending of Minerva's prompt
     r"<(?:/[a-z]{1,12}|\|[a-z_]{1,24}\|)>|(?<![\w)}\]])\*\*|\*\*(?![\w(\\{])|\bI hope (?:it|this) is correct\W*$"
 )
-_PHANTOM = re.compile(r"\\[hv]?phantom\s*\{")
 _BLANK = re.compile(
     r"(?:\s|~|\$|\*|>|\\[,;:!> ]|\\q?quad|\\text\{\s*\}|\\+[()\[\]]|[?.…_{}]|\\[cl]?dots|\\(?:begin|end)\{[a-z]+\*?\})*"
 )
@@ -56,7 +55,6 @@ _AND_ANOTHER = re.compile(  # another answer after a box on its line: "or 43", "
     r"[\s$\\\])}*,;(]*\b(?:or|otherwise|else)\s+(?:(?!about|approx|around|rough|nearly)[a-z]+,?\s+){0,2}?"
     r"(\$[^$\n]+\$|-?\d[\d.,/]*)", re.I,
 )  # fmt: skip
-_FINAL = re.compile(r"\bfinal\s+answers?\b", re.I)
 _JOINING = frozenset("and also both text quad qquad mathrm final the answer answers respectively boxed fbox".split())
 
 
@@ -91,7 +89,7 @@ def final_answers(completion: str) -> tuple[str, ...]:
 def _without_phantoms(text: str) -> str:
     """Remove invisible text: every phantom group, and everything after an unclosed one."""
     pieces, position = [], 0
-    for opening in _PHANTOM.finditer(text):
+    for opening in re.finditer(r"\\[hv]?phantom\s*\{", text):
         if opening.start() >= position:  # not inside a removed phantom
             pieces.append(text[position : opening.start()])
             position = closing_brace(text, opening.end() - 1) + 1 or len(text)
@@ -153,7 +151,7 @@ def _side_by_side(gap: str) -> bool:
     last_sentence = re.split(r"[.!?;]\s|\n", gap[-MAX_CASE_CHARS:])[-1]
     if len(gap) <= MAX_CASE_CHARS and _OTHER_CASE.search(last_sentence) and not _CONCLUDED.search(last_sentence):
         return True
-    announced = _FINAL.search(gap) and not _HEDGED.search(last_sentence)
+    announced = re.search(r"\bfinal\s+answers?\b", gap, re.I) and not _HEDGED.search(last_sentence)
     if len(gap) > MAX_GAP_CHARS or _CORRECTED.search(gap) or announced:
         return False
     return bool(_HEDGED.search(gap)) or all(word.lower() in _JOINING for word in _WORD.findall(gap))

@@ -44,9 +44,9 @@ _ASIDE = re.compile(  # words after a unit that do not change it: 20 years old, 
     r"|(?:in )?total|in (?:all|length|height|width|area|volume|weight))$|(?<=[a-z]) of (?:the )?[a-z]+(?: [a-z]+)?$"
 )
 _RAISED = re.compile(r"(?:(square|sq\.?)|cubic|cu\.?) (.+)|(.+?) (?:(squared)|cubed)|(平方)(.+)|立方(.+)")
-_TENS = "(?:twen|thir|for|fif|six|seven|eigh|nine)"
 _NUMBER_WORD = re.compile(  # also as an adjective: 42 six sevenths, 42 twenty seconds
-    rf"(?:illion|illionth|teenth|ieth|enth|tuple|uplet|teen)s?\b|\b{_TENS}t(?:y|ies)\b|\b(?:quar|quin|sex|sep|oc|non)tets\b"
+    r"(?:illion|illionth|teenth|ieth|enth|tuple|uplet|teen)s?\b|\b(?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ies)\b"
+    r"|\b(?:quar|quin|sex|sep|oc|non)tets\b"
     r"|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b"
 )
 _NO_NOUNS = frozenset(  # numbers and operations (42 sixteenths is not 42), and words that are not nouns
