@@ -19,13 +19,13 @@ from functools import lru_cache
 from math import isqrt
 
 _LARGE = Fraction(7)  # placeholder for an integer that need not be computed
-_MIXED = re.compile(r"(?<=\d) ?\\frac\{(\d+)\}\{(\d+)\}")
 _FUNCTION = (
     r"\\(?:(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln|exp|gcd|lcm|max|min|[lr](?:floor|ceil))"
     r"(?:_\{?\w+\}?)?(?:\^\{-?\w+\})? ?(?:(?:\d+(?:\.\d+)?|\\pi(?![a-z])|\\frac\{[^{}]*\}\{[^{}]*\}|[a-z](?![a-z]))*)"
 )
 _AS_PYTHON = [(re.compile(pattern), python) for pattern, python in (
-    (r"\*10\^\{-?\d+\}|%|\\degree", ""),  # part of a number, like the fraction of a mixed number
+    (r"(?<=\d) ?\\frac\{(\d+)\}\{(\d+)\}", lambda m: "" if int(m[1]) < int(m[2]) else m[0]),  # of a mixed number
+    (r"\*10\^\{-?\d+\}|%|\\degree", ""),  # part of a number
     (r"\\lfloor|\\lceil", "unknown("), (r"\\rfloor|\\rceil", ")"),
     (_FUNCTION, "unknown "), (r"unknown (?=[({])", "unknown"), (r"\\binom\{[^{}]*\}\{[^{}]*\}", "7"),
     (r"\|([^|]*)\|", r"(\1)"),
@@ -58,7 +58,7 @@ def is_undone(text: str, *, whole: bool) -> bool:
     """Return True if a normalised answer to a numeric gold has unevaluated arithmetic. whole: integer gold."""
     reader = _Reader(whole)
     try:
-        reader.read(_parse(_MIXED.sub(lambda m: "" if int(m[1]) < int(m[2]) else m[0], text)), top=True)
+        reader.read(_parse(text), top=True)
     except _NO_ARITHMETIC:
         return False
     return reader.undone
