@@ -135,11 +135,8 @@ def _same_number(a: Any, g: Any) -> bool:
 
 
 def _same_real(x: Any, y: Any) -> bool:
-    difference = x - y
-    if difference.is_Rational:
-        return bool(difference == 0)
     try:
-        return bool(difference.evalf(5, maxn=1000, strict=True) == 0)
+        return bool((x - y).evalf(5, maxn=1000, strict=True) == 0)
     except PrecisionExhausted:
         # Zero to 1,000 digits means equal, unless sympy cannot evaluate it at all (the cosine of 10^300).
         return bool(abs(x.evalf(20) - y.evalf(20)) <= sympy.Rational(1, 10**15) * max(1, abs(y.evalf(20))))
