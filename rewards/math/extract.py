@@ -43,7 +43,7 @@ _AFTER_BOX = re.compile(
     r"\s?(?:\\?%|\^\{?\\circ\}?)|\^\{?-?\w+\}?|/\d+|\s?(?:\\pi(?![a-z])|\\sqrt\{?\w+\}?)|[a-z](?=[$^+=)\\-])"
     r"|((?:\s|\\[ ,;]|~)*\\(?:text|mathrm)\s*\{[^{}]*\}(?:\^\{?-?\d\}?)?)"
 )
-_PLAIN_UNIT = re.compile(r"(-?\d[\d.,]*)(?: ?([gL])| ([NsmhJWV]))\.?")  # alone on a line: a unit, not a product
+_PLAIN_UNIT = re.compile(r"^(-?\d[\d.,]*)(?: ?([gL])| ([NsmhJWV]))\.?$")  # alone on a line: a unit, not a product
 _WORD = re.compile(r"(?<!\\)\b[A-Za-z]{2,}\b")
 _CORRECTED = re.compile(
     r"(?i)\b(?:no|wait|actually|(?:in)?correct\w*|mistake\w*|errors?|wrong|instead|sorry|oops|rather)\b"
@@ -142,8 +142,7 @@ def _line_after(text: str, label: re.Match[str]) -> Found:
     if content[3] is None:
         return Found((content[1] or content[2] or "").strip(), label.start(), content.end())
     answer = _STRAY.sub("", content[3]).strip(" \t\r*_`")
-    unit = _PLAIN_UNIT.fullmatch(answer)
-    return Found(f"{unit[1]}\\text{{ {unit[2] or unit[3]}}}" if unit else answer, label.start(), content.end())
+    return Found(_PLAIN_UNIT.sub(r"\1\\text{ \2\3}", answer), label.start(), content.end())
 
 
 def _side_by_side(gap: str) -> bool:
