@@ -15,8 +15,10 @@ from .normalize import FUNCTIONS, ROW, normalize
 from .units import split_unit
 
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\?.", re.DOTALL)
-_OPENING = frozenset(("(", "[", "{", "\\{", "\\langle", "\\begin"))
-_CLOSING = frozenset((")", "]", "}", "\\}", "\\rangle", "\\end"))
+_DEPTH = {
+    "(": 1, "[": 1, "{": 1, "\\{": 1, "\\langle": 1, "\\begin": 1,
+    ")": -1, "]": -1, "}": -1, "\\}": -1, "\\rangle": -1, "\\end": -1,
+}  # fmt: skip
 _PAIRS = {"\\{": ("\\}",), "\\langle": ("\\rangle",), "(": (")", "]"), "[": (")", "]")}
 _MATRICES = frozenset("pmatrix bmatrix matrix array Bmatrix smallmatrix".split())
 _STACKS = frozenset("cases aligned align gathered split array".split())
@@ -46,7 +48,7 @@ def split(text: str, separator: str) -> list[str]:
         return [text]
     pieces, depth = [""], 0
     for token in _TOKEN.findall(text):
-        depth += (token in _OPENING) - (token in _CLOSING)
+        depth += _DEPTH.get(token, 0)
         if token == separator and depth == 0:
             pieces.append("")
         else:
