@@ -151,9 +151,10 @@ def pieces_of(text: str) -> tuple[tuple[str, str], ...]:
 
 
 _GREEK = r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|nu|phi|varphi|psi|omega|rho|sigma|tau|epsilon|Delta|Omega|ell)"
-_DRESSED = r"\\(?:vec|bar|hat|tilde|dot|overline|overrightarrow|mathbb|mathcal)\{[A-Za-z]+\}"
-_SUFFIX = r"(?:'|_\{[^{}]*(?:\{[^{}]*\})?\}|\^\{(?:-1|T|c|\\prime|\(\w+\))\})*+"
-_LETTER = rf"(?:[A-Za-z]|{_GREEK}|{_DRESSED}){_SUFFIX}"
+_LETTER = (  # also with an accent, a prime, an index or an exponent of a name: \vec{a}, f', x_1, A^{-1}
+    rf"(?:[A-Za-z]|{_GREEK}|\\(?:vec|bar|hat|tilde|dot|overline|overrightarrow|mathbb|mathcal)\{{[A-Za-z]+\}})"
+    r"(?:'|_\{[^{}]*(?:\{[^{}]*\})?\}|\^\{(?:-1|T|c|\\prime|\(\w+\))\})*+"
+)
 _ARGUMENT = r"\((?:[^()]|\([^()]*\))*+\)|\[[^\[\]]*+\]"
 _D = r"\{(?:d|\\partial)[^{}]*(?:\{\d\})?[^{}]*\}"
 _OF_UNKNOWNS = "|".join(sorted(FUNCTIONS - {"log", "ln", "exp", "lg"})) + "|deg|dim|Pr"
