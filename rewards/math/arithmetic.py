@@ -47,10 +47,9 @@ def _parse(text: str) -> ast.expr:
     if not _PYTHON.fullmatch(text):
         raise ValueError("no arithmetic")
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        return ast.parse(text.strip(), mode="eval").body
     except SystemError:  # CPython miscounts the depth if another thread parses meanwhile (python/cpython#106905)
-        tree = ast.parse(text.strip(), mode="eval")
-    return tree.body
+        return ast.parse(text.strip(), mode="eval").body
 
 
 @lru_cache(maxsize=4096)
