@@ -21,6 +21,7 @@ _RELATION = re.compile(r"=|\\[lgn]eq(?![a-z])|[<>,;]|\\equiv|\\approx|\\text\{[^
 _DRESS = re.compile(r"\\frac|\\cdot|[{}()*\s]|\[(?=\D)")
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\d+|\S")
 _WORK = re.compile(r"\\(?:overline|bar|dot)|^-?10\^|\(\d+\)$")  # unevaluated numbers: cycles, bare powers of ten
+_MIXED = re.compile(r"-?\d+ ?\\frac")
 
 
 def is_echo(answers: Sequence[str], gold: str, problem: str) -> bool:
@@ -51,11 +52,7 @@ def _is_plain_number(text: str) -> bool:
     value, bare = number(text), _bare(text).lstrip("+-")
     if value is None or _WORK.search(text):
         return False
-    return (
-        "/" not in bare
-        or bare == f"{abs(value.numerator)}/{value.denominator}"
-        or re.match(r"-?\d+ ?\\frac", text) is not None
-    )
+    return "/" not in bare or bare == f"{abs(value.numerator)}/{value.denominator}" or bool(_MIXED.match(text))
 
 
 def _value(text: str) -> str:
