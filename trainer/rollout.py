@@ -273,7 +273,10 @@ class VllmEngine:
 
 
 def remove_shared_memory(rank: int, group_size: int) -> None:
-    """Remove this rank's shared memory of an earlier run: the CPU build names it alike in all runs and leaves it."""
+    """Remove this rank's shared memory of an earlier run.
+
+    vLLM's CPU build uses the same names in all runs, does not remove the memory, and fails if it exists.
+    """
     first = rank - rank % group_size
     ranks = "-".join(str(each) for each in range(first, first + group_size))
     for left in Path("/dev/shm").glob(f"*tp:*-[[]{ranks}]-cpushm_{rank - first}"):

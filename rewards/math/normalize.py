@@ -225,9 +225,10 @@ def _normalize_math(text: str) -> str:
     text = _apply_rules(text, _BEFORE_COMMANDS)
     text = _COMMAND.sub(_one_command, text) if "\\" in text else text
     text = _apply_rules(text, _BEFORE_TEXTS)
-    text, *groups = _TEXT_GROUP.split(text)
-    for inner, after in zip(groups[::2], groups[1::2], strict=True):
-        text += _one_text(inner.strip(), text) + after
+    pieces = _TEXT_GROUP.split(text)  # groups at odd places
+    for place in range(1, len(pieces), 2):
+        pieces[place] = _one_text(pieces[place].strip(), "".join(pieces[max(0, place - 2) : place]))
+    text = "".join(pieces)
     both = " \\land " if re.search(r"[<>]|\\[lgn]eq", text) else " , "  # "and" between inequalities is an intersection
     either = " ; " if " or " in text and _SEVERAL_EACH.search(text) else " , "
     text = _PLAIN_JOINER.sub(lambda m: both if m[1] == "and" else either, text)

@@ -135,7 +135,10 @@ def rows_of(text: str, kinds: frozenset[str] = _MATRICES) -> tuple[tuple[str, ..
     match = _ENVIRONMENT.fullmatch(text.strip("()[]")) if "\\begin" in text else None
     if not match or match[1] not in kinds:
         return ()
-    return tuple(tuple(entry.strip() for entry in row.split("&")) for row in match[2].split(ROW) if row.strip())
+    rows = tuple(tuple(entry.strip() for entry in row.split("&")) for row in match[2].split(ROW) if row.strip())
+    if sum(map(len, rows)) > MAX_ITEMS:
+        raise TooLarge
+    return rows
 
 
 def pieces_of(text: str) -> tuple[tuple[str, str], ...]:

@@ -112,6 +112,8 @@ def _parse(text: str) -> Any:
     for pattern, spelling in _AS_SYMPY:
         text = pattern.sub(spelling, text)
     parsed: Any = latex2sympy(text, normalization_config=_SPELLING, conversion_config=_READING)
+    if not isinstance(parsed, (sympy.Basic, sympy.MatrixBase)):
+        raise ValueError("neither an expression nor a matrix")
     parsed = parsed if isinstance(parsed, sympy.Eq) else parsed.doit()
     parsed = parsed.subs({symbol: sympy.I for symbol in parsed.free_symbols if symbol.name == "i"})
     return parsed.replace(_is_odd_root_of_negative, lambda root: -((-root.base) ** root.exp))
